@@ -1,0 +1,197 @@
+"""The protocol every agent follows, and the one file an agent is saved to."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import gymnasium as gym
+import numpy as np
+
+from permenv import checkpoint
+from permenv.checkpoint import CheckpointError
+
+Tree = dict[str, Any]  # nested dicts and lists of tensors and JSON-able values
+
+
+class Agent(ABC):
+    """Chooses groups of permutations from the network's state ŝ, and may learn from what came of it.
+
+    One run is:
+
+    ```python
+    observation, info = env.reset(seed=seed)
+    while not done:
+        action = agent.act(observation)
+        observation_next, reward, terminated, truncated, info = env.step(action)
+        metrics = agent.learn(observation, action, reward, observation_next, terminated, truncated, info)
+    ```
+
+    An agent draws from generators of its own; the global random states stay untouched.
+
+    Args:
+        observation_space: Box of shape (|C|, 2), ŝ of Eq. 10: column 0 the fraction |c_j| / |Ψ| of the
+            permutations that lie in group j, column 1 the median of the group's softmax ratios.
+        action_space: Discrete(|C|), the group to draw the next permutations from.
+        seed: Seeds everything the agent draws, >= 0.
+
+    Raises:
+        ValueError: If the spaces are others.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, *, seed: int) -> None:
+        self.num_groups = _count_groups(observation_space, action_space)
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self._generator = np.random.default_rng(seed)
+        self._version = 0
+        self._drawn_for: tuple[int, bytes] | None = None  # the version and observation of the next two
+        self._probabilities = np.empty(0)
+        self._cumulative = np.empty(0)
+
+    @abstractmethod
+    def probabilities(self, observation: np.ndarray) -> np.ndarray:
+        """Return π(. | ŝ), with which `act` draws.
+
+        Args:
+            observation: ŝ, (|C|, 2).
+
+        Returns:
+            (|C|,) float64, sums to 1; exactly 0 for an empty group, which has no permutation to draw.
+
+        Raises:
+            ValueError: If the observation is not an ŝ of this agent's space.
+        """
+
+    def act(self, observation: np.ndarray) -> int:
+        """Draw a group from `probabilities`; never one of probability 0.
+
+        Args:
+            observation: ŝ, (|C|, 2).
+
+        Returns:
+            The group, in [0, |C|).
+
+        Raises:
+            ValueError: If the observation is not an ŝ of this agent's space.
+        """
+        self._refresh(observation)
+        # The first index whose cumulative probability exceeds a number in [0, 1): a group of probability 0
+        # does not exceed its predecessor, and the last entry is exactly 1.
+        return int(np.searchsorted(self._cumulative, self._generator.random(), side="right"))
+
+    def learn(
+        self,
+        observation: np.ndarray,
+        action: int,
+        reward: SupportsFloat,
+        observation_next: np.ndarray,
+        terminated: bool,
+        truncated: bool,
+        info: dict[str, Any],
+    ) -> dict[str, float]:
+        """Take in one step of the environment; an agent that does not learn ignores it.
+
+        Args:
+            observation: ŝ on which the action was taken.
+            action: The group that was chosen.
+            reward: r_t where the step ended an update, else 0.
+            observation_next: ŝ after the step.
+            terminated: Whether the run ended for good (the network diverged).
+            truncated: Whether the run ended because its time was up.
+            info: At least "validated" (bool), whether the step ended with a validation, and "phase",
+                "update" where the policy is to be credited for the action, "free" where it is not.
+
+        Returns:
+            What is worth logging when the policy was updated, else nothing.
+        """
+        return {}
+
+    @property
+    def version(self) -> int:
+        """How often the policy changed; equal versions give equal probabilities on equal observations."""
+        return self._version
+
+    def state_dict(self) -> Tree:
+        """Return everything that moves, as copies: a nested dict of tensors and JSON-able values."""
+        return {"signature": self._signature(), "generator": self._generator.bit_generator.state}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Continue bit for bit where `state_dict` was taken, given the same constructor arguments.
+
+        Raises:
+            ValueError: If the state is another agent's, or one of other sizes; this agent is unchanged then.
+        """
+        if state.get("signature") != self._signature():
+            raise ValueError(
+                f"A state of {state.get('signature')} does not fit an agent of {self._signature()}. "
+                "Build the agent as the saved one was built."
+            )
+        self._generator.bit_generator.state = state["generator"]
+        self._version += 1
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to one safetensors file; an existing file is replaced whole or not at all."""
+        checkpoint.write(path, {"agent": self.state_dict()})
+
+    def load(self, path: str | Path) -> None:
+        """Load what `save` wrote.
+
+        Raises:
+            CheckpointError: If there is no such file, or it is damaged or holds no agent.
+            ValueError: If it holds another agent or one of other sizes; this agent is unchanged then.
+        """
+        tree = checkpoint.read(path)
+        if "agent" not in tree:
+            raise CheckpointError(f"{path} holds no agent: name a file that an agent's save() or a run wrote")
+        try:
+            self.load_state_dict(tree["agent"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _signature(self) -> Tree:
+        """Return what two agents must have in common for one to continue the other's state."""
+        return {"agent": type(self).__name__, "groups": self.num_groups}
+
+    def _refresh(self, observation: np.ndarray) -> None:
+        """Recompute the distribution where the observation or the policy changed.
+
+        Between two validations neither does, and a mini-batch asks for an action a sample.
+        """
+        drawn_for = (self.version, np.asarray(observation).tobytes())
+        if drawn_for != self._drawn_for:
+            self._probabilities = self.probabilities(observation)
+            cumulative = np.cumsum(self._probabilities)
+            self._cumulative = cumulative / cumulative[-1]
+            self._drawn_for = drawn_for
+
+    def _fractions(self, observation: np.ndarray) -> np.ndarray:
+        """Return |c_j| / |Ψ|, (|C|,) float64 that sum to 1, of an observation checked to be an ŝ."""
+        observation = np.asarray(observation, dtype=np.float64)  # [groups, 2]
+        if observation.shape != (self.num_groups, 2):
+            raise ValueError(
+                f"The observation has shape {observation.shape}, this agent was built for "
+                f"{(self.num_groups, 2)}. Build the agent with the environment's own spaces."
+            )
+        fractions = observation[:, 0]
+        if not np.isfinite(observation).all() or (fractions < 0).any() or fractions.sum() <= 0:
+            raise ValueError(
+                "An observation's column 0 must hold the groups' sizes and nothing may be NaN or infinite, "
+                f"got {observation.tolist()}. Pass the environment's observation as it is."
+            )
+        return fractions / fractions.sum()  # float32 fractions sum to 1 only to seven digits
+
+
+def _count_groups(observation_space: gym.Space, action_space: gym.Space) -> int:
+    """Return |C|, or refuse spaces that are not those of `Agent`."""
+    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+        raise ValueError(
+            f"The action space is {action_space}, agents choose from Discrete(groups) that starts at 0. "
+            "Use an environment with one task."
+        )
+    num_groups = int(action_space.n)
+    if not isinstance(observation_space, gym.spaces.Box) or observation_space.shape != (num_groups, 2):
+        raise ValueError(
+            f"The observation space is {observation_space}, agents read Box of shape {(num_groups, 2)}. "
+            "Remove wrappers that change the observation."
+        )
+    return num_groups

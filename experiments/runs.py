@@ -1,0 +1,206 @@
+"""The run folder: everything that a training run leaves behind, whichever algorithm drove it.
+
+config.json, permutations.npy, metrics.csv (one row an update), tensorboard/, checkpoint.safetensors, summary.json and
+the pictures. The checkpoint holds the environment, the agent and the rows so far, so that one file is enough to
+continue; the others are made again from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import uuid
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from permenv import PermShuffleEnv, checkpoint, render
+from permenv.augment import centre_offsets, cut_tiles, normalise
+
+CHECKPOINT = "checkpoint.safetensors"
+_LIBRARIES = (
+    "permenv",
+    "torch",
+    "gymnasium",
+    "numpy",
+    "scikit-learn",
+    "opencv-python-headless",
+    "stable-baselines3",
+)
+_NUM_EXAMPLES = 6
+
+
+class RunFolderError(RuntimeError):
+    """A run folder that would be overwritten, or that does not fit what is asked for; the message says what to do."""
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Describe where a number was measured: device, processor, threads, versions."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+
+
+def _processor() -> str:
+    """The processor's name and the instruction sets that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = set(fields.get("flags", "").split())
+    wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return " ".join([fields.get("model name", platform.machine()), *wide])
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON for people, atomically."""
+    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=_jsonable) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)
+
+
+class RunFolder:
+    """One run's folder.
+
+    Args:
+        path: Where it is, or is to be.
+        resume: Whether a run that is there is to be continued.
+
+    Raises:
+        RunFolderError: If there is a run and it is not to be continued, or there is none and it is.
+    """
+
+    def __init__(self, path: Path, resume: bool):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+        self._writer: SummaryWriter | None = None
+        exists = self.holds_run(path)
+        if exists and not resume:
+            raise RunFolderError(f"{path} holds a run: continue it with --resume, or name another folder with --out")
+        if resume and not exists:
+            raise RunFolderError(
+                f"--resume: there is no {CHECKPOINT} in {path}; check --out, or start without --resume"
+            )
+
+    @staticmethod
+    def holds_run(path: Path) -> bool:
+        """Whether a run was begun in this folder."""
+        return (path / CHECKPOINT).is_file()
+
+    @property
+    def checkpoint(self) -> Path:
+        """The checkpoint's path."""
+        return self.path / CHECKPOINT
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Make the folder, or bring it back to `rows`, those of the updates that count."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.rows = [dict(row) for row in rows]
+        if self.rows:
+            _write_text(self.path / "metrics.csv", _csv(self.rows, header=True))
+        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add the row of one update to metrics.csv and TensorBoard."""
+        assert self._writer is not None, "start() opens the folder"
+        self.rows.append(row)
+        with (self.path / "metrics.csv").open("w" if len(self.rows) == 1 else "a", encoding="utf-8") as file:
+            file.write(_csv([row], header=len(self.rows) == 1))
+        for name, value in row.items():
+            if name != "update":
+                self._writer.add_scalar(name, value, global_step=int(row["update"]))
+
+    def save(self, env: PermShuffleEnv, agent: Any, **job: Any) -> None:
+        """Write the checkpoint: environment, agent, rows, and whatever else the job must remember."""
+        tree = {
+            "environment": env.state_dict(),
+            "agent": agent.state_dict(),
+            "job": {"rows": self.rows, **job},
+        }
+        checkpoint.write(self.checkpoint, tree)
+
+    def array(self, name: str, values: np.ndarray) -> None:
+        """Save an array as `name`.npy."""
+        temporary = self.path / f".{name}.tmp.npy"
+        np.save(temporary, values)
+        temporary.replace(self.path / f"{name}.npy")
+
+    def picture(self, name: str, figure: Figure) -> None:
+        """Save a figure as `name`.png."""
+        temporary = self.path / f".{name}.tmp.png"
+        figure.savefig(temporary)
+        temporary.replace(self.path / f"{name}.png")
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _csv(rows: Sequence[Mapping[str, float]], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Read the metrics.csv of the run folder `path`."""
+    with (path / "metrics.csv").open(encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Sequence[float]]:
+    """Turn rows into columns."""
+    return {name: [row[name] for row in rows] for name in rows[0]}
+
+
+def frequencies(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
+    """Share of the actions that chose each group, (T, |C|)."""
+    names = [name for name in rows[0] if name.startswith("group_")]
+    return np.array([[row[name] for name in names] for row in rows])
+
+
+def example_figure(env: PermShuffleEnv, seed: int) -> Figure:
+    """Held-out images, shuffled, with what the network makes of them."""
+    config, rng = env.config, np.random.default_rng(seed)
+    chosen = env.validation_indices[:_NUM_EXAMPLES]
+    images = env.data.take(chosen, env.device)
+    labels = rng.integers(config.num_permutations, size=len(chosen))
+    offsets = centre_offsets(len(chosen), config.num_pieces, config.cell_size - config.piece_size)
+    pieces = cut_tiles(images, env.permutations[env.task][labels], offsets, config.grid, config.piece_size)
+    probabilities = torch.softmax(env.network(env.task, normalise(pieces)), dim=1).cpu().numpy()
+    guesses = []
+    for label, probability in zip(labels, probabilities, strict=True):
+        place = int((probability > probability[label]).sum()) + 1
+        verdict = "recognised" if place == 1 else f"taken for {probability.argmax()}, true is no. {place}"
+        guesses.append(f"ψ {label}: {verdict}\np = {probability[label]:.2f}")
+    return render.shuffle_figure(images.cpu().numpy(), pieces.cpu().numpy(), guesses)

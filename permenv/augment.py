@@ -1,0 +1,140 @@
+"""From images to shuffled, augmented, normalised pieces: batched, on the images' device (appendix B).
+
+"As augmentation, we randomly crop each tile/frame, apply a random color jittering to each of them and normalize the
+tiles/frames separately." Every random number is drawn by the caller's generator on the CPU, so that a seed means the
+same pieces on every device. Shuffling costs nothing: position k simply cuts the cell that ψ names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+_GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of red, green, blue
+_SMALLEST_DEVIATION = 1 / 255  # a flat piece stays flat: its rounding noise is not blown up
+
+
+@dataclass(frozen=True)
+class ColourJitter:
+    """How strongly colours are changed.
+
+    Attributes:
+        strength: Brightness, contrast and saturation of every piece are each multiplied by their own factor, uniform
+            in [1 - strength, 1 + strength]; 0 to 1.
+        grey_probability: Chance that all pieces of a sample are grey; 0 to 1.
+    """
+
+    strength: float
+    grey_probability: float
+
+
+def unshuffled(batch: int, num_pieces: int) -> np.ndarray:
+    """The identity for every sample: (batch, num_pieces) int64."""
+    return np.tile(np.arange(num_pieces), (batch, 1))
+
+
+def random_offsets(rng: np.random.Generator, batch: int, num_pieces: int, slack: int) -> np.ndarray:
+    """Where each piece is cropped inside its cell.
+
+    Args:
+        rng: Source of the draws.
+        batch: B, number of samples.
+        num_pieces: n, pieces a sample.
+        slack: Pixels by which a cell is larger than a piece, at least 0.
+
+    Returns:
+        (B, n, 2) int64, each row and column offset in [0, slack].
+    """
+    return rng.integers(0, slack + 1, size=(batch, num_pieces, 2))
+
+
+def centre_offsets(batch: int, num_pieces: int, slack: int) -> np.ndarray:
+    """The crops of validation: the middle of every cell; (batch, num_pieces, 2) int64."""
+    return np.full((batch, num_pieces, 2), slack // 2)
+
+
+def cut_tiles(images: torch.Tensor, order: np.ndarray, offsets: np.ndarray, grid: int, piece_size: int) -> torch.Tensor:
+    """Cut images into grid × grid cells, order them, crop one piece from each.
+
+    Args:
+        images: (B, S, S, 3) uint8, S a multiple of `grid`.
+        order: (B, n) int, n = grid²; position k receives the cell order[b, k] (Eq. 1). Cells are counted row by row.
+        offsets: (B, n, 2) int, row and column of the crop inside the cell, by *position*; 0 to S / grid - piece_size.
+        grid: m, cells a side.
+        piece_size: h = w of a piece in pixels, at most S / grid.
+
+    Returns:
+        (B, n, piece_size, piece_size, 3) uint8 on the images' device.
+
+    Raises:
+        ValueError: If the side does not divide into cells or a crop would leave its cell.
+    """
+    side = images.shape[1]
+    cell = side // grid
+    if side % grid:
+        raise ValueError(f"images of side {side} do not divide into {grid} × {grid} cells; use a multiple of {grid}")
+    if offsets.min() < 0 or offsets.max() > cell - piece_size:
+        raise ValueError(
+            f"crop offsets {offsets.min()} to {offsets.max()} leave a cell of {cell} pixels with pieces of "
+            f"{piece_size}; offsets go from 0 to {cell - piece_size}"
+        )
+    corner = np.stack(np.divmod(order, grid), axis=-1) * cell + offsets  # [B, n, (row, column)]
+    corner = torch.from_numpy(corner).to(images.device, non_blocking=True)
+    span = torch.arange(piece_size, device=images.device)
+    rows = (corner[:, :, 0, None] + span)[:, :, :, None]  # [B, n, h, 1]
+    columns = (corner[:, :, 1, None] + span)[:, :, None, :]  # [B, n, 1, w]
+    samples = torch.arange(len(images), device=images.device)[:, None, None, None]
+    # one index into the flat list of pixels: the gather moves whole RGB triples
+    pixels = (samples * side + rows) * side + columns  # [B, n, h, w]
+    return images.reshape(-1, 3)[pixels]
+
+
+def jitter_parameters(rng: np.random.Generator, batch: int, num_pieces: int, jitter: ColourJitter) -> np.ndarray:
+    """Draw the colour change of every piece.
+
+    Args:
+        rng: Source of the draws.
+        batch: B, number of samples.
+        num_pieces: n, pieces a sample.
+        jitter: How strongly.
+
+    Returns:
+        (B, n, 3, 4) float32: the affine map [A | b] that takes a piece's RGB in [0, 1] to A·rgb + b.
+    """
+    factors = rng.uniform(1 - jitter.strength, 1 + jitter.strength, size=(3, batch, num_pieces))
+    brightness, contrast, saturation = factors
+    grey = rng.random(batch) < jitter.grey_probability
+    saturation = np.where(grey[:, None], 0.0, saturation)[:, :, None, None]  # grey is no saturation
+    colours = saturation * np.eye(3) + (1 - saturation) * np.array(
+        _GREY
+    )  # [B, n, 3, 3], every row mixes to one channel
+    scale = (brightness * contrast)[:, :, None, None]
+    shift = (brightness * (1 - contrast) * 0.5)[:, :, None, None]  # contrast turns about mid grey
+    return np.concatenate([scale * colours, np.broadcast_to(shift, (*shift.shape[:2], 3, 1))], axis=3).astype(
+        np.float32
+    )
+
+
+def normalise(pieces: torch.Tensor, colours: np.ndarray | None = None) -> torch.Tensor:
+    """Jitter the colours of each piece, then give each of its channels mean 0 and deviation 1.
+
+    Args:
+        pieces: (B, n, h, w, 3) uint8.
+        colours: (B, n, 3, 4) float32 from `jitter_parameters`, or None to leave colours alone.
+
+    Returns:
+        (B, n, 3, h, w) float32.
+    """
+    batch, num_pieces, height, width, _ = pieces.shape
+    # one contiguous row a channel: three times as fast as working on RGB triples
+    channels = pieces.view(batch * num_pieces, height * width, 3).transpose(1, 2).contiguous().to(torch.float32)
+    if colours is None:
+        channels.div_(255)
+    else:
+        affine = torch.from_numpy(colours).to(channels.device, non_blocking=True).flatten(0, 1)  # [B·n, 3, 4]
+        channels = torch.baddbmm(affine[:, :, 3:], affine[:, :, :3] / 255, channels).clamp_(0, 1)
+    variance, mean = torch.var_mean(channels, dim=2, keepdim=True, correction=0)
+    channels.sub_(mean).mul_(variance.clamp_min_(_SMALLEST_DEVIATION**2).rsqrt_())
+    return channels.view(batch, num_pieces, 3, height, width)

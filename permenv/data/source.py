@@ -1,0 +1,104 @@
+"""What a data source hands to the environment: a set of square still images."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+COPY_BYTES = 64 * 2**20  # a memory map moves to a device in pieces of this size
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message names the value, the place and the remedy."""
+
+
+@dataclass(frozen=True, eq=False)
+class StillImages:
+    """A set of square still images, X in the paper's section 3.
+
+    Args:
+        pixels: (N, S, S, 3) uint8 RGB; a tensor, or a read-only memory map of a file.
+        labels: (N,) int64 indices into `classes`, -1 = unlabelled; None where nothing is labelled.
+            They are for evaluation only: the training never sees them.
+        classes: The classes' names; the index is the label.
+        name: What logs call the set.
+        fingerprint: Hex digest of the content; equal fingerprints mean equal images in equal order.
+        skipped: (relative path, reason) of every file that was found but could not be read.
+    """
+
+    pixels: torch.Tensor | np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+    name: str
+    fingerprint: str
+    skipped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @property
+    def size(self) -> int:
+        """Side S of the images in pixels."""
+        return int(self.pixels.shape[1])
+
+    def take(self, indices: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Gather images onto a device.
+
+        Args:
+            indices: (B,) integers in [0, N), in any order, repeats allowed.
+            device: Where the images are wanted.
+
+        Returns:
+            A copy, (B, S, S, 3) uint8 on `device`.
+
+        Raises:
+            IndexError: If an index lies outside the set.
+        """
+        indices = np.ascontiguousarray(indices, np.int64)  # to torch, uint8 is a mask and a reversed view an error
+        if isinstance(self.pixels, torch.Tensor):
+            return self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device)).to(device)
+        images = torch.from_numpy(np.asarray(self.pixels[indices]))
+        if device.type == "cuda":  # from pinned memory the copy runs beside the computation
+            return images.pin_memory().to(device, non_blocking=True)
+        return images.to(device)
+
+    def to(self, device: torch.device) -> StillImages:
+        """Move the pixels to a device where they fit into half of its free memory.
+
+        Where they do not fit they stay where they are (a memory map on disk), and `take` still works.
+
+        Returns:
+            The same set with its pixels as a tensor on `device`, or this set unchanged.
+        """
+        if isinstance(self.pixels, torch.Tensor) and self.pixels.device == device:
+            return self
+        if self.pixels.nbytes > _free_bytes(device) // 2:
+            return self
+        if isinstance(self.pixels, torch.Tensor):
+            return replace(self, pixels=self.pixels.to(device))
+        return replace(self, pixels=_copy_to(self.pixels, device))
+
+
+def _copy_to(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Copy a memory map piece by piece, so that it never lies in host memory as a whole as well."""
+    copy = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    rows = max(1, COPY_BYTES // pixels[0].nbytes)
+    for start in range(0, len(pixels), rows):
+        copy[start : start + rows] = torch.from_numpy(np.array(pixels[start : start + rows]))
+    return copy
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Free memory of a device in bytes; 0 where the system does not say, so that nothing fits."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+    except OSError:  # not Linux
+        return 0
+    available = re.search(r"^MemAvailable: *(\d+) kB", meminfo, re.MULTILINE)
+    return 1024 * int(available[1]) if available else 0

@@ -1,0 +1,210 @@
+"""The network Φ: a convolutional trunk shared by all tasks, and one ordering head a task (section 3.1, appendix B).
+
+A trunk takes pieces (N, 3, h, w) to a pool5 map (N, c, y, x). A head takes the flat pool5 features of a sample's
+pieces, in their shuffled order, to one logit φ_l a permutation. All pieces of a batch run through the trunk as one
+folded batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Backbone = Callable[[], nn.Module]
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def _convolution(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1
+) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+
+
+def caffenet() -> nn.Sequential:
+    """CaffeNet up to pool5 with batch normalisation between the convolutions (section 4.1).
+
+    conv1 has stride 2, as during the paper's self-supervised training; conv2, conv4 and conv5 have two groups. A
+    75 × 75 piece becomes 256 × 3 × 3.
+
+    Returns:
+        The trunk: 2,334,080 parameters of convolutions and 2,752 of batch normalisation.
+    """
+    return nn.Sequential(
+        *_convolution(3, 96, 11, stride=2),
+        nn.MaxPool2d(3, stride=2),
+        *_convolution(96, 256, 5, padding=2, groups=2),
+        nn.MaxPool2d(3, stride=2),
+        *_convolution(256, 384, 3, padding=1),
+        *_convolution(384, 384, 3, padding=1, groups=2),
+        *_convolution(384, 256, 3, padding=1, groups=2),
+        nn.MaxPool2d(3, stride=2),
+    )
+
+
+def quarter_caffenet() -> nn.Sequential:
+    """CaffeNet's five convolutions at a quarter of its width, for 32 × 32 pieces on a CPU.
+
+    Kernels are scaled down with the pieces and there are no groups: at this width they cost more time than they
+    save. A 32 × 32 piece becomes 64 × 2 × 2.
+
+    Returns:
+        The trunk.
+    """
+    return nn.Sequential(
+        *_convolution(3, 24, 7, stride=2, padding=3),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        *_convolution(24, 64, 3, padding=1),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        *_convolution(64, 96, 3, padding=1),
+        *_convolution(96, 96, 3, padding=1),
+        *_convolution(96, 64, 3, padding=1),
+        nn.MaxPool2d(2),
+    )
+
+
+BACKBONES: Mapping[str, Backbone] = {"caffenet": caffenet, "quarter-caffenet": quarter_caffenet}
+
+
+class SpatialHead(nn.Module):
+    """fc6 for every tile, stacked in order, fc7, classifier (Fig. 1C).
+
+    Args:
+        features: Length of a tile's flat pool5 features.
+        num_pieces: n, tiles a sample.
+        num_permutations: |Ψ|, number of logits.
+        fc6: Width of the layer that every tile has to itself.
+        fc7: Width of the layer that sees all tiles.
+    """
+
+    def __init__(self, features: int, num_pieces: int, num_permutations: int, fc6: int, fc7: int):
+        super().__init__()
+        self.fc6 = nn.Sequential(nn.Linear(features, fc6), nn.ReLU())
+        self.fc7 = nn.Linear(num_pieces * fc6, fc7)
+        self.classifier = nn.Linear(fc7, num_permutations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
+        return self.classify(self.fc7(self.fc6(features).flatten(1)))
+
+    def classify(self, stacked: Tensor) -> Tensor:
+        """Logits (..., |Ψ|) of fc7's outputs (..., fc7) before their ReLU."""
+        return self.classifier(torch.relu(stacked))
+
+    def place_table(self, features: Tensor) -> Tensor:
+        """What every tile adds to fc7 at every position.
+
+        fc6 does not see where a tile lies, and fc7 is linear in the stacked tiles: its output is its bias plus one
+        row of this table a position.
+
+        Args:
+            features: (V, n, features) pool5 features.
+
+        Returns:
+            (V, n, n, fc7): entry [v, i, k] is the share of tile i when it lies at position k.
+        """
+        tiles = self.fc6(features)  # [V, n, fc6]
+        batch, num_pieces, width = tiles.shape
+        places = self.fc7.weight.view(-1, num_pieces, width)  # [fc7, n positions, fc6]
+        weights = places.permute(2, 1, 0).reshape(width, -1)  # [fc6, n positions · fc7]
+        return (tiles.flatten(0, 1) @ weights).view(batch, num_pieces, num_pieces, -1)
+
+
+class OrderingNetwork(nn.Module):
+    """Trunk and heads: φ = head(trunk(pieces)).
+
+    Args:
+        trunk: Takes (N, 3, h, w) to (N, c, y, x).
+        heads: One head a task.
+    """
+
+    def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module]):
+        super().__init__()
+        self.trunk = trunk
+        self.heads = nn.ModuleDict(heads)
+
+    def features(self, pieces: Tensor) -> Tensor:
+        """Flat pool5 features (B, n, features) of pieces (B, n, 3, h, w)."""
+        batch, num_pieces = pieces.shape[:2]
+        folded = pieces.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.trunk(folded).flatten(1).view(batch, num_pieces, -1)
+
+    def forward(self, task: str, pieces: Tensor) -> Tensor:
+        """Logits (B, |Ψ|) of pieces (B, n, 3, h, w) that are already permuted."""
+        return self.heads[task](self.features(pieces))
+
+
+@contextlib.contextmanager
+def evaluating(network: Module) -> Iterator[Module]:
+    """Put a network into evaluation mode for the time of a `with` block: its batch statistics stand still."""
+    training = network.training
+    network.eval()
+    try:
+        yield network
+    finally:
+        network.train(training)
+
+
+def build_network(
+    backbone: str | Backbone,
+    *,
+    num_pieces: int,
+    num_permutations: int,
+    piece_size: int,
+    fc6: int,
+    fc7: int,
+    seed: int,
+) -> OrderingNetwork:
+    """Build Φ for the spatial task with its initial weights.
+
+    Convolutions and hidden layers start with He's normal distribution; the classifier starts near zero, so that the
+    first predictions are nearly uniform. The global generator of torch is left as it was.
+
+    Args:
+        backbone: A name in `BACKBONES`, or a function that returns a new trunk for (N, 3, piece_size, piece_size).
+            What such a function makes keeps its own initial weights.
+        num_pieces: n, pieces a sample.
+        num_permutations: |Ψ|.
+        piece_size: h = w of a piece in pixels.
+        fc6: Width of fc6.
+        fc7: Width of fc7.
+        seed: Decides all initial weights.
+
+    Returns:
+        The network, on the CPU, channels last.
+
+    Raises:
+        ValueError: If the name is unknown, or the trunk cannot take pieces of this size.
+    """
+    if isinstance(backbone, str) and backbone not in BACKBONES:
+        raise ValueError(f"unknown backbone {backbone!r}; choose one of {', '.join(BACKBONES)} or pass a function")
+    # modules draw their first weights from the global generator: seed it in here, and give it back as it was
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trunk = BACKBONES[backbone]() if isinstance(backbone, str) else backbone()
+        if isinstance(backbone, str):
+            trunk.apply(_he_initialise)
+        features = _feature_length(trunk, piece_size)
+        head = SpatialHead(features, num_pieces, num_permutations, fc6, fc7).apply(_he_initialise)
+        nn.init.normal_(head.classifier.weight, std=0.01)
+    network = OrderingNetwork(trunk, {"spatial": head})
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
+
+
+def _he_initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d | nn.Linear):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _feature_length(trunk: nn.Module, piece_size: int) -> int:
+    try:
+        with torch.no_grad(), evaluating(trunk):  # one sample more must not enter the batch statistics
+            return trunk(torch.zeros(1, 3, piece_size, piece_size)).flatten(1).shape[1]
+    except RuntimeError as error:
+        raise ValueError(f"the backbone cannot take pieces of {piece_size} × {piece_size}: {error}") from error

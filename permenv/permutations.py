@@ -1,0 +1,121 @@
+"""The set Ψ of permutations (section 3.1): few, and as different from one another as can be found.
+
+"We iteratively include the permutation with the maximum Hamming distance to the already chosen ones": each new
+permutation has the largest *smallest* distance to those chosen, ties go to the largest *mean* distance, and what
+still ties is drawn by the seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+_ENUMERATE_UP_TO = 9  # 9! = 362,880 candidates take seconds; beyond, candidates are drawn
+_NUM_CANDIDATES = 400_000
+
+
+@dataclass(frozen=True)
+class HammingStatistics:
+    """How far apart the permutations of a set are.
+
+    Attributes:
+        minimum: Smallest Hamming distance of any two, in pieces.
+        mean: Mean Hamming distance over all pairs, in pieces.
+    """
+
+    minimum: int
+    mean: float
+
+
+@functools.lru_cache(maxsize=32)
+def _greedy(num_pieces: int, num_permutations: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    candidates = _candidates(num_pieces, rng)  # [n, candidates]: a position is one long row
+    rng.shuffle(candidates, axis=1)  # argmax takes the first of equals: shuffled, that is a seeded draw
+    count = candidates.shape[1]
+    if count < num_permutations:
+        raise ValueError(
+            f"num_permutations={num_permutations}: only {count} candidates are drawn for {num_pieces} pieces; "
+            f"ask for at most that many"
+        )
+    smallest = np.full(count, num_pieces, dtype=np.uint8)  # distance to the nearest chosen one
+    total = np.zeros(count, dtype=np.int64)  # sum of the distances to the chosen ones
+    chosen = np.empty(num_permutations, dtype=np.int64)
+    for i in range(num_permutations):
+        # one key, ordered by the smallest distance, then by the sum, which never reaches the factor
+        chosen[i] = np.argmax(smallest.astype(np.int64) * (num_pieces * num_permutations + 1) + total)
+        distance = np.zeros(count, dtype=np.uint8)
+        for row in candidates:
+            distance += row != row[chosen[i]]
+        np.minimum(smallest, distance, out=smallest)  # a chosen one has distance 0 from now on
+        total += distance
+    permutations = candidates[:, chosen].T.astype(np.int64)
+    permutations.flags.writeable = False  # shared by every caller through the cache
+    return permutations
+
+
+def _candidates(num_pieces: int, rng: np.random.Generator) -> np.ndarray:
+    """All n! permutations, or where they are too many a large seeded sample; [n, candidates] uint8."""
+    if num_pieces <= _ENUMERATE_UP_TO:
+        flat = itertools.chain.from_iterable(itertools.permutations(range(num_pieces)))
+        count = math.factorial(num_pieces)
+        table = np.fromiter(flat, dtype=np.uint8, count=count * num_pieces).reshape(count, num_pieces)
+    else:
+        table = rng.permuted(np.tile(np.arange(num_pieces, dtype=np.uint8), (_NUM_CANDIDATES, 1)), axis=1)
+        table = np.unique(table, axis=0)
+    return np.ascontiguousarray(table.T)
+
+
+def maximally_different(num_pieces: int, num_permutations: int, seed: int = 0) -> np.ndarray:
+    """Choose Ψ greedily by maximum Hamming distance.
+
+    All n! candidates compete for up to 9 pieces; for more, a seeded sample of 400,000 of them.
+
+    Args:
+        num_pieces: n, the number of pieces, 2 to 255.
+        num_permutations: |Ψ|, 1 to n!.
+        seed: Decides the first permutation and every tie.
+
+    Returns:
+        (|Ψ|, n) int64, read-only, rows all different; row l is ψ_l, and position k of a shuffled sample holds
+        piece ψ_l[k] (Eq. 1).
+
+    Raises:
+        ValueError: If there are not that many permutations, or fewer than two pieces.
+    """
+    if not 2 <= num_pieces <= 255:
+        raise ValueError(f"num_pieces={num_pieces}: a sample must have 2 to 255 pieces to be shuffled")
+    if num_permutations < 1:
+        raise ValueError(f"num_permutations={num_permutations}: ask for at least 1")
+    if num_permutations > math.factorial(num_pieces):
+        raise ValueError(
+            f"num_permutations={num_permutations}: {num_pieces} pieces have only {math.factorial(num_pieces)} "
+            f"permutations; ask for at most that many, or cut samples into more pieces"
+        )
+    return _greedy(num_pieces, num_permutations, seed)
+
+
+def hamming_statistics(permutations: np.ndarray) -> HammingStatistics:
+    """Measure how far apart the permutations are.
+
+    Args:
+        permutations: (|Ψ|, n) int, at least two rows.
+
+    Returns:
+        Smallest and mean Hamming distance over all pairs of rows.
+
+    Raises:
+        ValueError: If there are fewer than two rows: one permutation has no distance.
+    """
+    count = len(permutations)
+    if count < 2:
+        raise ValueError(f"{count} permutation(s) given: a distance needs at least two")
+    distance = np.zeros((count, count), dtype=np.int32)
+    for position in permutations.T:
+        distance += position[:, None] != position[None, :]
+    pairs = distance[np.triu_indices(count, k=1)]
+    return HammingStatistics(minimum=int(pairs.min()), mean=float(pairs.mean()))

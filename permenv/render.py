@@ -1,0 +1,142 @@
+"""The run as a picture. Figures are plain matplotlib objects: nothing here needs or starts a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+_COLOURS = "RdYlGn"  # groups from hard (red) to easy (green)
+
+
+def to_array(figure: Figure) -> np.ndarray:
+    """Draw a figure as (H, W, 3) uint8 RGB."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+def run_figure(history: Sequence[tuple[int, float]], observation: np.ndarray) -> Figure:
+    """Show a run at one moment: its error so far, and ŝ.
+
+    Args:
+        history: (iteration, E) of every validation.
+        observation: (|C|, 2), ŝ.
+
+    Returns:
+        The figure, 800 × 320 pixels.
+    """
+    figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    iterations, errors = zip(*history, strict=True)
+    left.plot(iterations, errors, marker=".", color="tab:blue")
+    left.set(title="validation error E", xlabel="SGD iteration", ylim=(0, 1.02))
+    groups = np.arange(len(observation))
+    colours = figure_colours(len(observation))
+    right.bar(groups, observation[:, 1] - 0.5, bottom=0.5, width=0.2 + 0.7 * observation[:, 0], color=colours)
+    right.axhline(1, color="grey", linewidth=1)
+    right.set(
+        title="state ŝ (width: share of Ψ)",
+        xlabel="group, hardest first",
+        ylabel="median ratio",
+        ylim=(0.5, 2),
+    )
+    return figure
+
+
+def error_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
+    """Show error and reward over the run.
+
+    Args:
+        curves: By name of the run, its columns "iteration", "error", "baseline_error" and "reward", one entry an
+            update.
+
+    Returns:
+        The figure: E with the extrapolated E^BL above, r below.
+    """
+    figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for index, (name, run) in enumerate(curves.items()):
+        colour = f"C{index}"
+        upper.plot(run["iteration"], run["error"], marker=".", color=colour, label=f"E, {name}")
+        upper.plot(run["iteration"], run["baseline_error"], ":", color=colour, label=f"extrapolated, {name}")
+        lower.plot(run["iteration"], run["reward"], marker=".", color=colour, label=name)
+    lower.axhline(0, color="grey", linewidth=1)
+    upper.set(title="validation error", ylim=(0, 1.02))
+    lower.set(title="reward: gain over the extrapolated error", xlabel="SGD iteration")
+    upper.legend()
+    return figure
+
+
+def choice_figure(updates: Sequence[float], frequencies: np.ndarray) -> Figure:
+    """Show how often each group was chosen, update by update (the paper's Fig. 4).
+
+    Args:
+        updates: (T,) numbers of the updates.
+        frequencies: (T, |C|) share of an update's actions that chose each group; rows sum to 1.
+
+    Returns:
+        The figure, hardest group on top, as in the paper.
+    """
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    below = np.zeros(len(updates))
+    num_groups = frequencies.shape[1]
+    for group in reversed(range(num_groups)):  # easiest at the bottom
+        label = {0: "hardest", num_groups - 1: "easiest"}.get(group)
+        axes.bar(
+            updates,
+            frequencies[:, group],
+            bottom=below,
+            width=1,
+            color=figure_colours(num_groups)[group],
+            label=label,
+        )
+        below = below + frequencies[:, group]
+    axes.set(title="groups chosen", xlabel="update", ylabel="share of the actions", ylim=(0, 1))
+    axes.legend(loc="upper left")
+    return figure
+
+
+def shuffle_figure(originals: np.ndarray, pieces: np.ndarray, guesses: Sequence[str]) -> Figure:
+    """Show samples beside their shuffled pieces.
+
+    Args:
+        originals: (B, S, S, 3) uint8 images.
+        pieces: (B, n, h, w, 3) uint8 or float in [0, 1], in their shuffled order, n a square.
+        guesses: (B,) a line of text under each.
+
+    Returns:
+        The figure, one column a sample.
+    """
+    count, num_pieces = pieces.shape[:2]
+    grid = round(num_pieces**0.5)
+    figure = Figure(figsize=(2 * count, 4.6), dpi=120, layout="constrained")
+    axes = figure.subplots(2, count, squeeze=False)
+    for column in range(count):
+        axes[0, column].imshow(originals[column])
+        axes[1, column].imshow(_tile(pieces[column], grid))
+        axes[1, column].set_xlabel(guesses[column], fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return figure
+
+
+def figure_colours(num_groups: int) -> np.ndarray:
+    """One colour a group, (|C|, 4), from hard (red) to easy (green)."""
+    return matplotlib.colormaps[_COLOURS](np.linspace(0, 1, num_groups))
+
+
+def _tile(pieces: np.ndarray, grid: int, gap: int = 2) -> np.ndarray:
+    """Lay pieces (n, h, w, 3) out on a grid, with white gaps."""
+    _, height, width, _ = pieces.shape
+    white = 255 if pieces.dtype == np.uint8 else 1
+    canvas = np.full((grid * (height + gap) - gap, grid * (width + gap) - gap, 3), white, dtype=pieces.dtype)
+    for position, piece in enumerate(pieces):
+        row, column = divmod(position, grid)
+        top, left = row * (height + gap), column * (width + gap)
+        canvas[top : top + height, left : left + width] = piece
+    return canvas

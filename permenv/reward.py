@@ -1,0 +1,36 @@
+"""The reward: how far the error stays below its own trend (Eq. 7, appendix E)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def extrapolated_error(history: Sequence[tuple[int, float]], iteration: int) -> float:
+    """The baseline error E^BL: the straight line through the last two errors, read at `iteration` (appendix E).
+
+    With u the number of SGD iterations, unequal distances between validations are right too; equal distances give
+    E^BL_{t+1} = 2 E_t - E_{t-1}. Before a second error exists the line is flat.
+
+    Args:
+        history: (u, E) of the validations so far, u ascending, at least one.
+        iteration: u at which to read the line.
+
+    Returns:
+        E^BL. A straight line knows no bounds: it may leave [0, 1].
+
+    Raises:
+        ValueError: If there is no validation yet.
+    """
+    if not history:
+        raise ValueError("no error to extrapolate: validate once before asking for a baseline")
+    last_iteration, last_error = history[-1]
+    if len(history) == 1:
+        return last_error
+    first_iteration, first_error = history[-2]
+    slope = (last_error - first_error) / (last_iteration - first_iteration)
+    return first_error + (iteration - first_iteration) * slope
+
+
+def reward(baseline_error: float, error: float) -> float:
+    """r_t = E^BL_{t+1} - E_{t+1}: positive where the network learned more than its trend promised (Eq. 7)."""
+    return baseline_error - error

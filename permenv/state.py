@@ -1,0 +1,80 @@
+"""From the matrix s to what an agent sees: groups of permutations and their summary ŝ (section 3.2, Eq. 10)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from sklearn.cluster import KMeans
+from threadpoolctl import ThreadpoolController
+
+LOWEST_RATIO, HIGHEST_RATIO = 0.5, 2.0  # of Eq. 3
+
+
+def group_permutations(ratios: np.ndarray, num_groups: int, seed: int) -> np.ndarray:
+    """Group the permutations by K-means on the rows of s, hardest group first.
+
+    Without an order, an action would mean something else after every clustering; so group 0 has the lowest median
+    ratio. Where s has fewer different rows than groups, the last groups are empty.
+
+    Args:
+        ratios: (|Ψ|, |X_val|), the matrix s.
+        num_groups: |C|, at most |Ψ|.
+        seed: Of the K-means initialisation.
+
+    Returns:
+        (|Ψ|,) int64, the group of each permutation, 0 to |C| - 1.
+    """
+    clusters = min(num_groups, len(np.unique(ratios, axis=0)))
+    # one thread: with more, the order of the centres' sums, and so the last bit, is up to the scheduler
+    with _thread_pools().limit(limits=1, user_api="openmp"):
+        found = KMeans(clusters, n_init=1, random_state=seed).fit_predict(ratios)
+    names = np.unique(found)
+    medians = [np.median(ratios[found == name]) for name in names]
+    hardest_first = names[np.argsort(medians, kind="stable")]
+    rank = np.empty(found.max() + 1, dtype=np.int64)
+    rank[hardest_first] = np.arange(len(names))
+    return rank[found]
+
+
+def summarise(ratios: np.ndarray, groups: np.ndarray, num_groups: int) -> np.ndarray:
+    """Describe each group by its size and its median ratio: ŝ (Eq. 10).
+
+    An empty group has fraction 0 and repeats the median of the easiest group, so that medians ascend over all rows.
+
+    Args:
+        ratios: (|Ψ|, |X_val|), the matrix s.
+        groups: (|Ψ|,) int, from `group_permutations`.
+        num_groups: |C|.
+
+    Returns:
+        (|C|, 2) float32: column 0 the fraction |c_j| / |Ψ| in [0, 1], column 1 the median in [0.5, 2].
+    """
+    summary = np.zeros((num_groups, 2), dtype=np.float32)
+    for group in range(num_groups):
+        members = groups == group
+        if members.any():
+            summary[group] = members.mean(), np.median(ratios[members])
+        else:
+            summary[group, 1] = summary[group - 1, 1]
+    summary[:, 1] = summary[:, 1].clip(LOWEST_RATIO, HIGHEST_RATIO)  # rounding must not leave the space
+    return summary
+
+
+def group_members(groups: np.ndarray, num_groups: int) -> list[np.ndarray]:
+    """List the permutations that each action draws from; an empty group stands for the easiest one that is not.
+
+    Args:
+        groups: (|Ψ|,) int, from `group_permutations`: empty groups come last.
+        num_groups: |C|.
+
+    Returns:
+        |C| arrays of int64 indices into Ψ, none of them empty.
+    """
+    members = [np.flatnonzero(groups == min(group, groups.max())) for group in range(num_groups)]
+    return members
+
+
+@functools.cache
+def _thread_pools() -> ThreadpoolController:
+    return ThreadpoolController()  # finding the loaded libraries takes longer than clustering

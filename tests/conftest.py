@@ -1,0 +1,52 @@
+"""What several test files share: a small environment, and the real data where it is there."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+
+import permenv  # noqa: F401 - registers the environments
+
+torch.set_num_threads(1)  # the tests' networks are so small that a second thread only waits for the first
+
+SMALL: dict[str, Any] = {
+    "device": "cpu",
+    "num_scenes": 60,
+    "num_permutations": 24,
+    "num_groups": 4,
+    "num_validation": 12,
+    "batch_size": 8,
+    "samples_per_action": 2,
+    "iterations_per_update": 2,
+    "free_iterations": 1,
+    "total_updates": 50,
+    "fc6": 16,
+    "fc7": 32,
+}
+"""Overrides of the tiny preset that make a run of a few iterations take a fraction of a second."""
+
+
+@pytest.fixture
+def make_env():
+    """Return a function that makes `PermShuffle-v0` as small as a test needs it."""
+    made: list[gym.Env] = []
+
+    def make(**overrides: Any) -> gym.Env:
+        made.append(gym.make("PermShuffle-v0", **{**SMALL, **overrides}))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real data; without it, the test is skipped and says so."""
+    folder = Path(os.environ.get("PERMENV_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}: name its folder in PERMENV_DATA")
+    return folder

@@ -1,0 +1,135 @@
+"""Pieces: cut where they should be, shuffled as ψ says, coloured and normalised as documented."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permenv.augment import (
+    ColourJitter,
+    centre_offsets,
+    cut_tiles,
+    jitter_parameters,
+    normalise,
+    random_offsets,
+    unshuffled,
+)
+
+
+def images(batch: int, side: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (batch, side, side, 3), dtype=np.uint8))
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 6), st.integers(0, 4))
+@settings(deadline=None, max_examples=40)
+def test_unshuffled_pieces_rebuild_the_region_they_were_cut_from(batch, grid, piece_size, slack):
+    cell = piece_size + slack
+    pictures = images(batch, grid * cell)
+    offsets = random_offsets(np.random.default_rng(1), batch, grid**2, slack)
+    pieces = cut_tiles(pictures, unshuffled(batch, grid**2), offsets, grid, piece_size)
+    for b in range(batch):
+        for position in range(grid**2):
+            row, column = divmod(position, grid)
+            top, left = row * cell + offsets[b, position, 0], column * cell + offsets[b, position, 1]
+            region = pictures[b, top : top + piece_size, left : left + piece_size]
+            assert torch.equal(pieces[b, position], region)
+
+
+@given(st.integers(1, 3), st.integers(2, 4), st.integers(2, 5))
+@settings(deadline=None, max_examples=20)
+def test_pieces_as_large_as_their_cells_rebuild_the_whole_image(batch, grid, cell):
+    pictures = images(batch, grid * cell)
+    pieces = cut_tiles(pictures, unshuffled(batch, grid**2), centre_offsets(batch, grid**2, 0), grid, cell)
+    rows = pieces.view(batch, grid, grid, cell, cell, 3).permute(0, 1, 3, 2, 4, 5)
+    assert torch.equal(rows.reshape(pictures.shape), pictures)
+
+
+def test_position_k_holds_the_piece_that_the_permutation_names():
+    pictures = images(2, 12)
+    order = np.array([[3, 1, 0, 2], [2, 3, 1, 0]])
+    straight = cut_tiles(pictures, unshuffled(2, 4), centre_offsets(2, 4, 2), 2, 4)
+    shuffled = cut_tiles(pictures, order, centre_offsets(2, 4, 2), 2, 4)
+    for b in range(2):
+        for k in range(4):
+            assert torch.equal(shuffled[b, k], straight[b, order[b, k]])
+
+
+def test_validation_crops_are_centred():
+    picture = images(1, 10)
+    piece = cut_tiles(picture, unshuffled(1, 1), centre_offsets(1, 1, 4), 1, 6)
+    assert torch.equal(piece[0, 0], picture[0, 2:8, 2:8])
+
+
+def test_random_crops_reach_every_place_of_the_cell():
+    offsets = random_offsets(np.random.default_rng(0), 200, 9, 3)
+    assert sorted(set(offsets.ravel())) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("side", "offset", "message"),
+    [(10, 0, "do not divide into 3 × 3"), (9, 2, "leave a cell of 3"), (9, -1, "leave a cell of 3")],
+)
+def test_crops_outside_their_cell_are_refused(side, offset, message):
+    with pytest.raises(ValueError, match=message):
+        cut_tiles(images(1, side), unshuffled(1, 9), np.full((1, 9, 2), offset), 3, 2)
+
+
+def slow_normalise(piece: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+    """One piece (h, w, 3), written out pixel by pixel."""
+    rgb = piece.astype(np.float64) / 255
+    if affine is not None:
+        for y in range(rgb.shape[0]):
+            for x in range(rgb.shape[1]):
+                rgb[y, x] = np.clip(affine[:, :3] @ rgb[y, x] + affine[:, 3], 0, 1)
+    for channel in range(3):
+        values = rgb[:, :, channel]
+        rgb[:, :, channel] = (values - values.mean()) / max(values.std(), 1 / 255)
+    return rgb.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("coloured", [False, True])
+def test_normalisation_equals_a_plain_reference(coloured):
+    pieces = cut_tiles(images(2, 12), unshuffled(2, 4), centre_offsets(2, 4, 0), 2, 6)
+    colours = jitter_parameters(np.random.default_rng(2), 2, 4, ColourJitter(0.5, 0.5)) if coloured else None
+    result = normalise(pieces, colours)
+    assert result.shape == (2, 4, 3, 6, 6)
+    for b in range(2):
+        for k in range(4):
+            expected = slow_normalise(pieces[b, k].numpy(), None if colours is None else colours[b, k])
+            np.testing.assert_allclose(result[b, k].numpy(), expected, atol=2e-5)
+
+
+def test_a_flat_piece_stays_flat():
+    flat = torch.full((1, 1, 4, 4, 3), 77, dtype=torch.uint8)
+    assert normalise(flat).abs().max() < 1e-3
+
+
+def test_brightness_contrast_and_saturation_are_what_they_are_called():
+    strength = ColourJitter(0.4, 0.0)
+    affine = jitter_parameters(np.random.default_rng(0), 500, 3, strength)
+    grey = np.array([0.5, 0.5, 0.5])
+    at_mid_grey = affine[..., :3] @ grey + affine[..., 3]  # saturation and contrast leave mid grey alone
+    assert np.ptp(at_mid_grey, axis=-1).max() < 1e-6
+    brightness = at_mid_grey[..., 0] / 0.5
+    assert 0.6 <= brightness.min() < 0.65
+    assert 1.35 < brightness.max() <= 1.4
+    none = jitter_parameters(np.random.default_rng(0), 2, 3, ColourJitter(0.0, 0.0))
+    np.testing.assert_allclose(none, np.broadcast_to(np.eye(3, 4), none.shape), atol=1e-7)
+
+
+def test_grey_takes_the_colour_from_all_pieces_of_a_sample():
+    colours = jitter_parameters(np.random.default_rng(0), 400, 4, ColourJitter(0.2, 0.3))
+    pieces = images(400 * 4, 2).view(400, 4, 2, 2, 3)
+    result = normalise(pieces, colours)
+    is_grey = ((result - result.mean(2, keepdim=True)).abs().amax((2, 3, 4)) < 1e-4).numpy()  # [samples, pieces]
+    assert (is_grey.all(1) == is_grey.any(1)).all()
+    assert 0.22 < is_grey.all(1).mean() < 0.38
+
+
+def test_the_seed_decides_the_augmentation():
+    def draw(seed: int) -> np.ndarray:
+        return jitter_parameters(np.random.default_rng(seed), 3, 9, ColourJitter(0.4, 0.3))
+
+    np.testing.assert_array_equal(draw(1), draw(1))
+    assert not np.array_equal(draw(1), draw(2))

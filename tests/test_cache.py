@@ -1,0 +1,308 @@
+"""The cache gives back what was written or makes it again, whatever has happened to it."""
+
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from permenv.data import cache
+from permenv.data.cache import cached_rows
+from permenv.data.source import DataError
+
+ROW = (4, 3)
+ROWS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, *ROW)
+METADATA = {"skipped": [["ä.jpg", "truncated"]]}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The cache of one test."""
+    place = tmp_path / "cache"
+    monkeypatch.setenv("PERMENV_CACHE", str(place))
+    return place
+
+
+class Builder:
+    """Appends ROWS in two pieces and counts how often it was asked to."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, append):
+        """Build the entry of all these tests."""
+        self.calls += 1
+        append(ROWS[:2])
+        append(ROWS[2:])
+        return METADATA
+
+
+def open_rows(build, planned=5):
+    return cached_rows("key", (planned, *ROW), build)
+
+
+def fail(append):
+    raise AssertionError("built again")
+
+
+def test_rows_and_metadata_come_back_on_the_first_and_the_second_start(folder):
+    for build in (Builder(), fail):
+        rows, metadata = open_rows(build)
+        np.testing.assert_array_equal(rows, ROWS)
+        assert metadata == METADATA
+        assert isinstance(rows, np.memmap)
+        assert not rows.flags.writeable
+    assert [path.name for path in folder.iterdir()] == ["key"]
+
+
+def test_fewer_rows_than_planned():
+    rows, _ = open_rows(Builder(), planned=1000)
+    np.testing.assert_array_equal(rows, ROWS)
+
+
+def test_keys_are_apart():
+    open_rows(Builder())
+    rows, _ = cached_rows("other", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
+    assert rows.shape == (1, 2)
+    open_rows(fail)
+
+
+def test_rows_of_another_kind_than_agreed_are_refused():
+    for wrong in (ROWS[:, :2], ROWS.astype(np.float32)):
+        with pytest.raises(TypeError, match="rows must be uint8"):
+            open_rows(lambda append, rows=wrong: append(rows) or {})
+
+
+def test_no_rows_at_all():
+    with pytest.raises(DataError, match="no rows"):
+        open_rows(lambda append: {})
+
+
+def truncate(entry):
+    with (entry / "array.bin").open("r+b") as file:
+        file.truncate(7)
+
+
+def flip_bit(entry):
+    content = bytearray((entry / "array.bin").read_bytes())
+    content[17] ^= 1
+    (entry / "array.bin").write_bytes(content)
+
+
+def remove_array(entry):
+    (entry / "array.bin").unlink()
+
+
+def remove_index(entry):
+    (entry / "index.json").unlink()
+
+
+def cut_index(entry):
+    text = (entry / "index.json").read_text()
+    (entry / "index.json").write_text(text[: len(text) // 2])
+
+
+def empty_index(entry):
+    (entry / "index.json").write_text("[]")
+
+
+def edit(**changes):
+    def edit_index(entry):
+        index = json.loads((entry / "index.json").read_text())
+        (entry / "index.json").write_text(json.dumps({**index, **changes}))
+
+    edit_index.__name__ = f"edit_{'_'.join(changes)}"
+    return edit_index
+
+
+def swap_with_other_key(entry):
+    cached_rows("other", (1, *ROW), lambda append: append(ROWS[:1]) or {})
+    shutil.rmtree(entry)
+    (entry.parent / "other").rename(entry)
+
+
+DAMAGE = [
+    truncate,
+    flip_bit,
+    remove_array,
+    remove_index,
+    cut_index,
+    empty_index,
+    edit(format=999),
+    edit(shape=[4, 5, 3]),
+    edit(metadata={"skipped": []}),
+    edit(bytes="many"),
+    edit(checksum=None),
+    swap_with_other_key,
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
+def test_a_damaged_entry_is_named_and_made_again(damage, folder, caplog):
+    open_rows(Builder())
+    damage(folder / "key")
+    again = Builder()
+
+    rows, metadata = open_rows(again)
+
+    np.testing.assert_array_equal(rows, ROWS)
+    assert metadata == METADATA
+    assert again.calls == 1
+    [warning] = caplog.records
+    assert warning.name == "permenv"
+    assert str(folder / "key") in warning.getMessage()
+    open_rows(fail)
+
+
+def test_a_row_of_another_shape_under_the_same_key_is_made_again():
+    open_rows(Builder())
+    rows, _ = cached_rows("key", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
+    assert rows.shape == (1, 2)
+
+
+def test_a_build_that_fails_leaves_nothing(folder):
+    def build(append):
+        append(ROWS)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        open_rows(build)
+    assert list(folder.iterdir()) == []
+    open_rows(Builder())
+
+
+def a_finished_process():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize(
+    ("machine", "process", "age_days", "kept"),
+    [
+        (cache.platform.node(), a_finished_process, 0, False),
+        (cache.platform.node(), os.getpid, 0, True),
+        (cache.platform.node(), os.getpid, 2, False),
+        ("else-where", a_finished_process, 0, True),
+        ("else-where", a_finished_process, 2, False),
+    ],
+)
+def test_leftovers_go_when_nobody_works_on_them(folder, machine, process, age_days, kept):
+    leftover = folder / f"temporary-{machine}-{process()}-0123"
+    leftover.mkdir(parents=True)
+    (leftover / "array.bin").write_bytes(b"half")
+    then = time.time() - age_days * 24 * 3600
+    for path in (leftover / "array.bin", leftover):
+        os.utime(path, (then, then))
+
+    open_rows(Builder())
+
+    assert leftover.exists() == kept
+
+
+def build_until_killed(started):
+    """Append one piece, say so, and never finish."""
+
+    def build(append):
+        append(ROWS[:2])
+        started.set()
+        time.sleep(600)
+
+    open_rows(build)
+
+
+def test_a_process_killed_while_it_builds_leaves_nothing_that_is_used(folder):
+    spawn = multiprocessing.get_context("spawn")
+    started = spawn.Event()
+    process = spawn.Process(target=build_until_killed, args=(started,))
+    process.start()
+    assert started.wait(60)
+    process.kill()
+    process.join()
+    assert [path.name.partition("-")[0] for path in folder.iterdir()] == ["temporary"]
+
+    rows, _ = open_rows(Builder())
+
+    np.testing.assert_array_equal(rows, ROWS)
+    assert [path.name for path in folder.iterdir()] == ["key"]
+
+
+def build_beside_another(meeting, results):
+    """Build at the same moment as another process does, and hand over what was opened."""
+
+    def build(append):
+        append(ROWS[:2])
+        meeting.wait(60)  # now both build
+        append(ROWS[2:])
+        return METADATA
+
+    rows, metadata = open_rows(build)
+    results.put((np.array(rows), metadata))
+
+
+def test_two_processes_that_build_the_same_entry_both_succeed(folder):
+    spawn = multiprocessing.get_context("spawn")
+    meeting, results = spawn.Barrier(2), spawn.Queue()
+    process = spawn.Process(target=build_beside_another, args=(meeting, results))
+    process.start()
+    build_beside_another(meeting, results)
+    for _ in range(2):
+        rows, metadata = results.get(timeout=60)
+        np.testing.assert_array_equal(rows, ROWS)
+        assert metadata == METADATA
+    process.join()
+    assert process.exitcode == 0
+    assert [path.name for path in folder.iterdir()] == ["key"]
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(DataError, match=r"file/cache cannot be written.*PERMENV_CACHE"):
+        open_rows(fail)
+
+
+def test_too_small_a_disk_shows_before_the_work(folder, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(10**12, 10**12, ROWS.nbytes - 1))
+    with pytest.raises(DataError, match=r"cache cannot be written.*PERMENV_CACHE"):
+        open_rows(fail)
+
+
+def test_a_disk_that_fills_up_during_the_work(folder):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    mebibyte = np.zeros((1, 2**20), np.uint8)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * mebibyte.nbytes, hard))  # no file may grow beyond
+    try:
+        with pytest.raises(DataError, match=r"cache cannot be written.*PERMENV_CACHE"):
+            cached_rows("key", (5, 2**20), lambda append: [append(mebibyte) for _ in range(5)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(folder.iterdir()) == []
+
+
+def test_a_disk_that_does_not_keep_what_is_written(folder, monkeypatch):
+    rename = Path.rename
+
+    def rename_and_damage(path, target):
+        rename(path, target)
+        if target.name == "key":
+            flip_bit(target)
+
+    monkeypatch.setattr(Path, "rename", rename_and_damage)
+    with pytest.raises(DataError, match=r"does not give back.*PERMENV_CACHE"):
+        open_rows(Builder())
+    assert list(folder.iterdir()) == []
+
+
+def test_without_the_variable_the_cache_is_the_users(monkeypatch):
+    monkeypatch.delenv("PERMENV_CACHE")
+    assert cache.cache_folder() == cache.platformdirs.user_cache_path("permenv")

@@ -1,0 +1,133 @@
+"""Checkpoints: what goes in comes out; what is broken is refused; what was there survives."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from permenv import CheckpointError, checkpoint
+
+leaves = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**200), 2**200),  # a generator's state is a number of 128 bits
+    st.floats(allow_nan=False),
+    st.text(),
+    npst.arrays(st.sampled_from([np.float32, np.int64, bool, np.uint8]), npst.array_shapes(min_side=0)),
+    npst.arrays(np.float32, npst.array_shapes(min_side=0)).map(torch.from_numpy),
+)
+trees = st.dictionaries(
+    st.text(st.characters(exclude_characters="$/"), min_size=1),
+    st.recursive(
+        leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text("abc"), inner, max_size=3)
+    ),
+    max_size=4,
+)
+
+
+def assert_equal(first, second):
+    assert type(first) is type(second)
+    if isinstance(first, dict):
+        assert first.keys() == second.keys()
+        for key in first:
+            assert_equal(first[key], second[key])
+    elif isinstance(first, list):
+        for a, b in zip(first, second, strict=True):
+            assert_equal(a, b)
+    elif isinstance(first, np.ndarray | torch.Tensor):
+        assert first.dtype == second.dtype
+        np.testing.assert_array_equal(first, second)
+    else:
+        assert first == second
+
+
+@given(tree=trees)
+@settings(deadline=None, max_examples=50)
+def test_a_tree_comes_back_as_it_was(tree, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tree") / "deep" / "file"
+    checkpoint.write(path, tree)
+    assert_equal(checkpoint.read(path), tree)
+
+
+def example():
+    return {"weights": torch.arange(1000.0), "state": {"counts": np.arange(5), "name": "x"}}
+
+
+@pytest.mark.parametrize("where", [0, 3, 8, 60, 700, 2000, -1])
+def test_one_flipped_byte_is_noticed(where, tmp_path):
+    checkpoint.write(tmp_path / "file", example())
+    content = bytearray((tmp_path / "file").read_bytes())
+    content[where] ^= 1
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(CheckpointError, match="file"):
+        checkpoint.read(tmp_path / "file")
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.999])
+def test_a_truncated_file_is_refused(share, tmp_path):
+    checkpoint.write(tmp_path / "file", example())
+    content = (tmp_path / "file").read_bytes()
+    (tmp_path / "file").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match="truncated or not a checkpoint"):
+        checkpoint.read(tmp_path / "file")
+
+
+def test_other_files_are_refused_and_no_pickle_is_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "exploded"),)
+
+    (tmp_path / "pickle").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.read(tmp_path / "pickle")
+    assert not (tmp_path / "exploded").exists()
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        checkpoint.read(tmp_path / "nowhere")
+    import safetensors.torch
+
+    safetensors.torch.save_file({"a": torch.zeros(1)}, tmp_path / "foreign")
+    with pytest.raises(CheckpointError, match="format None"):
+        checkpoint.read(tmp_path / "foreign")
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path / "file", example())
+    before = (tmp_path / "file").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write(tmp_path / "file", {"other": torch.ones(3)})
+    assert (tmp_path / "file").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+WRITE_FOREVER = """
+import sys, torch
+from permenv import checkpoint
+number = 0
+while True:
+    number += 1
+    checkpoint.write(sys.argv[1], {"number": number, "weights": torch.full((300_000,), float(number))})
+    print(number, flush=True)
+"""
+
+
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    path = tmp_path / "file"
+    for trial in range(3):
+        process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
+        first = process.stdout.readline()  # at least one is written
+        time.sleep(0.007 * trial)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        tree = checkpoint.read(path)
+        assert first.strip() == "1"
+        assert torch.equal(tree["weights"], torch.full((300_000,), float(tree["number"])))

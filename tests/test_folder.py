@@ -1,0 +1,547 @@
+"""A folder of images becomes squares: which files, which pixels, which labels, what is said of bad files."""
+
+import io
+import os
+import struct
+import tempfile
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from permenv.data import source
+from permenv.data.folder import image_folder
+from permenv.data.source import DataError
+
+CPU = torch.device("cpu")
+PHOTOS = Path(os.environ.get("PERMENV_DATA", Path(__file__).parents[2] / "shared" / "data")) / "imagenette" / "val"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """The cache of one test."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PERMENV_CACHE", str(place))
+    return place
+
+
+@pytest.fixture
+def no_decoding(monkeypatch):
+    """Call it to forbid decoding from then on."""
+
+    def decode(*_):
+        raise AssertionError("decoded again")
+
+    return lambda: monkeypatch.setattr(cv2, "imdecode", decode)
+
+
+def picture(height=30, width=40, seed=0):
+    """Smooth colours that no codec changes much, (height, width, 3) uint8 RGB, without any symmetry."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def encode(image, format, **options):
+    file = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(file, format, **options)
+    return file.getvalue()
+
+
+def put(root, files):
+    """Write {relative path: content}; an array is written as PNG."""
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(content, "PNG") if isinstance(content, np.ndarray) else content)
+    return root
+
+
+def resizing(side, size):
+    """Weights (size, side) of one axis: the mean over each new pixel's area, or linear interpolation."""
+    weights = np.zeros((size, side))
+    for new in range(size):
+        if side > size:
+            start, end = new * side / size, (new + 1) * side / size
+            for old in range(side):
+                weights[new, old] = max(0, min(end, old + 1) - max(start, old)) / (end - start)
+        else:
+            at = min(max((new + 0.5) * side / size - 0.5, 0), side - 1)
+            low = min(int(at), max(side - 2, 0))
+            weights[new, low] += 1 - (at - low)
+            weights[new, min(low + 1, side - 1)] += at - low
+    return weights
+
+
+def reference(image, size):
+    """The centre square of (H, W, 3), resized plainly and slowly."""
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    square = image[top : top + side, left : left + side].astype(float)
+    weights = resizing(side, size)
+    return np.einsum("ih,jw,hwc->ijc", weights, weights, square, optimize=True)
+
+
+def assert_close(pixels, expected, most=1.0):
+    assert pixels.dtype == np.uint8
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels - expected.astype(float)).max() <= most
+
+
+# ----------------------------------------------------------------------------------- which files, which label
+
+
+def test_the_first_folder_is_the_class_and_the_order_is_that_of_the_paths(tmp_path):
+    names = ["dog/b.png", "cat/deep/er/a.png", "dog/a.png", "z.png", "cat/z.PNG", "a.png"]
+    root = put(tmp_path / "train", {name: picture(seed=seed) for seed, name in enumerate(names)})
+
+    images = image_folder(root, 8)
+
+    assert images.classes == ("cat", "dog")
+    np.testing.assert_array_equal(images.labels, [-1, 0, 0, 1, 1, -1])
+    assert images.labels.dtype == np.int64
+    assert (len(images), images.size, images.name, images.skipped) == (6, 8, "train", ())
+    for pixels, name in zip(images.pixels, sorted(names), strict=True):
+        assert_close(pixels, reference(picture(seed=names.index(name)), 8))
+
+
+def test_without_class_folders_there_are_no_labels(tmp_path):
+    images = image_folder(put(tmp_path, {"a.png": picture()}), 8)
+    assert images.labels is None
+    assert images.classes == ()
+
+
+def test_hidden_and_other_files_are_not_read(tmp_path):
+    files = {
+        "a/b.png": picture(),
+        "a/._b.png": b"",
+        ".git/c.png": b"",
+        "a/notes.txt": b"",
+        "a/list.json": b"",
+    }
+    images = image_folder(put(tmp_path, files), 8)
+    assert len(images) == 1
+    assert images.skipped == ()
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    put(tmp_path / "elsewhere", {"a.png": picture(), "more/b.png": picture()})
+    root = put(tmp_path / "root", {"real/c.png": picture()})
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (root / "real" / "up").symlink_to(root)
+    (tmp_path / "elsewhere" / "back").symlink_to(root)
+    (root / "itself").symlink_to(root / "itself")
+
+    images = image_folder(root, 8)
+
+    assert images.classes == ("linked", "real")
+    np.testing.assert_array_equal(images.labels, [0, 0, 1])
+
+
+@pytest.mark.parametrize("name", ["été/été.png", "猫/図 1.png", os.fsdecode(b"latin-\xe9/\xe9.png")])
+def test_names_beyond_ascii(tmp_path, name, no_decoding):
+    try:
+        root = put(tmp_path, {name: picture(), f"{name[:-4]}-bad.png": b""})
+    except OSError:
+        pytest.skip("this file system does not take the name")
+    first = image_folder(root, 8)
+    no_decoding()
+    second = image_folder(root, 8)
+    assert len(first) == len(second) == 1
+    assert first.classes == second.classes == (name.split("/")[0],)
+    assert first.skipped == second.skipped == ((f"{name[:-4]}-bad.png", "empty file"),)
+
+
+def test_a_root_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    put(tmp_path, {"photos/a.png": picture()})
+    assert len(image_folder("~/photos", 8)) == 1
+
+
+# ----------------------------------------------------------------------------------------------- which pixels
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [
+        (64, 64, 16),
+        (48, 64, 24),
+        (64, 48, 24),
+        (50, 70, 17),
+        (16, 16, 16),
+        (9, 15, 16),
+        (1, 1, 5),
+        (3, 201, 7),
+    ],
+)
+def test_resize_and_crop_against_a_plain_reference(tmp_path, height, width, size):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    images = image_folder(put(tmp_path, {"a.png": image}), size)
+    assert_close(images.pixels[0], reference(image, size), most=1.0 if min(height, width) > size else 2.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(1, 120), width=st.integers(1, 120), size=st.integers(1, 60))
+def test_any_shape_gives_the_centre_square_and_nothing_else(height, width, size):
+    side = min(height, width)
+    image = np.full((height, width, 3), (255, 0, 0), np.uint8)
+    for top in {(height - side) // 2, (height - side + 1) // 2}:  # either centre where there are two
+        for left in {(width - side) // 2, (width - side + 1) // 2}:
+            image[top : top + side, left : left + side] = (0, 200, 100)
+    with tempfile.TemporaryDirectory() as root:
+        images = image_folder(put(Path(root), {"a.png": image}), size)
+    assert images.pixels.shape == (1, size, size, 3)
+    assert (images.pixels == (0, 200, 100)).all()
+
+
+def kinds():
+    """Every kind of file with the (H, W, 3) RGB it shows and the largest difference its codec makes."""
+    rgb = picture()
+    grey = np.repeat(np.asarray(Image.fromarray(rgb).convert("L"))[..., None], 3, axis=2)
+    palette = Image.fromarray(rgb).quantize(32)
+    black_and_white = Image.fromarray(rgb).convert("1")
+    alpha = np.dstack([rgb, np.linspace(0, 255, 30 * 40).reshape(30, 40).astype(np.uint8)])
+    jpeg = {"format": "JPEG", "quality": 95, "subsampling": 0}
+    fine = rgb.astype(np.uint16) * 256 + 200
+    return {
+        "jpg": (encode(rgb, **jpeg), rgb, 6),
+        "progressive.jpeg": (encode(rgb, **jpeg, progressive=True), rgb, 6),
+        "grey.jpg": (encode(grey[..., 0], "JPEG", quality=95), grey, 4),
+        "cmyk.jpg": (encode(Image.fromarray(rgb).convert("CMYK"), **jpeg), rgb, 6),
+        "png": (encode(rgb, "PNG"), rgb, 1),
+        "grey.png": (encode(grey[..., 0], "PNG"), grey, 1),
+        "palette.png": (encode(palette, "PNG"), np.asarray(palette.convert("RGB")), 1),
+        "1-bit.png": (encode(black_and_white, "PNG"), np.asarray(black_and_white.convert("RGB")), 1),
+        "alpha.png": (encode(alpha, "PNG"), rgb, 1),
+        "16-bit-grey.png": (encode(grey[..., 0].astype(np.uint16) * 256 + 200, "PNG"), grey, 1),
+        "16-bit.png": (cv2.imencode(".png", fine[..., ::-1])[1].tobytes(), rgb, 1),
+        "webp": (encode(rgb, "WEBP", lossless=True), rgb, 1),
+        "lossy.WebP": (encode(rgb, "WEBP", quality=95), rgb, 16),
+        "png-named.jpg": (encode(rgb, "PNG"), rgb, 1),
+        "followed-by-more.jpg": (encode(rgb, **jpeg) + b"\xff\xda trailer" * 9000, rgb, 6),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_kind_of_file_gives_rgb(tmp_path, kind):
+    content, rgb, most = kinds()[kind]
+    images = image_folder(put(tmp_path, {f"a.{kind}": content}), 15)
+    assert_close(images.pixels[0], reference(rgb, 15), most)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(picture(), "JPEG", quality=95, exif=exif)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
+
+    images = image_folder(put(tmp_path, {"a.jpg": content}), 15)
+
+    assert_close(images.pixels[0], reference(upright, 15), most=6)
+
+
+# -------------------------------------------------------------------------------------------------- bad files
+
+
+def png_that_claims(width, height):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def jpeg_that_claims(width, height):
+    content = bytearray(encode(picture(), "JPEG"))
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+def jpeg_with_thumbnail():
+    """A JPEG whose header holds another, whole one."""
+    content, thumbnail = encode(picture(), "JPEG"), b"Exif\0\0" + encode(picture(8, 8), "JPEG")
+    return content[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + content[2:]
+
+
+def bad_files():
+    """Every kind of bad file: its content, and what is said of it."""
+    large = picture(200, 300)
+    jpeg, png, webp = (encode(large, format) for format in ("JPEG", "PNG", "WEBP"))
+    progressive = encode(large, "JPEG", progressive=True)
+    return {
+        "empty.jpg": (b"", "empty file"),
+        "text.jpg": (b"<html>404 not found</html>", "cannot decode"),
+        "half.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "header-only.jpg": (jpeg[:300], "truncated"),
+        "first-bytes.jpg": (jpeg[:5], "truncated"),
+        "no-end.jpg": (jpeg[:-2], "truncated"),
+        "half-progressive.jpg": (progressive[: len(progressive) // 2], "truncated"),
+        "half-with-thumbnail.jpg": (jpeg_with_thumbnail()[:-20], "truncated"),
+        "huge.jpg": (jpeg_that_claims(60000, 60000), "pixels are more than"),
+        "half.png": (png[: len(png) // 2], "truncated"),
+        "no-end.png": (png[:-12], "truncated"),
+        "first-bytes.png": (png[:12], "truncated"),
+        "garbled.png": (png[:500] + bytes(200) + png[700:], "cannot decode"),
+        "huge.png": (png_that_claims(20000, 20000), "pixels are more than"),
+        "half.webp": (webp[: len(webp) // 2], "truncated"),
+        "all-but-one-byte.webp": (webp[:-1], "truncated"),
+    }
+
+
+def test_the_jpeg_with_a_thumbnail_is_good_when_it_is_whole(tmp_path):
+    assert len(image_folder(put(tmp_path, {"a.jpg": jpeg_with_thumbnail()}), 8)) == 1
+
+
+@pytest.mark.parametrize("name", bad_files())
+def test_bad_files_are_named_and_skipped_on_every_start(tmp_path, name, caplog, no_decoding):
+    content, reason = bad_files()[name]
+    root = put(tmp_path, {"a/good.png": picture(seed=1), f"b/{name}": content, "c/good.png": picture(seed=2)})
+    for _ in range(2):
+        caplog.clear()
+
+        images = image_folder(root, 8)
+
+        [(skipped, said)] = images.skipped
+        assert skipped == f"b/{name}"
+        assert reason in said
+        assert images.classes == ("a", "b", "c")
+        np.testing.assert_array_equal(images.labels, [0, 2])
+        assert_close(images.pixels[1], reference(picture(seed=2), 8))
+        [warning] = caplog.records
+        assert warning.name == "permenv"
+        assert "1 of 3" in warning.getMessage()
+        assert f"b/{name}" in warning.getMessage()
+        no_decoding()  # the second start
+
+
+def test_many_bad_files_make_one_short_warning(tmp_path, caplog):
+    root = put(tmp_path, {"good.png": picture(), **{f"{number:02}.jpg": b"" for number in range(20)}})
+    images = image_folder(root, 8)
+    assert len(images.skipped) == 20
+    [warning] = caplog.records
+    assert "20 of 21" in warning.getMessage()
+    assert "04.jpg (empty file) and 15 more" in warning.getMessage()
+
+
+def test_what_cannot_even_be_opened_is_skipped(tmp_path, monkeypatch):
+    root = put(tmp_path, {"good.png": picture(), "closed.png": picture()})
+    (root / "dangling.png").symlink_to(root / "nowhere.png")
+    os.mkfifo(root / "pipe.png")
+    read = Path.read_bytes
+
+    def read_if_allowed(path):
+        if path.name == "closed.png":
+            raise PermissionError(13, "Permission denied")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_if_allowed)  # the super-user may read all files
+
+    images = image_folder(root, 8)
+
+    assert [file for file, _ in images.skipped] == ["closed.png", "dangling.png", "pipe.png"]
+    assert images.skipped[0][1] == "Permission denied"
+    assert len(images) == 1
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert len(image_folder(root, 8)) == 2
+
+
+def test_a_folder_that_cannot_be_listed_is_skipped(tmp_path, monkeypatch):
+    root = put(tmp_path, {"open/good.png": picture(), "closed/good.png": picture()})
+    scandir = os.scandir
+
+    def scan_if_allowed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", scan_if_allowed)
+    images = image_folder(root, 8)
+    assert [file for file, _ in images.skipped] == ["closed"]
+    assert images.classes == ("open",)
+
+
+@pytest.mark.parametrize(
+    ("files", "root", "message"),
+    [
+        ({}, "missing", r"missing cannot be listed: No such file.*\.jpg.*folder/<class>"),
+        ({"a.png": b""}, "a.png", r"a\.png cannot be listed: Not a directory.*\.jpg.*folder/<class>"),
+        ({"a/notes.txt": b""}, ".", r"no image files in.*\.jpg.*folder/<class>"),
+        (
+            {"a.jpg": b"", "b.jpg": b"text"},
+            ".",
+            r"no image that can be read: a\.jpg \(empty file\).*folder/<class>",
+        ),
+    ],
+)
+def test_a_folder_without_images_is_named_with_the_remedy(tmp_path, files, root, message):
+    put(tmp_path, files)
+    with pytest.raises(DataError, match=message) as error:
+        image_folder(tmp_path / root, 8)
+    assert str(tmp_path / root) in str(error.value)
+
+
+def test_a_size_below_one(tmp_path):
+    with pytest.raises(DataError, match="size 0"):
+        image_folder(put(tmp_path, {"a.png": picture()}), 0)
+
+
+# ----------------------------------------------------------------------------------------- cache and identity
+
+
+def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
+    root = put(tmp_path, {f"{seed}.png": picture(seed=seed) for seed in range(5)})
+    first = image_folder(root, 8)
+    os.utime(root / "3.png", (1, 1))
+    no_decoding()
+    second = image_folder(root, 8)
+    np.testing.assert_array_equal(first.pixels, second.pixels)
+    assert first.fingerprint == second.fingerprint
+
+
+CHANGES = {
+    "edited": lambda root: put(root, {"a/0.png": picture(seed=9)}),
+    "added": lambda root: put(root, {"a/9.png": picture(seed=9)}),
+    "removed": lambda root: (root / "a/0.png").unlink(),
+    "renamed": lambda root: (root / "a/0.png").rename(root / "a/00.png"),
+    "moved": lambda root: (root / "a").rename(root / "b"),
+    "swapped": lambda root: put(root, {"a/0.png": picture(seed=1), "a/1.png": picture(seed=0)}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_folder_is_another_set(tmp_path, change):
+    root = put(tmp_path, {f"a/{seed}.png": picture(seed=seed) for seed in range(3)})
+    before = image_folder(root, 8)
+    CHANGES[change](root)
+    after = image_folder(root, 8)
+    assert after.fingerprint != before.fingerprint
+    files = sorted(root.rglob("*.png"))
+    assert len(after) == len(files)
+    for pixels, file in zip(after.pixels, files, strict=True):
+        assert_close(pixels, reference(np.asarray(Image.open(file)), 8))
+
+
+def test_another_size_is_another_set(tmp_path):
+    root = put(tmp_path, {"a.png": picture()})
+    assert image_folder(root, 8).fingerprint != image_folder(root, 9).fingerprint
+
+
+def test_a_copy_of_the_folder_is_the_same_set(tmp_path):
+    files = {"a/0.png": picture(), "1.png": picture(seed=1)}
+    one, two = (image_folder(put(tmp_path / name, files), 8) for name in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    assert (one.name, two.name) == ("one", "two")
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch, cache):
+    root = put(tmp_path, {"a.png": picture(), "b.png": picture(seed=1)})
+    read = Path.read_bytes
+
+    def read_and_change(path):
+        content = read(path)
+        if path.name == "a.png":
+            put(root, {"a.png": picture(seed=2)})
+        return content
+
+    monkeypatch.setattr(Path, "read_bytes", read_and_change)
+    with pytest.raises(DataError, match=r"a\.png changed while it was read"):
+        image_folder(root, 8)
+    assert list(cache.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ StillImages
+
+
+@pytest.fixture
+def mapped(tmp_path):
+    """Five different images, memory-mapped."""
+    return image_folder(put(tmp_path, {f"{seed}.png": picture(seed=seed) for seed in range(5)}), 8)
+
+
+@pytest.mark.parametrize(
+    "indices",
+    [
+        np.array([4, 0, 2, 2]),
+        np.arange(5)[::-1],
+        np.array([1], dtype=np.uint8),
+        np.array([], dtype=np.int64),
+    ],
+)
+def test_take_is_the_same_from_the_memory_map_and_from_a_tensor(mapped, indices):
+    from_map, from_tensor = mapped.take(indices, CPU), mapped.to(CPU).take(indices, CPU)
+    assert torch.equal(from_map, from_tensor)
+    np.testing.assert_array_equal(from_map.numpy(), np.array(mapped.pixels)[indices])
+    assert from_map.dtype == from_tensor.dtype == torch.uint8
+
+
+def test_take_outside_the_set(mapped):
+    for images in (mapped, mapped.to(CPU)):
+        with pytest.raises(IndexError):
+            images.take(np.array([5]), CPU)
+
+
+def test_take_gives_a_copy(mapped):
+    images = mapped.to(CPU)
+    images.take(np.array([0]), CPU).zero_()
+    np.testing.assert_array_equal(images.pixels.numpy(), mapped.pixels)
+
+
+@pytest.mark.parametrize("piece", [1, 400, 2**26])
+def test_pixels_move_to_a_device_where_they_fit(mapped, monkeypatch, piece):
+    monkeypatch.setattr(source, "COPY_BYTES", piece)
+    moved = mapped.to(CPU)
+    assert isinstance(moved.pixels, torch.Tensor)
+    np.testing.assert_array_equal(moved.pixels.numpy(), mapped.pixels)
+    assert (moved.fingerprint, moved.classes, len(moved)) == (mapped.fingerprint, mapped.classes, 5)
+    assert moved.to(CPU) is moved
+
+
+def test_pixels_stay_memory_mapped_where_they_do_not_fit(mapped, monkeypatch):
+    monkeypatch.setattr(source, "_free_bytes", lambda device: 2 * mapped.pixels.nbytes - 1)
+    assert isinstance(mapped.to(CPU).pixels, np.memmap)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_take_onto_a_cuda_device(mapped):
+    cuda = torch.device("cuda")
+    indices = np.array([4, 0, 2])
+    expected = mapped.take(indices, CPU)
+    for images in (mapped, mapped.to(CPU), mapped.to(cuda)):
+        taken = images.take(indices, cuda)
+        assert taken.is_cuda
+        assert torch.equal(taken.cpu(), expected)
+
+
+# ------------------------------------------------------------------------------------------------ real photos
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photos at {PHOTOS}; set PERMENV_DATA to their folder")
+def test_real_photos(tmp_path, no_decoding):
+    (tmp_path / "photos").mkdir()
+    for folder in sorted(PHOTOS.iterdir())[:2]:
+        (tmp_path / "photos" / folder.name).symlink_to(folder)
+    threads, state = cv2.getNumThreads(), np.random.get_state()[1].copy()  # noqa: NPY002 - it must stay
+
+    images = image_folder(tmp_path / "photos", 108)
+
+    files = sorted((tmp_path / "photos").glob("*/*"))
+    assert len(images) == len(files)
+    assert images.skipped == ()
+    assert images.classes == tuple(sorted({file.parent.name for file in files}))
+    for index in range(0, len(files), 97):
+        photo = np.asarray(Image.open(files[index]).convert("RGB"))
+        assert np.abs(images.pixels[index] - reference(photo, 108)).mean() < 2
+        assert images.classes[images.labels[index]] == files[index].parent.name
+    assert cv2.getNumThreads() == threads
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    no_decoding()
+    np.testing.assert_array_equal(image_folder(tmp_path / "photos", 108).pixels, images.pixels)

@@ -1,0 +1,206 @@
+"""The embedded scenes: reproducible, labelled, laid out, and moving."""
+
+import random
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from permenv.data.scenes import CLASSES, render_clips, render_stills
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def stills() -> tuple[np.ndarray, np.ndarray]:
+    """Enough small stills for statistics."""
+    return render_stills(640, SIZE, seed=7)
+
+
+@pytest.fixture(scope="module")
+def clips() -> tuple[np.ndarray, np.ndarray]:
+    """Beginning, middle and end of enough scenes to see every class move."""
+    return render_clips(160, 3, 48, seed=11)
+
+
+def travel(pixels: np.ndarray, labels: np.ndarray, name: str, axis: int) -> np.ndarray:
+    """How far, in pixels down (axis 1) or right (axis 2), what changes moves in each clip of a class."""
+    first, middle, last = pixels[labels == CLASSES.index(name)].mean(axis=-1).swapaxes(0, 1)
+
+    def centre(change: np.ndarray) -> np.ndarray:
+        weight = (change**2).sum(axis=3 - axis)
+        return (weight * np.arange(weight.shape[1])).sum(axis=1) / weight.sum(axis=1)
+
+    return centre(last - middle) - centre(middle - first)
+
+
+def brightness(pixels: np.ndarray) -> np.ndarray:
+    """Mean of each picture of a stack."""
+    return pixels.reshape(len(pixels), -1).mean(axis=1)
+
+
+def gradients(picture: np.ndarray) -> np.ndarray:
+    """Histograms of edge directions in a 6 x 6 grid: what is where, whatever its colour."""
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    strength, angle = cv2.cartToPolar(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1))
+    cell = np.arange(SIZE) * 6 // SIZE
+    bins = (cell[:, None] * 6 + cell[None, :]) * 8 + (angle % np.pi / np.pi * 8).astype(int) % 8
+    histogram = np.bincount(bins.ravel(), strength.ravel(), 6 * 6 * 8)
+    return np.sqrt(histogram / histogram.sum())
+
+
+def accuracy_of_nearest_neighbour(features: np.ndarray, labels: np.ndarray) -> float:
+    """Share of the last quarter whose nearest neighbour among the rest has the same label."""
+    split = len(labels) * 3 // 4
+    knn = KNeighborsClassifier(1).fit(features[:split], labels[:split])
+    return float(knn.score(features[split:], labels[split:]))
+
+
+class TestContract:
+    """Shapes, seeds and labels."""
+
+    def test_stills_are_rgb_bytes_with_labels(self):
+        pixels, labels = render_stills(10, 33)
+        assert pixels.shape == (10, 33, 33, 3)
+        assert pixels.dtype == np.uint8
+        assert labels.shape == (10,)
+        assert labels.dtype == np.int64
+
+    def test_clips_have_a_frame_axis(self):
+        pixels, labels = render_clips(3, 4, 20)
+        assert pixels.shape == (3, 4, 20, 20, 3)
+        assert pixels.dtype == np.uint8
+        assert labels.shape == (3,)
+
+    def test_channels_are_red_green_blue(self, stills):
+        noon = stills[0][:, 0].mean(axis=(0, 1))
+        assert noon[2] > noon[0]  # on the whole the zenith is blue
+
+    def test_same_seed_gives_same_scenes(self):
+        for first, second in zip(render_stills(6, 24, seed=3), render_stills(6, 24, seed=3), strict=True):
+            np.testing.assert_array_equal(first, second)
+
+    def test_another_seed_gives_other_scenes_in_another_order(self):
+        pixels, labels = render_stills(40, 16, seed=0)
+        others, other_labels = render_stills(40, 16, seed=1)
+        assert not (pixels == others).all(axis=(1, 2, 3)).any()
+        assert (labels != other_labels).any()
+
+    def test_scenes_of_one_seed_all_differ(self, stills):
+        assert len({picture.tobytes() for picture in stills[0]}) == len(stills[0])
+
+    @pytest.mark.parametrize("count", [1, 5, 8, 11])
+    def test_shorter_call_is_a_prefix(self, count):
+        pixels, labels = render_stills(20, 16, seed=5)
+        fewer_pixels, fewer_labels = render_stills(count, 16, seed=5)
+        np.testing.assert_array_equal(fewer_pixels, pixels[:count])
+        np.testing.assert_array_equal(fewer_labels, labels[:count])
+
+    def test_global_random_state_is_neither_read_nor_written(self):
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        states = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+        pixels, _ = render_stills(4, 16)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == states  # noqa: NPY002
+        np.random.seed(1)  # noqa: NPY002
+        np.testing.assert_array_equal(pixels, render_stills(4, 16)[0])
+
+    @pytest.mark.parametrize("count", [1, 7, 16, 21])
+    def test_labels_are_balanced_to_within_one(self, count):
+        tally = np.bincount(render_stills(count, 16)[1], minlength=len(CLASSES))
+        assert len(tally) == len(CLASSES)
+        assert tally.max() - tally.min() <= 1
+
+    def test_labels_are_shuffled_anew_in_every_block(self):
+        blocks = render_stills(5 * len(CLASSES), 16)[1].reshape(5, -1)
+        assert len(np.unique(blocks, axis=0)) > 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"count": 0}, r"count is 0; pass at least 1"),
+            ({"frames": 0}, r"frames is 0; pass at least 1"),
+            ({"size": 15}, r"size is 15; pass at least 16"),
+            ({"seed": -1}, r"seed is -1; pass at least 0"),
+        ],
+    )
+    def test_too_small_arguments_are_named(self, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            render_clips(**{"count": 1, "frames": 1, "size": 16} | arguments)
+
+
+class TestLayout:
+    """Every part of a picture has a right place, at every size."""
+
+    def test_a_scene_looks_the_same_at_every_size(self):
+        small, large = render_stills(24, 54, seed=2)[0], render_stills(24, 216, seed=2)[0]
+        shrunk = np.stack([cv2.resize(p, (54, 54), interpolation=cv2.INTER_AREA) for p in large])
+        apart = np.abs(small.astype(float) - shrunk).mean(axis=(1, 2, 3))
+        to_others = np.abs(small.astype(float) - np.roll(shrunk, 1, axis=0)).mean(axis=(1, 2, 3))
+        assert apart.mean() < 10
+        assert (apart < to_others / 2).mean() > 0.9
+
+    def test_sky_is_brighter_than_ground(self, stills):
+        pixels, _ = stills
+        third = SIZE // 3
+        assert (brightness(pixels[:, :third]) > brightness(pixels[:, -third:])).mean() > 0.7
+
+    def test_texture_coarsens_towards_the_viewer(self, stills):
+        grey = stills[0].mean(axis=-1)
+        distant, close = grey[:, SIZE * 6 // 10], grey[:, -2]
+
+        def fineness(rows: np.ndarray) -> float:
+            """Share of a row's variation that a step of one pixel makes."""
+            return float((np.diff(rows).var(axis=1) / rows.var(axis=1)).mean())
+
+        assert fineness(distant) > fineness(close)
+
+    def test_light_comes_from_the_left_in_most_scenes(self, stills):
+        pixels, _ = stills
+        third = SIZE // 3
+        from_left = brightness(pixels[:, :, :third]) > brightness(pixels[:, :, -third:])
+        assert 0.65 < from_left.mean() < 0.95
+
+
+class TestLabels:
+    """The class can be seen, though not in the colours."""
+
+    def test_nearest_neighbours_by_shape_share_their_class(self, stills):
+        pixels, labels = stills
+        features = np.stack([gradients(picture) for picture in pixels])
+        assert accuracy_of_nearest_neighbour(features, labels) > 3 / len(CLASSES)
+
+    def test_colours_hardly_tell_the_class(self, stills):
+        pixels, labels = stills
+        colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
+        assert accuracy_of_nearest_neighbour(colours, labels) < 2 / len(CLASSES)
+
+
+class TestTime:
+    """Clips show the stills' scenes, and time has a direction."""
+
+    @pytest.mark.parametrize("frames", [1, 3, 5])
+    def test_middle_frame_is_the_still(self, frames):
+        films, film_labels = render_clips(9, frames, 24, seed=4)
+        pixels, labels = render_stills(9, 24, seed=4)
+        np.testing.assert_array_equal(films[:, frames // 2], pixels)
+        np.testing.assert_array_equal(film_labels, labels)
+
+    def test_every_scene_changes_from_frame_to_frame(self, clips):
+        assert (np.diff(clips[0].astype(int), axis=1) != 0).any(axis=(2, 3, 4)).all()
+
+    def test_balloons_rise(self, clips):
+        rows = travel(*clips, "balloon", axis=1)
+        assert np.median(rows) < -2
+
+    @pytest.mark.parametrize("name", ["car", "plane", "train", "horse"])
+    def test_what_has_wheels_wings_or_legs_travels_either_way(self, clips, name):
+        columns = travel(*clips, name, axis=2)
+        assert np.median(np.abs(columns)) > 2.5
+        assert (columns > 0).any()
+        assert (columns < 0).any()
+
+    @pytest.mark.parametrize("name", ["house", "tree", "windmill"])
+    def test_what_is_rooted_stays(self, clips, name):
+        assert np.median(np.abs(travel(*clips, name, axis=2))) < 2

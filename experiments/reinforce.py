@@ -223,7 +223,7 @@ def _run(
                 job[name] = overhead[name] + world.seconds[name]
             bar.set_postfix(error=f"{info['error']:.3f}", reward=f"{float(gain):+.4f}")
             yield {
-                "update": info["update"],
+                "update": info["update"] + int(terminated),  # one that diverged counts as begun
                 "iteration": info["iteration"],
                 "seconds": round(job["seconds"], 3),
                 "loss": info["loss"],
@@ -270,7 +270,8 @@ def _query_images(config: Config, env: PermShuffleEnv) -> tuple[StillImages, str
     """The images that query, and what to call them."""
     size, folder = env.config.image_size, config.eval_images
     if config.images is None and folder is None:
-        return permenv.embedded_scenes(max(1, env.config.num_scenes // 4), size, seed=1), "fresh scenes"
+        count, seed = max(1, env.config.num_scenes // 4), env.config.scenes_seed + 1
+        return permenv.embedded_scenes(count, size, seed), "fresh scenes"
     if config.images is not None and folder is None and config.images.name == "train":
         beside = (config.images.with_name(name) for name in ("val", "test"))
         folder = next((path for path in beside if path.is_dir()), None)

@@ -39,7 +39,7 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
     """
     path = Path(path)
     tensors: dict[str, torch.Tensor] = {}
-    body = json.dumps(_take_out_tensors(tree, "", tensors), sort_keys=True)
+    body = json.dumps(_take_out_tensors(tree, "", tensors))
     metadata = {"format": FORMAT, "tree": body, "checksum": _checksum(body, tensors)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

@@ -54,6 +54,7 @@ class Config:
         precision: "float32", "bf16" (autocast of the training iteration; weights and validation stay float32) or
             "auto": bf16 where the device multiplies it natively, which is where the benchmark shows a gain.
         num_scenes: Images rendered where no folder is given.
+        scenes_seed: Which ones.
     """
 
     num_permutations: int = 1000
@@ -80,6 +81,7 @@ class Config:
     ema_decay: float = 0.0
     precision: str = "auto"
     num_scenes: int = 20_000
+    scenes_seed: int = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -169,6 +171,7 @@ _LEAST: Mapping[str, float] = {
     "fc6": 1,
     "fc7": 1,
     "num_scenes": 1,
+    "scenes_seed": 0,
 }
 
 PRESETS: Mapping[str, Config] = {
@@ -176,8 +179,8 @@ PRESETS: Mapping[str, Config] = {
         num_permutations=100,
         batch_size=64,
         samples_per_action=1,
-        iterations_per_update=10,
-        free_iterations=40,
+        iterations_per_update=50,
+        free_iterations=0,
         total_updates=30,
         learning_rate=0.03,
         learning_rate_drop=None,

@@ -472,5 +472,5 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
 
 def _load_images(folder: str | Path | None, config: Config) -> StillImages:
     if folder is None:
-        return embedded_scenes(config.num_scenes, config.image_size)
+        return embedded_scenes(config.num_scenes, config.image_size, config.scenes_seed)
     return image_folder(folder, config.image_size)

@@ -92,8 +92,8 @@ class SpatialHead(nn.Module):
         return self.classify(self.fc7(self.fc6(features).flatten(1)))
 
     def classify(self, stacked: Tensor) -> Tensor:
-        """Logits (..., |Ψ|) of fc7's outputs (..., fc7) before their ReLU."""
-        return self.classifier(torch.relu(stacked))
+        """Logits (..., |Ψ|) of fc7's outputs (..., fc7) before their ReLU, which overwrites them."""
+        return self.classifier(stacked.relu_())
 
     def place_table(self, features: Tensor) -> Tensor:
         """What every tile adds to fc7 at every position.
@@ -108,10 +108,8 @@ class SpatialHead(nn.Module):
             (V, n, n, fc7): entry [v, i, k] is the share of tile i when it lies at position k.
         """
         tiles = self.fc6(features)  # [V, n, fc6]
-        batch, num_pieces, width = tiles.shape
-        places = self.fc7.weight.view(-1, num_pieces, width)  # [fc7, n positions, fc6]
-        weights = places.permute(2, 1, 0).reshape(width, -1)  # [fc6, n positions · fc7]
-        return (tiles.flatten(0, 1) @ weights).view(batch, num_pieces, num_pieces, -1)
+        positions = self.fc7.weight.split(tiles.shape[2], dim=1)  # n × [fc7, fc6], views: 151 MB stay where they are
+        return torch.stack([tiles @ weight.T for weight in positions], dim=2)
 
 
 class OrderingNetwork(nn.Module):

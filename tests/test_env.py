@@ -398,7 +398,7 @@ def test_a_run_may_be_prolonged(make_env, tmp_path):
     ("overrides", "message"),
     [
         ({"num_groups": 3}, r"num_groups=4, this environment num_groups=3"),
-        ({"num_scenes": 61}, r"data='scenes-60-108-0'"),
+        ({"num_scenes": 61}, r"data='scenes-1-60-108-0'"),
         ({"learning_rate": 0.5, "momentum": 0.1}, r"2 differences: learning_rate, momentum"),
     ],
 )

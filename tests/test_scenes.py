@@ -10,12 +10,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from permenv.data.scenes import CLASSES, render_clips, render_stills
 
 SIZE = 64
+MOVED = 40  # levels of grey that change where something moves; the noise of the sensor changes fewer
 
 
 @pytest.fixture(scope="module")
 def stills() -> tuple[np.ndarray, np.ndarray]:
     """Enough small stills for statistics."""
-    return render_stills(640, SIZE, seed=7)
+    return render_stills(480, SIZE, seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,8 @@ def travel(pixels: np.ndarray, labels: np.ndarray, name: str, axis: int) -> np.n
     first, middle, last = pixels[labels == CLASSES.index(name)].mean(axis=-1).swapaxes(0, 1)
 
     def centre(change: np.ndarray) -> np.ndarray:
-        weight = (change**2).sum(axis=3 - axis)
-        return (weight * np.arange(weight.shape[1])).sum(axis=1) / weight.sum(axis=1)
+        weight = (np.maximum(np.abs(change) - MOVED, 0) ** 2).sum(axis=3 - axis)
+        return (weight * np.arange(weight.shape[1])).sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
 
     return centre(last - middle) - centre(middle - first)
 
@@ -38,6 +39,13 @@ def travel(pixels: np.ndarray, labels: np.ndarray, name: str, axis: int) -> np.n
 def brightness(pixels: np.ndarray) -> np.ndarray:
     """Mean of each picture of a stack."""
     return pixels.reshape(len(pixels), -1).mean(axis=1)
+
+
+def horizon(picture: np.ndarray) -> int:
+    """The row between the two most different parts, sky and ground as a rule."""
+    rows = picture.mean(axis=1)
+    apart = [np.abs(rows[:row].mean(axis=0) - rows[row:].mean(axis=0)).sum() for row in range(4, len(rows) - 4)]
+    return 4 + int(np.argmax(apart))
 
 
 def gradients(picture: np.ndarray) -> np.ndarray:
@@ -74,8 +82,8 @@ class TestContract:
         assert labels.shape == (3,)
 
     def test_channels_are_red_green_blue(self, stills):
-        noon = stills[0][:, 0].mean(axis=(0, 1))
-        assert noon[2] > noon[0]  # on the whole the zenith is blue
+        top, bottom = (stills[0][:, row].mean(axis=(0, 1)) for row in (0, -1))
+        assert top[2] / top[0] > bottom[2] / bottom[0]  # on the whole the sky is bluer than the ground
 
     def test_same_seed_gives_same_scenes(self):
         for first, second in zip(render_stills(6, 24, seed=3), render_stills(6, 24, seed=3), strict=True):
@@ -131,7 +139,7 @@ class TestContract:
 
 
 class TestLayout:
-    """Every part of a picture has a right place, at every size."""
+    """A picture has an above and a below, but no column or horizon of its own, at every size."""
 
     def test_a_scene_looks_the_same_at_every_size(self):
         small, large = render_stills(24, 54, seed=2)[0], render_stills(24, 216, seed=2)[0]
@@ -146,21 +154,21 @@ class TestLayout:
         third = SIZE // 3
         assert (brightness(pixels[:, :third]) > brightness(pixels[:, -third:])).mean() > 0.7
 
-    def test_texture_coarsens_towards_the_viewer(self, stills):
-        grey = stills[0].mean(axis=-1)
-        distant, close = grey[:, SIZE * 6 // 10], grey[:, -2]
-
-        def fineness(rows: np.ndarray) -> float:
-            """Share of a row's variation that a step of one pixel makes."""
-            return float((np.diff(rows).var(axis=1) / rows.var(axis=1)).mean())
-
-        assert fineness(distant) > fineness(close)
-
-    def test_light_comes_from_the_left_in_most_scenes(self, stills):
+    def test_light_comes_from_either_side(self, stills):
         pixels, _ = stills
         third = SIZE // 3
         from_left = brightness(pixels[:, :, :third]) > brightness(pixels[:, :, -third:])
-        assert 0.65 < from_left.mean() < 0.95
+        assert 0.4 < from_left.mean() < 0.6
+
+    def test_no_column_has_a_look_of_its_own(self, stills):
+        pixels, _ = stills
+        columns = pixels.mean(axis=(0, 1, 3))
+        assert np.ptp(columns) < pixels.mean(axis=(1, 2, 3)).std() / 2
+
+    def test_the_horizon_lies_anywhere(self, stills):
+        horizons = [horizon(picture) for picture in stills[0][:160]]
+        tally, _ = np.histogram(horizons, bins=3, range=(0, SIZE))
+        assert (tally > len(horizons) / 10).all()
 
 
 class TestLabels:
@@ -187,8 +195,9 @@ class TestTime:
         np.testing.assert_array_equal(films[:, frames // 2], pixels)
         np.testing.assert_array_equal(film_labels, labels)
 
-    def test_every_scene_changes_from_frame_to_frame(self, clips):
-        assert (np.diff(clips[0].astype(int), axis=1) != 0).any(axis=(2, 3, 4)).all()
+    def test_something_moves_in_most_clips(self, clips):
+        change = np.abs(np.diff(clips[0].mean(axis=-1), axis=1)).max(axis=(2, 3))
+        assert (change > MOVED).all(axis=1).mean() > 0.75
 
     def test_balloons_rise(self, clips):
         rows = travel(*clips, "balloon", axis=1)
@@ -197,10 +206,10 @@ class TestTime:
     @pytest.mark.parametrize("name", ["car", "plane", "train", "horse"])
     def test_what_has_wheels_wings_or_legs_travels_either_way(self, clips, name):
         columns = travel(*clips, name, axis=2)
-        assert np.median(np.abs(columns)) > 2.5
+        assert np.median(np.abs(columns)) > 3
         assert (columns > 0).any()
         assert (columns < 0).any()
 
     @pytest.mark.parametrize("name", ["house", "tree", "windmill"])
     def test_what_is_rooted_stays(self, clips, name):
-        assert np.median(np.abs(travel(*clips, name, axis=2))) < 2
+        assert np.median(np.abs(travel(*clips, name, axis=2))) < 2.5

@@ -5,7 +5,7 @@ import functools
 import torch
 
 from permenv.data.folder import image_folder
-from permenv.data.scenes import CLASSES, render_stills
+from permenv.data.scenes import CLASSES, RECIPE, render_stills
 from permenv.data.source import DataError, StillImages
 
 __all__ = ["DataError", "StillImages", "embedded_scenes", "image_folder"]
@@ -29,5 +29,5 @@ def embedded_scenes(count: int, size: int, seed: int = 0) -> StillImages:
         labels=labels,
         classes=CLASSES,
         name="embedded scenes",
-        fingerprint=f"scenes-{count}-{size}-{seed}",
+        fingerprint=f"scenes-{RECIPE}-{count}-{size}-{seed}",
     )

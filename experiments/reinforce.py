@@ -202,7 +202,8 @@ def _run(
     chosen = np.zeros(config.num_groups)
     overhead = {name: job.get(name, 0.0) for name in ("validation", "grouping")}
     start, policy_seconds = time.perf_counter() - job["seconds"], job["policy"]
-    with tqdm(total=iterations, initial=info["iteration"], unit="it", dynamic_ncols=True, disable=None) as bar:
+    pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines: a log file is not a terminal
+    with tqdm(total=iterations, initial=info["iteration"], unit="it", mininterval=pause) as bar:
         while not over:
             before = time.perf_counter()
             action = agent.act(observation)

@@ -197,14 +197,14 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
         unknown = options.keys() - {"checkpoint"}
         if unknown:
             raise ConfigurationError(f"unknown reset option {unknown.pop()!r}; the only one is 'checkpoint'")
-        super().reset(seed=seed)
-        if "checkpoint" in options:
+        if "checkpoint" in options:  # which brings its own generator, so the seed is not asked
             path = options["checkpoint"]
             tree = checkpoint.read(path)
             if "environment" not in tree:
                 raise CheckpointError(f"{path} holds no environment: name a file that env.save() or a run wrote")
             self.load_state_dict(tree["environment"])
         else:
+            super().reset(seed=seed)
             self._begin()
         return self._observation.copy(), self._info(self._begun(), validated=True)
 

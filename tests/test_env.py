@@ -409,7 +409,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(make_env, tmp_path, ov
     other.reset(seed=1)
     twin.reset(seed=1)
     with pytest.raises(CheckpointError, match=message):
-        other.reset(options={"checkpoint": tmp_path / "run"})
+        other.reset(seed=9, options={"checkpoint": tmp_path / "run"})
     assert_same(rollout(other, [0] * 20), rollout(twin, [0] * 20))
 
 

@@ -71,8 +71,23 @@ def group_members(groups: np.ndarray, num_groups: int) -> list[np.ndarray]:
     Returns:
         |C| arrays of int64 indices into Ψ, none of them empty.
     """
-    members = [np.flatnonzero(groups == min(group, groups.max())) for group in range(num_groups)]
-    return members
+    return [np.flatnonzero(groups == min(group, groups.max())) for group in range(num_groups)]
+
+
+def draw_members(members: list[np.ndarray], chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw a permutation uniformly from the group chosen for each sample (Algorithm 1, line 7).
+
+    Args:
+        members: From `group_members`.
+        chosen: (B,) int, a group a sample.
+        rng: Source of the draws.
+
+    Returns:
+        (B,) int64 indices into Ψ.
+    """
+    sizes = np.array([len(group) for group in members])
+    first = np.cumsum(sizes) - sizes  # where each group begins in the list of all
+    return np.concatenate(members)[first[chosen] + rng.integers(sizes[chosen])]
 
 
 @functools.cache

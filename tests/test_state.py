@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permenv.state import group_members, group_permutations, summarise
+from permenv.state import draw_members, group_members, group_permutations, summarise
 
 
 def levels(*sizes_and_medians, samples=20, seed=0):
@@ -69,6 +69,17 @@ def test_members_are_the_groups():
     groups = np.array([1, 0, 1, 2, 0])
     members = group_members(groups, 3)
     assert [list(m) for m in members] == [[1, 4], [0, 2], [3]]
+
+
+def test_draws_are_uniform_within_the_group_of_each_sample():
+    members = [np.array([4]), np.array([0, 2, 5]), np.array([1, 3])]
+    chosen = np.tile([2, 1, 0, 1], 3000)
+    drawn = draw_members(members, chosen, np.random.default_rng(0))
+    for group in range(3):
+        values, counts = np.unique(drawn[chosen == group], return_counts=True)
+        np.testing.assert_array_equal(values, members[group])
+        expected = counts.sum() / len(members[group])
+        assert ((counts - expected) ** 2 / expected).sum() < 13.8  # χ² of two degrees, p = 0.001
 
 
 def test_the_seed_decides():

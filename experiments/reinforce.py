@@ -212,7 +212,7 @@ def _run(
             before = time.perf_counter()
             learned = agent.learn(observation, action, gain, observation_next, terminated, truncated, info)
             policy_seconds += time.perf_counter() - before
-            observation, over = observation_next, terminated or truncated
+            acted_on, observation, over = observation, observation_next, terminated or truncated
             bar.update(info["iteration"] - bar.n)
             if info["phase"] == "free" and not terminated:
                 continue
@@ -234,6 +234,7 @@ def _run(
                 "diverged": float(info["diverged"]),
                 "entropy": learned.get("entropy", _entropy(agent.probabilities(observation))),
                 **{f"group_{group}": count / chosen.sum() for group, count in enumerate(chosen)},
+                **{f"size_{group}": float(fraction) for group, fraction in enumerate(acted_on[:, 0])},
             }
             chosen[:] = 0
 
@@ -336,7 +337,7 @@ def _sum_up(env: PermShuffleEnv, folder: runs.RunFolder, job: dict[str, Any], ga
     }
     runs.write_json(folder.path / "summary.json", summary)
     folder.picture("error", render.error_figure({"this run": runs.columns(rows)}))
-    folder.picture("choices", render.choice_figure([row["update"] for row in rows], runs.frequencies(rows)))
+    folder.picture("choices", runs.choice_figure(rows))
     folder.picture("shuffles", runs.example_figure(env, seed=0))
     return summary
 

@@ -183,10 +183,13 @@ def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Sequence[float]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def frequencies(rows: Sequence[Mapping[str, float]]) -> np.ndarray:
-    """Share of the actions that chose each group, (T, |C|)."""
-    names = [name for name in rows[0] if name.startswith("group_")]
-    return np.array([[row[name] for name in names] for row in rows])
+def choice_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """The groups chosen over a run (Fig. 4)."""
+
+    def table(prefix: str) -> np.ndarray:  # [updates, groups]
+        return np.array([[value for name, value in row.items() if name.startswith(prefix)] for row in rows])
+
+    return render.choice_figure([row["update"] for row in rows], table("group_"), table("size_"))
 
 
 def example_figure(env: PermShuffleEnv, seed: int) -> Figure:

@@ -71,33 +71,35 @@ def error_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     return figure
 
 
-def choice_figure(updates: Sequence[float], frequencies: np.ndarray) -> Figure:
-    """Show how often each group was chosen, update by update (the paper's Fig. 4).
+def choice_figure(updates: Sequence[float], frequencies: np.ndarray, fractions: np.ndarray) -> Figure:
+    """Show how often each group was chosen, update by update (the paper's Fig. 4), and how that leans.
 
     Args:
         updates: (T,) numbers of the updates.
         frequencies: (T, |C|) share of an update's actions that chose each group; rows sum to 1.
+        fractions: (T, |C|) share of the permutations that each group holds; rows sum to 1.
 
     Returns:
-        The figure, hardest group on top, as in the paper.
+        The figure, hardest group on top, as in the paper. Below, how many times as often as by chance (all
+        permutations alike) each group was chosen, on a scale of powers of two.
     """
-    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     below = np.zeros(len(updates))
     num_groups = frequencies.shape[1]
+    colours = figure_colours(num_groups)
     for group in reversed(range(num_groups)):  # easiest at the bottom
         label = {0: "hardest", num_groups - 1: "easiest"}.get(group)
-        axes.bar(
-            updates,
-            frequencies[:, group],
-            bottom=below,
-            width=1,
-            color=figure_colours(num_groups)[group],
-            label=label,
-        )
+        upper.bar(updates, frequencies[:, group], bottom=below, width=1, color=colours[group], label=label)
         below = below + frequencies[:, group]
-    axes.set(title="groups chosen", xlabel="update", ylabel="share of the actions", ylim=(0, 1))
-    axes.legend(loc="upper left")
+    upper.set(title="groups chosen", ylabel="share of the actions", ylim=(0, 1))
+    upper.legend(loc="upper left")
+    with np.errstate(divide="ignore", invalid="ignore"):  # an empty group has no lean, and stays white
+        lean = np.log2(frequencies / fractions)
+    extent = (updates[0] - 0.5, updates[-1] + 0.5, num_groups - 0.5, -0.5)
+    shown = lower.imshow(lean.T, cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto", interpolation="none", extent=extent)
+    lower.set(title="against chance: +1 is twice as often", xlabel="update", ylabel="group, hardest 0")
+    figure.colorbar(shown, ax=lower, label="log2")
     return figure
 
 

@@ -459,8 +459,8 @@ def test_a_render_mode_that_does_not_exist():
 
 
 def test_an_unknown_reset_option(make_env):
-    with pytest.raises(ConfigurationError, match=r"unknown reset option 'checkpont'"):
-        make_env().reset(options={"checkpont": "x"})
+    with pytest.raises(ConfigurationError, match=r"unknown reset option 'restore'"):
+        make_env().reset(options={"restore": "x"})
 
 
 # Pictures, other backbones
@@ -474,6 +474,28 @@ def test_render_gives_a_picture_that_changes_with_the_run(make_env):
     assert first.dtype == np.uint8
     rollout(env, actions_of(env, 12))
     assert not np.array_equal(first, env.render())
+
+
+def test_the_paper_preset_trains_and_validates():
+    """CaffeNet at the paper's piece size; only what makes it slow is smaller."""
+    paper = gym.make(
+        "PermShuffle-v0",
+        preset="paper",
+        device="cpu",
+        num_scenes=12,
+        num_permutations=20,
+        num_validation=4,
+        batch_size=4,
+        free_iterations=1,
+        iterations_per_update=1,
+        total_updates=1,
+    )
+    paper.reset(seed=0)
+    *_, truncated, info = rollout(paper, [0] * 8)[-1]
+    assert truncated
+    assert info["iteration"] == 2
+    assert 0 < info["loss"] < 20
+    assert paper.unwrapped.validation["spatial"].finite
 
 
 def own_backbone() -> torch.nn.Module:

@@ -46,6 +46,7 @@ def test_a_run_leaves_everything_behind(tmp_path, policy, capsys):
     assert [row["iteration"] for row in rows] == ["3", "6", "9"]
     for row in rows:
         assert sum(float(row[f"group_{g}"]) for g in range(4)) == pytest.approx(1)
+        assert sum(float(row[f"size_{g}"]) for g in range(4)) == pytest.approx(1)
         assert float(row["reward"]) == float(row["baseline_error"]) - float(row["error"])
     config = json.loads((folder / "config.json").read_text())
     assert config["environment"]["num_permutations"] == 24

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import ThreadpoolController
 
 LOWEST_RATIO, HIGHEST_RATIO = 0.5, 2.0  # of Eq. 3
@@ -25,10 +27,10 @@ def group_permutations(ratios: np.ndarray, num_groups: int, seed: int) -> np.nda
     Returns:
         (|Ψ|,) int64, the group of each permutation, 0 to |C| - 1.
     """
-    clusters = min(num_groups, len(np.unique(ratios, axis=0)))
     # one thread: with more, the order of the centres' sums, and so the last bit, is up to the scheduler
-    with _thread_pools().limit(limits=1, user_api="openmp"):
-        found = KMeans(clusters, n_init=1, random_state=seed).fit_predict(ratios)
+    with _thread_pools().limit(limits=1, user_api="openmp"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer groups than asked for: see above
+        found = KMeans(num_groups, n_init=1, random_state=seed).fit_predict(ratios)
     names = np.unique(found)
     medians = [np.median(ratios[found == name]) for name in names]
     hardest_first = names[np.argsort(medians, kind="stable")]

@@ -185,8 +185,8 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_options(tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
-def test_errors_reach_the_user_as_one_line():
-    command = [sys.executable, "experiments/reinforce.py", "--preset", "huge"]
+def test_errors_reach_the_user_as_one_line(tmp_path):
+    command = [sys.executable, "experiments/reinforce.py", "--preset", "huge", "--out", str(tmp_path)]
     result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.strip() == "error: unknown preset 'huge'; choose one of tiny, paper"

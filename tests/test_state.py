@@ -54,9 +54,9 @@ def test_summary_equals_its_definition(num_permutations, num_samples, num_groups
 @pytest.mark.parametrize("different", [1, 2, 3])
 def test_fewer_different_rows_than_groups_leave_the_last_groups_empty(different):
     ratios = np.repeat(np.linspace(0.6, 1.8, different, dtype=np.float32)[:, None], 5, axis=1)
-    ratios = np.tile(ratios, (4, 1))
+    ratios = np.tile(ratios, (8, 1))
     groups = group_permutations(ratios, 6, seed=0)
-    np.testing.assert_array_equal(np.bincount(groups, minlength=6), [4] * different + [0] * (6 - different))
+    np.testing.assert_array_equal(np.bincount(groups, minlength=6), [8] * different + [0] * (6 - different))
     summary = summarise(ratios, groups, 6)
     np.testing.assert_array_equal(summary[different:, 0], 0)
     np.testing.assert_allclose(summary[different:, 1], summary[different - 1, 1])

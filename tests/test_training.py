@@ -63,7 +63,7 @@ def test_a_step_equals_plain_sgd_with_momentum_and_decay():
                 momentum[name] = config.momentum * momentum[name] + gradient + config.weight_decay * p
                 p -= config.learning_rate * momentum[name]
     for p, q in zip(trainer.network.parameters(), reference.network.parameters(), strict=True):
-        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
 def test_pieces_are_shuffled_as_their_labels_say():

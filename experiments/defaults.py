@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
         errors = list(pool.map(_final_error, *zip(*groups_jobs, strict=True)))
         noise = list(pool.map(_noise, *zip(*decay_jobs, strict=True)))
     report: dict[str, Any] = {
-        "machine": runs.machine(torch.device("cpu")),
+        "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
         "data": f"{make_config('tiny').num_scenes} embedded scenes, seed {config.scenes_seed}",
         "seeds": config.seeds,
         "iterations": config.updates * make_config("tiny").iterations_per_update,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from permenv.networks import Backbone
+from permenv.networks import BACKBONES, Backbone
 
 TASKS = ("spatial",)
 PRECISIONS = ("auto", "float32", "bf16")
@@ -125,6 +125,10 @@ class Config:
             raise ConfigurationError(
                 f"piece_size={self.piece_size} is larger than cell_size={self.cell_size}: a piece is cropped from "
                 f"its cell; lower piece_size or raise cell_size"
+            )
+        if isinstance(self.backbone, str) and self.backbone not in BACKBONES:
+            raise ConfigurationError(
+                f"unknown backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)} or pass a function"
             )
         if self.precision not in PRECISIONS:
             raise ConfigurationError(f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}")

@@ -19,7 +19,7 @@ from permenv.augment import (
     random_offsets,
     unshuffled,
 )
-from permenv.config import Config
+from permenv.config import Config, ConfigurationError
 from permenv.networks import OrderingNetwork, build_network
 from permenv.validation import Validation, validate
 
@@ -28,16 +28,15 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """Turn "auto" into the GPU if there is one, else the CPU.
 
     Raises:
-        ValueError: If the device is not known, or is a GPU that is not there.
+        ConfigurationError: If the device is not known, or is a GPU that is not there.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {device!r}; use 'auto', 'cpu' or 'cuda'") from error
+    if str(device).partition(":")[0] not in ("cpu", "cuda"):
+        raise ConfigurationError(f"unknown device {str(device)!r}; use 'auto', 'cpu' or 'cuda'")
+    chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
+        raise ConfigurationError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
     return chosen
 
 

@@ -36,6 +36,7 @@ def test_overrides_change_only_what_they_name(preset):
         ({"num_permutations": 25, "grid": 2}, r"num_permutations=25: 4 pieces have only 24"),
         ({"num_permutations": 1}, r"num_permutations=1: must be at least 2"),
         ({"piece_size": 40}, r"piece_size=40 is larger than cell_size=36"),
+        ({"backbone": "vgg"}, r"unknown backbone 'vgg'; choose one of caffenet, quarter-caffenet or pass a function"),
         ({"precision": "fp8"}, r"precision='fp8': choose one of auto, float32, bf16"),
         ({"ema_decay": 1.0}, r"ema_decay=1.0: must lie in \[0, 1\)"),
         ({"grey_probability": 1.5}, r"grey_probability=1.5: must lie in \[0, 1\]"),

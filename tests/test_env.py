@@ -445,7 +445,7 @@ def test_nothing_to_save_before_reset(make_env, tmp_path):
         ({"num_validation": 60}, DataError, r"num_validation=60, but embedded scenes has only 60 images"),
         ({"images": "/nowhere"}, DataError, r"/nowhere"),
         ({"videos": "/clips"}, ConfigurationError, r"videos='/clips': task 'spatial' shuffles stills"),
-        ({"device": "tpu"}, ValueError, r"unknown device 'tpu'"),
+        ({"device": "mps"}, ConfigurationError, r"unknown device 'mps'"),
     ],
 )
 def test_bad_arguments_are_named_with_their_remedy(make_env, arguments, error, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SMALL
 
-from permenv import embedded_scenes, make_config
+from permenv import ConfigurationError, embedded_scenes, make_config
 from permenv.permutations import maximally_different
 from permenv.training import Trainer, resolve_device, resolve_precision
 
@@ -173,8 +173,8 @@ def test_devices_and_precisions():
     assert resolve_device("cpu") == CPU
     assert resolve_device("auto").type in ("cpu", "cuda")
     assert resolve_precision("float32", CPU) == torch.float32
-    with pytest.raises(ValueError, match="unknown device 'gpu'"):
+    with pytest.raises(ConfigurationError, match="unknown device 'gpu'"):
         resolve_device("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no GPU"):
+        with pytest.raises(ConfigurationError, match="no GPU"):
             resolve_device("cuda")

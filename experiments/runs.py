@@ -93,7 +93,8 @@ class RunFolder:
         resume: Whether a run that is there is to be continued.
 
     Raises:
-        RunFolderError: If there is a run and it is not to be continued, or there is none and it is.
+        RunFolderError: If there is a run and it is not to be continued, or there is none and it is; or if a new run
+            would mix with files that are no run's.
     """
 
     def __init__(self, path: Path, resume: bool):
@@ -103,6 +104,8 @@ class RunFolder:
         exists = self.holds_run(path)
         if exists and not resume:
             raise RunFolderError(f"{path} holds a run: continue it with --resume, or name another folder with --out")
+        if not exists and path.is_dir() and any(path.iterdir()):
+            raise RunFolderError(f"{path} is not empty and holds no run: name a new folder with --out")
         if resume and not exists:
             raise RunFolderError(
                 f"--resume: there is no {CHECKPOINT} in {path}; check --out, or start without --resume"

@@ -46,7 +46,7 @@ def weights_of(env):
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_gymnasiums_checker_has_nothing_to_say(name, recwarn):
+def test_gymnasiums_checker_has_nothing_to_say(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gym.make(name, **SMALL).unwrapped)

@@ -185,6 +185,15 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_options(tmp_path):
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_files_is_left_alone(tmp_path, resume):
+    (tmp_path / "config.json").write_text("somebody else's")
+    with pytest.raises(runs.RunFolderError, match="is not empty and holds no run: name a new folder with --out"):
+        reinforce.main(job(tmp_path, resume=resume))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "somebody else's"
+
+
 def test_errors_reach_the_user_as_one_line(tmp_path):
     command = [sys.executable, "experiments/reinforce.py", "--preset", "huge", "--out", str(tmp_path)]
     result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)

@@ -1,5 +1,6 @@
 """The protocol every agent follows, and the one file an agent is saved to."""
 
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -10,6 +11,7 @@ import numpy as np
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 
+Action = int | np.ndarray  # a group, or (T,) of them: one for each task of a joint one
 Tree = dict[str, Any]  # nested dicts and lists of tensors and JSON-able values
 
 
@@ -28,18 +30,28 @@ class Agent(ABC):
 
     An agent draws from generators of its own; the global random states stay untouched.
 
+    A joint task is T tasks at once. Everything an agent takes or returns has then one more axis in front, a row
+    a task in the order of the environment's; the shapes below are those of a single task, which has no such axis.
+    Written along the last axes, an agent serves both.
+
     Args:
         observation_space: Box of shape (|C|, 2), ŝ of Eq. 10: column 0 the fraction |c_j| / |Ψ| of the
-            permutations that lie in group j, column 1 the median of the group's softmax ratios.
-        action_space: Discrete(|C|), the group to draw the next permutations from.
+            permutations that lie in group j, column 1 the median of the group's softmax ratios. Joint: (T, |C|, 2).
+        action_space: Discrete(|C|), the group to draw the next permutations from. Joint: MultiDiscrete([|C|] * T).
         seed: Seeds everything the agent draws, >= 0.
+
+    Attributes:
+        num_tasks: T, 1 for a single task.
+        num_groups: |C|.
 
     Raises:
         ValueError: If the spaces are others.
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, *, seed: int) -> None:
-        self.num_groups = _count_groups(observation_space, action_space)
+        *tasks, self.num_groups = _policy_shape(observation_space, action_space)
+        self._tasks = tuple(tasks)  # () or (T,), the axis in front
+        self.num_tasks = math.prod(self._tasks)
         self.observation_space = observation_space
         self.action_space = action_space
         self._generator = np.random.default_rng(seed)
@@ -53,23 +65,24 @@ class Agent(ABC):
         """Return π(. | ŝ), with which `act` draws.
 
         Args:
-            observation: ŝ, (|C|, 2).
+            observation: ŝ, (|C|, 2); joint (T, |C|, 2).
 
         Returns:
-            (|C|,) float64, sums to 1; exactly 0 for an empty group, which has no permutation to draw.
+            (|C|,) float64, sums to 1; exactly 0 for an empty group, which has no permutation to draw. Joint:
+            (T, |C|), a distribution a task.
 
         Raises:
             ValueError: If the observation is not an ŝ of this agent's space.
         """
 
-    def act(self, observation: np.ndarray) -> int:
-        """Draw a group from `probabilities`; never one of probability 0.
+    def act(self, observation: np.ndarray) -> Action:
+        """Draw a group from `probabilities`, one for each task of a joint one; never one of probability 0.
 
         Args:
-            observation: ŝ, (|C|, 2).
+            observation: ŝ, (|C|, 2); joint (T, |C|, 2).
 
         Returns:
-            The group, in [0, |C|).
+            The group, an int in [0, |C|). Joint: (T,) int64.
 
         Raises:
             ValueError: If the observation is not an ŝ of this agent's space.
@@ -77,12 +90,14 @@ class Agent(ABC):
         self._refresh(observation)
         # The first index whose cumulative probability exceeds a number in [0, 1): a group of probability 0
         # does not exceed its predecessor, and the last entry is exactly 1.
-        return int(np.searchsorted(self._cumulative, self._generator.random(), side="right"))
+        numbers = self._generator.random(self._tasks)  # [*tasks]
+        groups = (self._cumulative <= numbers[..., None]).sum(axis=-1, dtype=np.int64)  # [*tasks]
+        return groups if self._tasks else int(groups)
 
     def learn(
         self,
         observation: np.ndarray,
-        action: int,
+        action: Action,
         reward: SupportsFloat,
         observation_next: np.ndarray,
         terminated: bool,
@@ -93,13 +108,14 @@ class Agent(ABC):
 
         Args:
             observation: ŝ on which the action was taken.
-            action: The group that was chosen.
-            reward: r_t where the step ended an update, else 0.
+            action: The group that was chosen; joint (T,), the groups.
+            reward: r_t where the step ended an update, else 0; joint: the mean of the tasks'.
             observation_next: ŝ after the step.
             terminated: Whether the run ended for good (the network diverged).
             truncated: Whether the run ended because its time was up.
             info: At least "validated" (bool), whether the step ended with a validation, and "phase",
-                "update" where the policy is to be credited for the action, "free" where it is not.
+                "update" where the policy is to be credited for the action, "free" where it is not. Joint: also
+                "task_rewards", each task's r_t by the task's name, in the order of the observation's rows.
 
         Returns:
             What is worth logging when the policy was updated, else nothing.
@@ -150,7 +166,7 @@ class Agent(ABC):
 
     def _signature(self) -> Tree:
         """Return what two agents must have in common for one to continue the other's state."""
-        return {"agent": type(self).__name__, "groups": self.num_groups}
+        return {"agent": type(self).__name__, "tasks": self.num_tasks, "groups": self.num_groups}
 
     def _refresh(self, observation: np.ndarray) -> None:
         """Recompute the distribution where the observation or the policy changed.
@@ -160,38 +176,48 @@ class Agent(ABC):
         drawn_for = (self.version, np.asarray(observation).tobytes())
         if drawn_for != self._drawn_for:
             self._probabilities = self.probabilities(observation)
-            cumulative = np.cumsum(self._probabilities)
-            self._cumulative = cumulative / cumulative[-1]
+            cumulative = np.cumsum(self._probabilities, axis=-1)
+            self._cumulative = cumulative / cumulative[..., -1:]
             self._drawn_for = drawn_for
 
     def _fractions(self, observation: np.ndarray) -> np.ndarray:
-        """Return |c_j| / |Ψ|, (|C|,) float64 that sum to 1, of an observation checked to be an ŝ."""
-        observation = np.asarray(observation, dtype=np.float64)  # [groups, 2]
-        if observation.shape != (self.num_groups, 2):
+        """Return |c_j| / |Ψ|, (|C|,) float64 that sum to 1, of an observation checked to be an ŝ; joint (T, |C|)."""
+        observation = np.asarray(observation, dtype=np.float64)  # [*tasks, groups, 2]
+        if observation.shape != self.observation_space.shape:
             raise ValueError(
                 f"The observation has shape {observation.shape}, this agent was built for "
-                f"{(self.num_groups, 2)}. Build the agent with the environment's own spaces."
+                f"{self.observation_space.shape}. Build the agent with the environment's own spaces."
             )
-        fractions = observation[:, 0]
-        if not np.isfinite(observation).all() or (fractions < 0).any() or fractions.sum() <= 0:
+        fractions = observation[..., 0]
+        total = fractions.sum(axis=-1, keepdims=True)
+        if not np.isfinite(observation).all() or (fractions < 0).any() or (total <= 0).any():
             raise ValueError(
                 "An observation's column 0 must hold the groups' sizes and nothing may be NaN or infinite, "
                 f"got {observation.tolist()}. Pass the environment's observation as it is."
             )
-        return fractions / fractions.sum()  # float32 fractions sum to 1 only to seven digits
+        return fractions / total  # float32 fractions sum to 1 only to seven digits
 
 
-def _count_groups(observation_space: gym.Space, action_space: gym.Space) -> int:
-    """Return |C|, or refuse spaces that are not those of `Agent`."""
-    if not isinstance(action_space, gym.spaces.Discrete) or action_space.start != 0:
+def _policy_shape(observation_space: gym.Space, action_space: gym.Space) -> tuple[int, ...]:
+    """Return (|C|,), of a joint task (T, |C|); or refuse spaces that are not those of `Agent`."""
+    if isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0:
+        shape: tuple[int, ...] = (int(action_space.n),)
+    elif (
+        isinstance(action_space, gym.spaces.MultiDiscrete)
+        and action_space.nvec.ndim == 1
+        and len(np.unique(action_space.nvec)) == 1
+        and not action_space.start.any()
+    ):
+        shape = (len(action_space.nvec), int(action_space.nvec[0]))
+    else:
         raise ValueError(
-            f"The action space is {action_space}, agents choose from Discrete(groups) that starts at 0. "
-            "Use an environment with one task."
+            f"The action space is {action_space}, agents choose from Discrete(groups), or from "
+            "MultiDiscrete([groups] * tasks) for a joint task, that start at 0. "
+            "Use the environment's own action space, with as many groups for every task."
         )
-    num_groups = int(action_space.n)
-    if not isinstance(observation_space, gym.spaces.Box) or observation_space.shape != (num_groups, 2):
+    if not isinstance(observation_space, gym.spaces.Box) or observation_space.shape != (*shape, 2):
         raise ValueError(
-            f"The observation space is {observation_space}, agents read Box of shape {(num_groups, 2)}. "
-            "Remove wrappers that change the observation."
+            f"The observation space is {observation_space}, with actions of {action_space} agents read Box of shape "
+            f"{(*shape, 2)}. Remove wrappers that change the observation, such as FlattenObservation."
         )
-    return num_groups
+    return shape

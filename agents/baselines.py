@@ -4,7 +4,7 @@ from typing import Any, SupportsFloat
 
 import numpy as np
 
-from agents.base import Agent, Tree
+from agents.base import Action, Agent, Tree
 from agents.reinforce import Reinforce
 
 
@@ -30,7 +30,7 @@ class InversePolicy(Agent):
         q_j ∝ f_j² / π_j.
 
     So the inverse of the random policy is random, the inverse of the inverse is the policy itself, and the
-    inverse of a uniform choice of groups does not drill the small groups.
+    inverse of a uniform choice of groups does not drill the small groups. A joint task's policies are each inverted.
 
     Args:
         policy: π, owned from now on: its state is part of this agent's.
@@ -59,20 +59,19 @@ class InversePolicy(Agent):
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
         """Return q ∝ f² / π, see `Agent.probabilities`."""
-        fractions = self._fractions(observation)  # [groups]
-        policy = self.policy.probabilities(observation)  # [groups]
-        full = fractions > 0
+        fractions = self._fractions(observation)  # [*tasks, groups]
+        policy = self.policy.probabilities(observation)  # [*tasks, groups]
         # In logarithms, for 1 / π overflows where π is tiny; a π of 0 is taken for the smallest number above.
-        log_policy = np.log(np.maximum(policy[full], np.finfo(np.float64).tiny))
-        log_inverse = 2 * np.log(fractions[full]) - log_policy
-        inverse = np.zeros(self.num_groups)
-        inverse[full] = np.exp(log_inverse - log_inverse.max())
-        return inverse / inverse.sum()
+        log_policy = np.log(np.maximum(policy, np.finfo(np.float64).tiny))
+        with np.errstate(divide="ignore"):  # an empty group has log 0 = -inf, and no chance
+            log_inverse = 2 * np.log(fractions) - log_policy
+        inverse = np.exp(log_inverse - log_inverse.max(axis=-1, keepdims=True))
+        return inverse / inverse.sum(axis=-1, keepdims=True)
 
     def learn(
         self,
         observation: np.ndarray,
-        action: int,
+        action: Action,
         reward: SupportsFloat,
         observation_next: np.ndarray,
         terminated: bool,

@@ -3,15 +3,16 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, SupportsFloat
+from typing import Any, Literal, SupportsFloat, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.base import Agent, Tree
+from agents.base import Action, Agent, Tree
 
+Credit = Literal["own", "sum"]  # which of a joint task's gains a head answers for
 EPSILON = 1e-8  # added to what is divided by (Adam's default): advantages of rounding errors alone stay small
 
 
@@ -49,6 +50,21 @@ class Reinforce(Agent):
     KL(π || prior), so the entropy term holds the policy at its prior. The entropy over groups would pull a
     size-aware policy to the small groups instead, and drill their few permutations.
 
+    ## Several tasks
+    A joint task's policy is one network: the hidden layer reads the ŝ of all T tasks, and each task has a head, |C|
+    rows of the last layer with a softmax and a prior of their own. The groups are drawn independently, so log π is the
+    sum over the tasks τ, and so are entropies and divergences. The direction of ascent becomes
+
+        Σ_τ A_τ z_τ + entropy_weight ∇ Σ_τ H_τ,
+
+    with averages and a trace for each task. A single task is T = 1. `credit` says which gain A_τ is made of:
+
+    - "own": the task's own. The noise of the other tasks' gains is not in it, so it has less variance.
+    - "sum": the sum of all tasks', the reward times T. A head is also credited for what its permutations do to
+      the other tasks through the trunk that they share, which "own" does not see.
+
+    Which of the two is the default is measured by `experiments/credit.py`.
+
     ## What the discount means here
     With equally spaced validations the reward of Eq. 7 is a second difference, r_t = g_t - g_{t-1}, where
     g_t = E_t - E_{t+1} is how much interval t lowered the error. Hence the return from t is
@@ -60,8 +76,8 @@ class Reinforce(Agent):
     returns its last gain minus g_{t-1}, which says nothing of the error reached.
 
     Args:
-        observation_space: Box of shape (|C|, 2), see `Agent`.
-        action_space: Discrete(|C|).
+        observation_space: Box of shape (|C|, 2), see `Agent`; joint (T, |C|, 2).
+        action_space: Discrete(|C|); joint MultiDiscrete([|C|] * T).
         seed: Seeds the first layer's weights and the actions.
         hidden: Units of the hidden layer, >= 1 (section 4.1).
         learning_rate: Adam's, > 0 (appendix B).
@@ -77,6 +93,7 @@ class Reinforce(Agent):
         normalise: Whether advantages are divided by the root of the moving average of their squares, this one
             included. PermShuffle's rewards are of the order 0.01; undivided, an entropy weight of 0.01
             outweighs them. An outlier (a run that diverges) counts at most 1 / sqrt(1 - baseline_decay).
+        credit: "own" or "sum", see above; the same for a single task.
         device: Where the policy network lives; the actions are drawn on the CPU.
 
     Raises:
@@ -96,6 +113,7 @@ class Reinforce(Agent):
         entropy_weight: float = 0.1,
         size_prior: bool = True,
         normalise: bool = True,
+        credit: Credit = "own",
         device: str = "cpu",
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed)
@@ -104,19 +122,24 @@ class Reinforce(Agent):
         _require("discount", discount, 0 <= discount <= 1, "in [0, 1]")
         _require("baseline_decay", baseline_decay, 0 <= baseline_decay < 1, "in [0, 1)")
         _require("entropy_weight", entropy_weight, entropy_weight >= 0, "at least 0")
+        _require("credit", credit, credit in get_args(Credit), " or ".join(get_args(Credit)))
         self.hidden = hidden
         self.discount = discount
         self.entropy_weight = entropy_weight
         self.size_prior = size_prior
         self.normalise = normalise
+        self.credit = credit
         self.device = torch.device(device)
-        self.network = _policy_network(2 * self.num_groups, hidden, self.num_groups, seed).to(self.device)
+        logits = self.num_tasks * self.num_groups
+        self.network = _policy_network(2 * logits, hidden, logits, seed).to(self.device)
         self._parameters = dict(self.network.named_parameters())
         self._adam = torch.optim.Adam(self._parameters.values(), lr=learning_rate, eps=EPSILON)
-        self._trace = {name: torch.zeros_like(value) for name, value in self._parameters.items()}  # z_t
-        self._counts = np.zeros(self.num_groups, dtype=np.int64)  # the update's actions so far
-        self._reward_average = _MovingAverage(baseline_decay)
-        self._square_average = _MovingAverage(baseline_decay)  # of the advantages
+        self._trace = {  # z_t, [tasks, *parameter]
+            name: value.new_zeros(self.num_tasks, *value.shape) for name, value in self._parameters.items()
+        }
+        self._counts = np.zeros((*self._tasks, self.num_groups), dtype=np.int64)  # the update's actions so far
+        self._reward_averages = [_MovingAverage(baseline_decay) for _ in range(self.num_tasks)]
+        self._square_averages = [_MovingAverage(baseline_decay) for _ in range(self.num_tasks)]  # of the advantages
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
         """Return π(. | ŝ), see `Agent.probabilities`."""
@@ -127,7 +150,7 @@ class Reinforce(Agent):
     def learn(
         self,
         observation: np.ndarray,
-        action: int,
+        action: Action,
         reward: SupportsFloat,
         observation_next: np.ndarray,
         terminated: bool,
@@ -141,28 +164,34 @@ class Reinforce(Agent):
         earned. Actions of a "free" phase are the training between updates (section 3.2) and not credited.
 
         The arguments are those of `Agent.learn`, and `behaviour`: the probabilities, (|C|,), with which the
-        update's actions were drawn, if not by this policy.
+        update's actions were drawn, if not by this policy; joint (T, |C|).
 
         Returns:
             What `update` returns; nothing where no update ended.
 
         Raises:
-            ValueError: If the action is not a group, or `info` lacks the phase or the validation.
+            ValueError: If the action is not a group, or `info` lacks the phase, the validation or, of a joint task,
+                the tasks' rewards.
         """
         if not self.action_space.contains(action):
             raise ValueError(f"The action {action!r} is no group of {self.action_space}. Pass what `act` returned.")
         metrics = {}
         if _in_update(info):
-            self._counts[action] += 1
+            self._counts += np.arange(self.num_groups) == np.expand_dims(action, -1)
             if info["validated"] or terminated:
-                metrics = self.update(observation, self._counts, float(reward), behaviour)
+                gain = _task_rewards(info) if self._tasks else float(reward)
+                metrics = self.update(observation, self._counts, gain, behaviour)
                 self._counts[:] = 0
         if terminated or truncated:
             self._end_episode()
         return metrics
 
     def update(
-        self, observation: np.ndarray, counts: np.ndarray, reward: float, behaviour: np.ndarray | None = None
+        self,
+        observation: np.ndarray,
+        counts: np.ndarray,
+        reward: float | Mapping[str, float],
+        behaviour: np.ndarray | None = None,
     ) -> dict[str, float]:
         """Step the policy by the reward of one update's actions (Eq. 9).
 
@@ -171,40 +200,46 @@ class Reinforce(Agent):
         one; the product of all K weights would be right for any reward, with a useless variance.
 
         Args:
-            observation: ŝ that the actions share, (|C|, 2).
-            counts: How often each group was chosen, (|C|,) ints, K >= 1 in all.
-            reward: r_t, finite.
-            behaviour: q, (|C|,); None for actions that this policy drew.
+            observation: ŝ that the actions share, (|C|, 2); joint (T, |C|, 2).
+            counts: How often each group was chosen, (|C|,) ints, K >= 1 in all; joint (T, |C|), K a row.
+            reward: r_t, finite. Joint: the tasks' by their names, in the order of the observation's rows.
+            behaviour: q, (|C|,), joint (T, |C|); None for actions that this policy drew.
 
         Returns:
             "loss" (minus what this update alone ascends), "entropy" (over groups, nats), "divergence"
-            (KL(π || prior), nats), both before the step, "baseline" and "advantage" (as used).
+            (KL(π || prior), nats), both before the step, "baseline" and "advantage" (as used). Joint: the same of
+            every task, "spatial/loss".
 
         Raises:
-            ValueError: If the reward is not finite, or an action was counted that could not be drawn.
+            ValueError: If there is not one finite reward a task, the counts or q have another shape, or an action was
+                counted that could not be drawn.
         """
-        if not math.isfinite(reward):
-            raise ValueError(f"The reward is {reward}. End the run where the network diverges, with a finite one.")
-        log_prior, lean = self._log_policy(observation)  # [groups] each
-        policy = (log_prior + lean).exp()  # [groups]
-        divergence = (policy * lean).sum()
-        log_likelihood = (self._action_weights(counts, policy.detach(), behaviour) * lean).sum()
-        score_gradient = self._gradient(log_likelihood, retain_graph=True)
-        divergence_gradient = self._gradient(divergence)
-        baseline, advantage = self._advantage(reward)
+        rewards = self._rewards(reward)
+        log_prior, lean = self._log_policy(observation)  # [*tasks, groups] each
+        policy = (log_prior + lean).exp()  # [*tasks, groups]
+        weights = self._action_weights(counts, policy.detach(), behaviour)  # [*tasks, groups]
+        log_likelihoods = (weights * lean).sum(dim=-1).flatten()  # [tasks], from here on one for a single task too
+        divergences = (policy * lean).sum(dim=-1).flatten()  # [tasks]
+        entropies = torch.special.entr(policy.detach()).sum(dim=-1).flatten()  # [tasks]
+        scores = [self._gradient(log_likelihood) for log_likelihood in log_likelihoods]
+        divergence_gradient = self._gradient(divergences.sum())
+        baselines, advantages = zip(*map(self._advantage, range(self.num_tasks), rewards.values()), strict=True)
         for name, parameter in self._parameters.items():
-            self._trace[name].mul_(self.discount).add_(score_gradient[name])
-            parameter.grad = self.entropy_weight * divergence_gradient[name] - advantage * self._trace[name]
+            trace = self._trace[name].mul_(self.discount).add_(torch.stack([score[name] for score in scores]))
+            ascent = sum(advantage * z for advantage, z in zip(advantages, trace, strict=True))
+            parameter.grad = self.entropy_weight * divergence_gradient[name] - ascent
         self._adam.step()
         self._adam.zero_grad()
         self._version += 1
-        return {
-            "loss": self.entropy_weight * divergence.item() - advantage * log_likelihood.item(),
-            "entropy": torch.special.entr(policy.detach()).sum().item(),
-            "divergence": divergence.item(),
-            "baseline": baseline,
-            "advantage": advantage,
-        }
+        metrics = {}
+        for task, prefix in enumerate(rewards):
+            divergence, log_likelihood = divergences[task].item(), log_likelihoods[task].item()
+            metrics[f"{prefix}loss"] = self.entropy_weight * divergence - advantages[task] * log_likelihood
+            metrics[f"{prefix}entropy"] = entropies[task].item()
+            metrics[f"{prefix}divergence"] = divergence
+            metrics[f"{prefix}baseline"] = baselines[task]
+            metrics[f"{prefix}advantage"] = advantages[task]
+        return metrics
 
     def state_dict(self) -> Tree:
         """Return everything that moves, see `Agent.state_dict`."""
@@ -214,8 +249,8 @@ class Reinforce(Agent):
             "adam": {name: _copies(self._adam.state.get(p, {})) for name, p in self._parameters.items()},
             "trace": _copies(self._trace),
             "counts": self._counts.tolist(),
-            "reward_average": self._reward_average.state_dict(),
-            "square_average": self._square_average.state_dict(),
+            "reward_averages": [average.state_dict() for average in self._reward_averages],
+            "square_averages": [average.state_dict() for average in self._square_averages],
         }
 
     def load_state_dict(self, state: Tree) -> None:
@@ -233,31 +268,39 @@ class Reinforce(Agent):
         for name, trace in self._trace.items():
             trace.copy_(state["trace"][name])
         self._counts[:] = state["counts"]
-        self._reward_average.load_state_dict(state["reward_average"])
-        self._square_average.load_state_dict(state["square_average"])
+        for task in range(self.num_tasks):
+            self._reward_averages[task].load_state_dict(state["reward_averages"][task])
+            self._square_averages[task].load_state_dict(state["square_averages"][task])
 
     def _signature(self) -> Tree:
         return {**super()._signature(), "hidden": self.hidden}
 
     def _log_policy(self, observation: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return log prior and lean, (|C|,) each, whose sum is log π.
+        """Return log prior and lean, (|C|,) or (T, |C|) each, whose sum is log π.
 
         The lean is finite for empty groups too, whose log prior is -inf, so products with it have no NaN.
         """
-        log_prior = torch.as_tensor(self._prior(observation), device=self.device).log()  # [groups]
-        flat = torch.as_tensor(observation, dtype=torch.float64, device=self.device).flatten()  # [2 * groups]
-        logits = self.network(flat)  # [groups]
-        return log_prior, logits - torch.logsumexp(log_prior + logits, dim=-1)
+        log_prior = torch.as_tensor(self._prior(observation), device=self.device).log()  # [*tasks, groups]
+        flat = torch.as_tensor(observation, dtype=torch.float64, device=self.device).flatten()  # [2 * tasks * groups]
+        logits = self.network(flat).view_as(log_prior)  # [*tasks, groups]
+        return log_prior, logits - torch.logsumexp(log_prior + logits, dim=-1, keepdim=True)
 
     def _prior(self, observation: np.ndarray) -> np.ndarray:
-        """Return the policy that all logits equal stand for, (|C|,), 0 for empty groups."""
+        """Return the policy that all logits equal stand for, (|C|,) or (T, |C|), 0 for empty groups."""
         fractions = self._fractions(observation)
-        return fractions if self.size_prior else (fractions > 0) / np.count_nonzero(fractions)
+        return fractions if self.size_prior else (fractions > 0) / np.count_nonzero(fractions, axis=-1, keepdims=True)
 
     def _action_weights(self, counts: np.ndarray, policy: Tensor, behaviour: np.ndarray | None) -> Tensor:
-        """Return each group's weight in 1/√K Σ_k [π(a_k) / q(a_k)] log π(a_k), (|C|,)."""
-        weights = torch.as_tensor(counts / math.sqrt(counts.sum()), device=self.device)  # [groups]
-        drawn_from = policy if behaviour is None else torch.as_tensor(behaviour, device=self.device)  # [groups]
+        """Return each group's weight in 1/√K Σ_k [π(a_k) / q(a_k)] log π(a_k), (|C|,) or (T, |C|)."""
+        for name, given in {"counts": counts, "behaviour": behaviour}.items():
+            if given is not None and np.shape(given) != policy.shape:
+                raise ValueError(
+                    f"{name} has shape {np.shape(given)}, this agent has {tuple(policy.shape)} groups. "
+                    "Give a number for each group, of a joint task in a row for each task."
+                )
+        num_actions = np.sum(counts, axis=-1, keepdims=True)  # K, [*tasks, 1]
+        weights = torch.as_tensor(counts / np.sqrt(num_actions), device=self.device)  # [*tasks, groups]
+        drawn_from = policy if behaviour is None else torch.as_tensor(behaviour, device=self.device)
         if ((weights > 0) & (drawn_from <= 0)).any():
             raise ValueError(
                 f"Groups were chosen {counts.tolist()} times with probabilities {drawn_from.tolist()}. Learn "
@@ -267,19 +310,35 @@ class Reinforce(Agent):
             return weights
         return torch.where(weights > 0, weights * policy / drawn_from, 0.0)
 
-    def _gradient(self, value: Tensor, retain_graph: bool = False) -> dict[str, Tensor]:
-        gradients = torch.autograd.grad(value, list(self._parameters.values()), retain_graph=retain_graph)
+    def _gradient(self, value: Tensor) -> dict[str, Tensor]:
+        """Return ∇ value by parameter; the graph stays, for an update asks for several."""
+        gradients = torch.autograd.grad(value, list(self._parameters.values()), retain_graph=True)
         return dict(zip(self._parameters, gradients, strict=True))
 
-    def _advantage(self, reward: float) -> tuple[float, float]:
-        """Return the baseline, from the earlier rewards alone, and the advantage; take the reward in."""
-        baseline = self._reward_average.value
-        self._reward_average.add(reward)
+    def _rewards(self, reward: float | Mapping[str, float]) -> dict[str, float]:
+        """Return what each task's head is credited with, by the prefix of the task's metrics."""
+        if isinstance(reward, Mapping):
+            rewards = {f"{task}/": float(own) for task, own in reward.items()}
+        else:
+            rewards = {"": float(reward)}
+        if isinstance(reward, Mapping) != bool(self._tasks) or len(rewards) != self.num_tasks:
+            raise ValueError(
+                f"The reward is {reward}, this agent was built for {self.action_space}. Give a single task's as a "
+                "number, a joint task's as info['task_rewards'], a number for each task."
+            )
+        if not all(math.isfinite(own) for own in rewards.values()):
+            raise ValueError(f"The reward is {reward}. End the run where the network diverges, with a finite one.")
+        return rewards if self.credit == "own" else dict.fromkeys(rewards, sum(rewards.values()))
+
+    def _advantage(self, task: int, reward: float) -> tuple[float, float]:
+        """Return a task's baseline, from the earlier rewards alone, and its advantage; take the reward in."""
+        baseline = self._reward_averages[task].value
+        self._reward_averages[task].add(reward)
         if baseline is None:
             return reward, 0.0
         advantage = reward - baseline
         if self.normalise:
-            mean_square = self._square_average.add(advantage**2)
+            mean_square = self._square_averages[task].add(advantage**2)
             advantage /= math.sqrt(mean_square) + EPSILON
         return baseline, advantage
 
@@ -339,10 +398,19 @@ def _in_update(info: dict[str, Any]) -> bool:
     return info["phase"] == "update"
 
 
+def _task_rewards(info: dict[str, Any]) -> Mapping[str, float]:
+    if "task_rewards" not in info:
+        raise ValueError(
+            "A joint task's agent is credited task by task: info['task_rewards'] must hold each task's reward by its "
+            f"name, in the order of the observation's rows, got {info}. Pass the info that `env.step` returned."
+        )
+    return info["task_rewards"]
+
+
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().cpu() for name, tensor in tensors.items()}
 
 
-def _require(name: str, value: float, satisfied: bool, required: str) -> None:
+def _require(name: str, value: float | str, satisfied: bool, required: str) -> None:
     if not satisfied:
         raise ValueError(f"{name} is {value}, it must be {required}.")

@@ -1,8 +1,9 @@
 """How fast it is, as ratios measured in one run: `python experiments/benchmark.py`.
 
-- validation: all |Ψ| × |X_val| scores, exactly, against running the whole network on permuted pixels, at the paper's
-  sizes. The naive time is extrapolated from a part of the pairs.
+- validation: all |Ψ| × |X_val| scores of each task, exactly, against running the whole network on permuted pixels, at
+  the paper's sizes. The naive time is extrapolated from a part of the pairs.
 - step: images a second of a training iteration against the usual plain loop over the nine tiles, same network.
+- joint: seconds of a training iteration on both tasks against the sum of an iteration on each.
 - env: seconds of an iteration through `gym.make(...).step`, its validations included, against the bare training loop,
   which never validates.
 
@@ -12,7 +13,6 @@ Prints tables, and writes the figures with the machine's description as JSON.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import statistics
 import sys
 import time
@@ -29,18 +29,21 @@ from torch import Tensor, nn
 
 import permenv
 from experiments import runs
-from permenv import PermShuffleEnv, make_config
-from permenv.augment import centre_offsets, cut_tiles, normalise
-from permenv.networks import OrderingNetwork, SpatialHead, evaluating
+from permenv import PermShuffleEnv, StillImages, VideoClips, make_config
+from permenv.augment import normalise
+from permenv.heads import SpatialHead
+from permenv.networks import OrderingNetwork, evaluating
 from permenv.permutations import maximally_different
-from permenv.training import Trainer, resolve_device, resolve_precision
+from permenv.tasks import SpatialTask, Task, TemporalTask
+from permenv.training import Batch, Trainer, resolve_device, resolve_precision
+from permenv.validation import validate
 
 
 @dataclass(frozen=True)
 class Config:
     """The benchmark's options."""
 
-    which: tuple[Literal["validation", "step", "env"], ...] = ("validation", "step", "env")
+    which: tuple[Literal["validation", "step", "joint", "env"], ...] = ("validation", "step", "joint", "env")
     """What to measure."""
     device: str = "auto"
     """auto, cpu or cuda."""
@@ -65,7 +68,7 @@ def main(config: Config) -> dict[str, Any]:
         What the JSON file holds.
     """
     device = resolve_device(config.device)
-    measure = {"validation": validation, "step": step, "env": env_overhead}
+    measure = {"validation": validation, "step": step, "joint": joint, "env": env_overhead}
     report: dict[str, Any] = {"machine": runs.machine(device)}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for name in config.which:
@@ -80,127 +83,167 @@ def main(config: Config) -> dict[str, Any]:
 def validation(config: Config, device: torch.device) -> dict[str, Any]:
     """Exact against naive validation at the paper's sizes."""
     paper = make_config("paper")
-    permutations = maximally_different(paper.num_pieces, paper.num_permutations)
-    trainer = Trainer(paper, permutations, device, seed=0)
-    images = _random_images(paper.num_validation, paper.image_size, device)
-    pieces = trainer.validation_pieces(images)
-    exact = _seconds(lambda: trainer.validate(pieces), device, repeats=max(1, config.repeats // 2), warm_up=1)
+    tasks = _random_tasks(paper, device)
+    trainer = Trainer(paper, {name: task.head for name, task in tasks.items()}, device, seed=0)
+    figures = {}
+    for name, task in tasks.items():
+        figures[name] = found = _validation_figures(config, trainer.network, name, task)
+        _table(
+            f"{name} validation, {paper.num_permutations} permutations × {paper.num_validation} samples, CaffeNet, "
+            f"{task.num_pieces} pieces of {paper.piece_size} × {paper.piece_size}",
+            {
+                f"naive (extrapolated from {found['naive_pairs_timed']} of {found['pairs']} pairs)": (
+                    f"{found['naive_seconds_extrapolated']:10.1f} s"
+                ),
+                "exact": f"{found['exact_seconds']:10.2f} s   {found['ratio']:.0f} times naive",
+                "largest difference of a ratio": f"{found['largest_ratio_difference']:10.1e}",
+            },
+        )
+    return figures
 
-    pairs = list(itertools.islice(itertools.product(range(paper.num_validation), permutations), config.naive_pairs))
-    samples = np.array([sample for sample, _ in pairs])
-    orders = np.stack([order for _, order in pairs])
+
+def _validation_figures(config: Config, network: OrderingNetwork, name: str, task: Task) -> dict[str, Any]:
+    numbers, device = task.config, task.device
+    samples = task.hold_out(np.random.default_rng(0))
+    pieces = task.validation_pieces(samples)
+    result = validate(network, name, pieces, task.permutations)
+    repeats = max(1, config.repeats // 2)
+    exact = _seconds(lambda: validate(network, name, pieces, task.permutations), device, repeats, warm_up=0)
+
+    count = len(task.permutations)
+    pairs = np.arange(min(config.naive_pairs, numbers.num_validation * count))
+    which, labels = np.divmod(pairs, count)
 
     def naive() -> Tensor:
         logits = []
-        offsets = centre_offsets(paper.batch_size, paper.num_pieces, paper.cell_size - paper.piece_size)
-        with torch.no_grad(), evaluating(trainer.network) as network:
-            for start in range(0, len(pairs), paper.batch_size):
-                part = slice(start, start + paper.batch_size)
-                order = orders[part]
-                tiles = cut_tiles(images[samples[part]], order, offsets[: len(order)], paper.grid, paper.piece_size)
-                logits.append(network("spatial", normalise(tiles)))
+        with torch.no_grad(), evaluating(network):
+            for part in np.split(pairs, range(numbers.batch_size, len(pairs), numbers.batch_size)):
+                shuffled = task.centre_pieces(samples[which[part]], task.permutations[labels[part]])
+                logits.append(network(name, normalise(shuffled)))
         return torch.cat(logits)
 
     # the part must say the same as the exact method does
-    result = trainer.validate(pieces)
-    probabilities = naive().softmax(1)
-    labels = torch.arange(len(pairs), device=device) % paper.num_permutations
-    truth = probabilities.gather(1, labels[:, None]).squeeze(1)
-    other = probabilities.scatter(1, labels[:, None], 0).amax(1)
+    probabilities, true = naive().softmax(1), torch.from_numpy(labels).to(device)[:, None]
+    truth = probabilities.gather(1, true).squeeze(1)
+    other = probabilities.scatter(1, true, 0).amax(1)
     ratios = ((truth + 1) / (other + 1)).cpu().numpy()
-    difference = float(np.abs(ratios - result.ratios.T.reshape(-1)[: len(pairs)]).max())
-
-    part_seconds = _seconds(naive, device, repeats=max(1, config.repeats // 2), warm_up=0)
-    all_pairs = paper.num_permutations * paper.num_validation
-    naive_seconds = part_seconds * all_pairs / len(pairs)
-    figures = {
-        "permutations": paper.num_permutations,
-        "samples": paper.num_validation,
+    part_seconds = _seconds(naive, device, repeats, warm_up=0)
+    naive_seconds = part_seconds * result.ratios.size / len(pairs)
+    return {
+        "permutations": count,
+        "samples": numbers.num_validation,
+        "pairs": result.ratios.size,
         "exact_seconds": exact,
         "naive_seconds_extrapolated": naive_seconds,
         "naive_pairs_timed": len(pairs),
         "naive_seconds_timed": part_seconds,
         "ratio": naive_seconds / exact,
-        "largest_ratio_difference": difference,
+        "largest_ratio_difference": float(np.abs(ratios - result.ratios[labels, which]).max()),
     }
-    _table(
-        "validation, 1000 permutations × 100 samples, CaffeNet, 75 × 75 tiles",
-        {
-            f"naive (extrapolated from {len(pairs)} of {all_pairs} pairs)": f"{naive_seconds:10.1f} s",
-            "exact": f"{exact:10.2f} s   {naive_seconds / exact:.0f} times naive",
-            "largest difference of a ratio": f"{difference:10.1e}",
-        },
-    )
-    return figures
 
 
 class _LoopNetwork(nn.Module):
-    """The public jigsaw networks' way: one tile after another through the same trunk and head."""
+    """The same network as a plain loop over the tiles, as the public jigsaw code runs it."""
 
     def __init__(self, network: OrderingNetwork):
         super().__init__()
         self.network = network
 
     def forward(self, pieces: Tensor) -> Tensor:
-        """Logits (B, |Ψ|) of pieces (B, n, 3, h, w)."""
         head = self.network.heads["spatial"]
         assert isinstance(head, SpatialHead)
         tiles = [head.fc6(self.network.trunk(pieces[:, k]).flatten(1)) for k in range(pieces.shape[1])]
-        return head.classify(head.fc7(torch.cat(tiles, dim=1)))
+        return head.classifier(head.fc7(torch.cat(tiles, dim=1)).relu_())
 
 
 def step(config: Config, device: torch.device) -> dict[str, Any]:
     """Training iterations against the plain loop over tiles, in float32 and bf16, at both presets' sizes."""
     figures = {}
     for preset in permenv.PRESETS:
-        numbers = make_config(preset, ema_decay=0.0)
-        if preset == "paper":
-            batch_size = config.batch_size or (128 if device.type == "cuda" else 32)
-            numbers = dataclasses.replace(numbers, batch_size=batch_size, samples_per_action=1)
-        figures[preset] = _step_figures(numbers, device, config.repeats)
-        rates, loop = figures[preset]["images_per_second"], figures[preset]["images_per_second"]["loop float32"]
+        numbers = _step_numbers(config, preset, device)
+        task = _random_tasks(numbers, device)["spatial"]
+        steps: dict[str, Callable[[], Any]] = {"loop float32": _loop_step(task)}
+        for precision in ("float32", "bf16"):
+            steps[f"folded {precision}"] = _training_step({"spatial": task}, precision)
+        seconds = _seconds_in_turn(steps, device, config.repeats)
+        rates = {name: numbers.batch_size / value for name, value in seconds.items()}
+        auto = "bf16" if resolve_precision("auto", device) == torch.bfloat16 else "float32"
+        figures[preset] = {
+            "batch_size": numbers.batch_size,
+            "images_per_second": rates,
+            "auto": auto,
+            "ratio_auto_to_loop": rates[f"folded {auto}"] / rates["loop float32"],
+        }
         _table(
-            f"training step, {preset} preset, batch of {numbers.batch_size}, 'auto' is {figures[preset]['auto']}",
-            {name: f"{rate:10.1f} images/s   {rate / loop:.2f} times the loop" for name, rate in rates.items()},
+            f"training step, {preset} preset, batch of {numbers.batch_size}, 'auto' is {auto}",
+            {
+                name: f"{rate:10.1f} images/s   {rate / rates['loop float32']:.2f} times the loop"
+                for name, rate in rates.items()
+            },
         )
     return figures
 
 
-def _step_figures(config: permenv.Config, device: torch.device, repeats: int) -> dict[str, Any]:
-    permutations = maximally_different(config.num_pieces, config.num_permutations)
-    images = _random_images(config.batch_size, config.image_size, device)
-    labels = np.arange(config.batch_size) % config.num_permutations
-    steps: dict[str, Callable[[], Any]] = {"loop float32": _loop_step(config, permutations, images, labels, device)}
-    for precision in ("float32", "bf16"):
-        trainer = Trainer(dataclasses.replace(config, precision=precision), permutations, device, seed=0)
-        rng = np.random.default_rng(0)
-        steps[f"folded {precision}"] = lambda trainer=trainer, rng=rng: trainer.step(images, labels, rng)  # type: ignore[misc]
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for take_step in steps.values():
-        take_step()
-    for _ in range(repeats):  # in turn, so that a slow moment of the machine hits all of them
-        for name, take_step in steps.items():
-            seconds[name].append(_seconds(take_step, device, repeats=1, warm_up=0))
-    rates = {name: config.batch_size / statistics.median(values) for name, values in seconds.items()}
-    auto = "bf16" if resolve_precision("auto", device) == torch.bfloat16 else "float32"
-    return {
-        "batch_size": config.batch_size,
-        "images_per_second": rates,
-        "auto": auto,
-        "ratio_auto_to_loop": rates[f"folded {auto}"] / rates["loop float32"],
-    }
+def joint(config: Config, device: torch.device) -> dict[str, Any]:
+    """Training iterations on both tasks against one on each, at both presets' sizes."""
+    figures = {}
+    for preset in permenv.PRESETS:
+        numbers = _step_numbers(config, preset, device)
+        tasks = _random_tasks(numbers, device)
+        steps = {name: _training_step({name: task}) for name, task in tasks.items()}
+        seconds = _seconds_in_turn({**steps, "joint": _training_step(tasks)}, device, config.repeats)
+        ratio = seconds["joint"] / (seconds["spatial"] + seconds["temporal"])
+        figures[preset] = {"batch_size": numbers.batch_size, "seconds": seconds, "ratio_joint_to_sum": ratio}
+        _table(
+            f"joint training step, {preset} preset, batches of {numbers.batch_size}",
+            {
+                **{name: f"{1e3 * value:10.1f} ms" for name, value in seconds.items()},
+                "joint against the sum of the two": f"{ratio:10.3f}",
+            },
+        )
+    return figures
 
 
-def _loop_step(
-    config: permenv.Config, permutations: np.ndarray, images: Tensor, labels: np.ndarray, device: torch.device
-) -> Callable[[], None]:
-    trainer = Trainer(config, permutations, device, seed=0)  # for the same weights and the same pieces
-    network = _LoopNetwork(trainer.network.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
-    optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, 0, config.weight_decay)
-    rng, target = np.random.default_rng(0), torch.from_numpy(labels).to(device)
+def _step_numbers(config: Config, preset: str, device: torch.device) -> permenv.Config:
+    numbers = make_config(preset, ema_decay=0.0)
+    if preset == "paper":
+        batch_size = config.batch_size or (128 if device.type == "cuda" else 32)
+        numbers = dataclasses.replace(numbers, batch_size=batch_size, samples_per_action=1)
+    return numbers
+
+
+def _training_step(tasks: dict[str, Task], precision: str = "auto") -> Callable[[], None]:
+    """An iteration as the environment runs it: draw, cut, augment, train."""
+    task = next(iter(tasks.values()))
+    numbers = dataclasses.replace(task.config, precision=precision)
+    trainer = Trainer(numbers, {name: each.head for name, each in tasks.items()}, task.device, seed=0)
+    rng = np.random.default_rng(0)
+    trainable = {name: each.trainable(each.hold_out(rng)) for name, each in tasks.items()}
+    labels = np.arange(numbers.batch_size) % numbers.num_permutations
 
     def take_step() -> None:
-        loss = nn.functional.cross_entropy(network(trainer.training_pieces(images, labels, rng)), target)
+        batches = {}
+        for name, each in tasks.items():
+            samples = each.draw(trainable[name], numbers.batch_size, rng)
+            batches[name] = Batch(each.training_pieces(samples, labels, rng), labels)
+        trainer.step(batches)
+
+    return take_step
+
+
+def _loop_step(task: Task) -> Callable[[], None]:
+    config = task.config
+    trainer = Trainer(config, {"spatial": task.head}, task.device, seed=0)  # for the same weights
+    network = _LoopNetwork(trainer.network.to(memory_format=torch.contiguous_format))  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(network.parameters(), config.learning_rate, config.momentum, 0, config.weight_decay)
+    rng = np.random.default_rng(0)
+    trainable = task.trainable(task.hold_out(rng))
+    labels = np.arange(config.batch_size) % config.num_permutations
+    target = torch.from_numpy(labels).to(task.device)
+
+    def take_step() -> None:
+        samples = task.draw(trainable, config.batch_size, rng)
+        loss = nn.functional.cross_entropy(network(task.training_pieces(samples, labels, rng)), target)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -238,14 +281,15 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
     wrapped.reset(seed=0)
     numbers, rng = world.config, np.random.default_rng(0)
     iterations = numbers.free_iterations + numbers.iterations_per_update
-    bare = Trainer(numbers, world.permutations["spatial"], device, seed=0)
-    training = world.training_indices
+    task = world.tasks["spatial"]
+    bare = Trainer(numbers, {"spatial": task.head}, device, seed=0)
+    training = task.trainable(world.validation_samples["spatial"])
 
     def train_bare() -> None:
         for _ in range(iterations):
-            images = world.data.take(training[rng.integers(len(training), size=numbers.batch_size)], device)
+            samples = task.draw(training, numbers.batch_size, rng)
             labels = rng.integers(numbers.num_permutations, size=numbers.batch_size)
-            bare.step(images, labels, rng)
+            bare.step({"spatial": Batch(task.training_pieces(samples, labels, rng), labels)})
 
     def train_env() -> None:
         for action in rng.integers(numbers.num_groups, size=iterations * numbers.actions_per_iteration).tolist():
@@ -271,9 +315,40 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
     }
 
 
-def _random_images(count: int, size: int, device: torch.device) -> Tensor:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-    return torch.from_numpy(pixels).to(device)
+def _random_tasks(config: permenv.Config, device: torch.device) -> dict[str, Task]:
+    """Both tasks on noise: what the pixels show changes no time."""
+    rng, count = np.random.default_rng(0), 2 * config.num_validation
+
+    def noise(number: int, size: int) -> StillImages:
+        pixels = torch.from_numpy(rng.integers(0, 256, (number, size, size, 3), dtype=np.uint8))
+        return StillImages(pixels, None, (), "noise", "noise")
+
+    starts = np.arange(count + 1) * config.num_frames
+    clips = VideoClips(
+        noise(int(starts[-1]), config.frame_size), starts, names=tuple(f"noise {index}" for index in range(count))
+    )
+    return {
+        "spatial": SpatialTask(
+            config,
+            maximally_different(config.num_tiles, config.num_permutations),
+            noise(count, config.image_size),
+            device,
+        ),
+        "temporal": TemporalTask(
+            config, maximally_different(config.num_frames, config.num_permutations), clips, device
+        ),
+    }
+
+
+def _seconds_in_turn(rivals: dict[str, Callable[[], Any]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median seconds of each, taken in turn, so that a slow moment of the machine hits all of them."""
+    for work in rivals.values():
+        work()
+    seconds: dict[str, list[float]] = {name: [] for name in rivals}
+    for _ in range(repeats):
+        for name, work in rivals.items():
+            seconds[name].append(_seconds(work, device, repeats=1, warm_up=0))
+    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def _seconds(work: Callable[[], Any], device: torch.device, repeats: int, warm_up: int) -> float:

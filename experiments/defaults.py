@@ -31,7 +31,8 @@ from permenv import PermShuffleEnv, embedded_scenes, make_config
 from permenv.networks import OrderingNetwork
 from permenv.permutations import maximally_different
 from permenv.reward import extrapolated_error, reward
-from permenv.training import Trainer
+from permenv.tasks import SpatialTask
+from permenv.training import Batch, Trainer
 from permenv.validation import validate
 
 _LEAN = 1.0  # log-preference of the hardest group over the average one, minus that of the easiest: 2
@@ -116,7 +117,7 @@ def _final_error(m: int, policy: str, seed: int, config: Config) -> float:
         weights = observation[:, 0] * np.exp(preference)
         observation, _, terminated, truncated, _ = env.step(int(rng.choice(len(weights), p=weights / weights.sum())))
         over = terminated or truncated
-    return float(np.mean([error for _, error in world.history[-2:]]))
+    return float(np.mean([error for _, error in world.history["spatial"][-2:]]))
 
 
 def _noise(seed: int, config: Config) -> dict[float, dict[str, float]]:
@@ -124,12 +125,14 @@ def _noise(seed: int, config: Config) -> dict[float, dict[str, float]]:
     torch.set_num_threads(1)
     numbers = make_config("tiny", ema_decay=0.0)
     device = torch.device("cpu")
-    trainer = Trainer(numbers, maximally_different(numbers.num_pieces, numbers.num_permutations), device, seed)
+    permutations = maximally_different(numbers.num_tiles, numbers.num_permutations)
     data = embedded_scenes(numbers.num_scenes, numbers.image_size, config.scenes_seed)
+    task = SpatialTask(numbers, permutations, data, device)
+    trainer = Trainer(numbers, {"spatial": task.head}, device, seed)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(data))
     held_out, training = order[: numbers.num_validation], order[numbers.num_validation :]
-    pieces = trainer.validation_pieces(data.take(held_out, device))
+    pieces = task.validation_pieces(held_out[:, None])
     averages = {
         decay: AveragedModel(trainer.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         for decay in config.decays
@@ -138,13 +141,14 @@ def _noise(seed: int, config: Config) -> dict[float, dict[str, float]]:
     rewards: dict[float, list[float]] = {decay: [] for decay in config.decays}
     for _ in range(config.updates):
         for _ in range(numbers.iterations_per_update):
-            images = data.take(rng.choice(training, numbers.batch_size), device)
-            trainer.step(images, rng.integers(numbers.num_permutations, size=numbers.batch_size), rng)
+            samples = rng.choice(training, numbers.batch_size)[:, None]
+            labels = rng.integers(numbers.num_permutations, size=numbers.batch_size)
+            trainer.step({"spatial": Batch(task.training_pieces(samples, labels, rng), labels)})
             for average in averages.values():
                 average.update_parameters(trainer.network)
         for decay, average in averages.items():
             assert isinstance(average.module, OrderingNetwork)
-            error = validate(average.module, "spatial", pieces, trainer.permutations).error
+            error = validate(average.module, "spatial", pieces, permutations).error
             if len(history[decay]) >= 2:
                 rewards[decay].append(reward(extrapolated_error(history[decay], trainer.iteration), error))
             history[decay].append((trainer.iteration, error))

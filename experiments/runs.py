@@ -1,8 +1,8 @@
 """The run folder: everything that a training run leaves behind, whichever algorithm drove it.
 
-config.json, permutations.npy, metrics.csv (one row an update), tensorboard/, checkpoint.safetensors, summary.json and
-the pictures. The checkpoint holds the environment, the agent and the rows so far, so that one file is enough to
-continue; the others are made again from it.
+config.json, permutations-TASK.npy, metrics.csv (one row an update; what is a task's own is called TASK/...),
+tensorboard/, checkpoint.safetensors, summary.json and the pictures. The checkpoint holds the environment, the agent and
+the rows so far, so that one file is enough to continue; the others are made again from it.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import torch
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from permenv import PermShuffleEnv, checkpoint, render
-from permenv.augment import centre_offsets, cut_tiles, normalise
+from permenv import PermShuffleEnv, StillImages, checkpoint, render
+from permenv.augment import normalise
 
 CHECKPOINT = "checkpoint.safetensors"
 _LIBRARIES = (
@@ -37,7 +37,7 @@ _LIBRARIES = (
     "opencv-python-headless",
     "stable-baselines3",
 )
-_NUM_EXAMPLES = 6
+_EXAMPLE_IMAGES, _EXAMPLE_CLIPS = 6, 4
 
 
 class RunFolderError(RuntimeError):
@@ -186,27 +186,39 @@ def columns(rows: Sequence[Mapping[str, float]]) -> dict[str, Sequence[float]]:
     return {name: [row[name] for row in rows] for name in rows[0]}
 
 
-def choice_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """The groups chosen over a run (Fig. 4)."""
+def curves(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Sequence[float]]]:
+    """Find each task's error and reward over a run, as `render.error_figure` shows them."""
+    table = columns(rows)
+    tasks = [name.removesuffix("/error") for name in table if name.endswith("/error")]
+    shown = ("error", "baseline_error", "reward")
+    return {
+        task: {"iteration": table["iteration"], **{name: table[f"{task}/{name}"] for name in shown}} for task in tasks
+    }
+
+
+def choice_figure(rows: Sequence[Mapping[str, float]], task: str) -> Figure:
+    """The groups of a task chosen over a run (Fig. 4)."""
 
     def table(prefix: str) -> np.ndarray:  # [updates, groups]
         return np.array([[value for name, value in row.items() if name.startswith(prefix)] for row in rows])
 
-    return render.choice_figure([row["update"] for row in rows], table("group_"), table("size_"))
+    return render.choice_figure([row["update"] for row in rows], table(f"{task}/group_"), table(f"{task}/size_"))
 
 
-def example_figure(env: PermShuffleEnv, seed: int) -> Figure:
-    """Held-out images, shuffled, with what the network makes of them."""
-    config, rng = env.config, np.random.default_rng(seed)
-    chosen = env.validation_indices[:_NUM_EXAMPLES]
-    images = env.data.take(chosen, env.device)
-    labels = rng.integers(config.num_permutations, size=len(chosen))
-    offsets = centre_offsets(len(chosen), config.num_pieces, config.cell_size - config.piece_size)
-    pieces = cut_tiles(images, env.permutations[env.task][labels], offsets, config.grid, config.piece_size)
-    probabilities = torch.softmax(env.network(env.task, normalise(pieces)), dim=1).cpu().numpy()
+def example_figure(env: PermShuffleEnv, task: str, seed: int) -> Figure:
+    """Held-out images or clips, shuffled, with what the network makes of them."""
+    stills = isinstance(env.tasks[task].data, StillImages)
+    samples = env.validation_samples[task][: _EXAMPLE_IMAGES if stills else _EXAMPLE_CLIPS]
+    labels = np.random.default_rng(seed).integers(env.config.num_permutations, size=len(samples))
+    orders = env.permutations[task][labels]
+    pieces = env.tasks[task].centre_pieces(samples, orders)
+    probabilities = torch.softmax(env.network(task, normalise(pieces)), dim=1).cpu().numpy()
     guesses = []
     for label, probability in zip(labels, probabilities, strict=True):
         place = int((probability > probability[label]).sum()) + 1
         verdict = "recognised" if place == 1 else f"taken for {probability.argmax()}, true is no. {place}"
         guesses.append(f"ψ {label}: {verdict}\np = {probability[label]:.2f}")
-    return render.shuffle_figure(images.cpu().numpy(), pieces.cpu().numpy(), guesses)
+    originals = env.tasks[task].originals(samples).cpu().numpy()
+    if stills:
+        return render.shuffle_figure(originals, pieces.cpu().numpy(), guesses)
+    return render.frames_figure(originals, pieces.cpu().numpy(), orders, guesses)

@@ -4,7 +4,15 @@ import gymnasium
 
 from permenv.checkpoint import CheckpointError
 from permenv.config import PRESETS, TASKS, Config, ConfigurationError, make_config
-from permenv.data import DataError, StillImages, embedded_scenes, image_folder
+from permenv.data import (
+    DataError,
+    StillImages,
+    VideoClips,
+    embedded_clips,
+    embedded_scenes,
+    image_folder,
+    video_folder,
+)
 from permenv.env import PermShuffleEnv
 from permenv.validation import Validation
 
@@ -18,9 +26,12 @@ __all__ = [
     "PermShuffleEnv",
     "StillImages",
     "Validation",
+    "VideoClips",
+    "embedded_clips",
     "embedded_scenes",
     "image_folder",
     "make_config",
+    "video_folder",
 ]
 
 gymnasium.register(id="PermShuffle-v0", entry_point="permenv.env:PermShuffleEnv")

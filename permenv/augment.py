@@ -2,7 +2,7 @@
 
 "As augmentation, we randomly crop each tile/frame, apply a random color jittering to each of them and normalize the
 tiles/frames separately." Every random number is drawn by the caller's generator on the CPU, so that a seed means the
-same pieces on every device. Shuffling costs nothing: position k simply cuts the cell that ψ names.
+same pieces on every device. Shuffling costs nothing: position k simply cuts the cell, or takes the frame, that ψ names.
 """
 
 from __future__ import annotations
@@ -75,19 +75,49 @@ def cut_tiles(images: torch.Tensor, order: np.ndarray, offsets: np.ndarray, grid
     cell = side // grid
     if side % grid:
         raise ValueError(f"images of side {side} do not divide into {grid} × {grid} cells; use a multiple of {grid}")
+    _check_offsets(offsets, cell, piece_size)
+    corners = np.stack(np.divmod(order, grid), axis=-1) * cell + offsets  # [B, n, (row, column)]
+    samples = np.arange(len(images)).repeat(order.shape[1]).reshape(order.shape)
+    return _crop(images, samples, corners, piece_size)
+
+
+def crop_frames(frames: torch.Tensor, offsets: np.ndarray, piece_size: int) -> torch.Tensor:
+    """Crop one piece from every frame.
+
+    Args:
+        frames: (B, n, S, S, 3) uint8, already in the order that is wanted.
+        offsets: (B, n, 2) int, row and column of the crop; 0 to S - piece_size.
+        piece_size: h = w of a piece in pixels, at most S.
+
+    Returns:
+        (B, n, piece_size, piece_size, 3) uint8 on the frames' device.
+
+    Raises:
+        ValueError: If a crop would leave its frame.
+    """
+    batch, num_pieces, side = frames.shape[:3]
+    _check_offsets(offsets, side, piece_size)
+    return _crop(frames.flatten(0, 1), np.arange(batch * num_pieces).reshape(batch, num_pieces), offsets, piece_size)
+
+
+def _check_offsets(offsets: np.ndarray, cell: int, piece_size: int) -> None:
     if offsets.min() < 0 or offsets.max() > cell - piece_size:
         raise ValueError(
             f"crop offsets {offsets.min()} to {offsets.max()} leave a cell of {cell} pixels with pieces of "
             f"{piece_size}; offsets go from 0 to {cell - piece_size}"
         )
-    corner = np.stack(np.divmod(order, grid), axis=-1) * cell + offsets  # [B, n, (row, column)]
-    corner = torch.from_numpy(corner).to(images.device, non_blocking=True)
+
+
+def _crop(images: torch.Tensor, which: np.ndarray, corners: np.ndarray, piece_size: int) -> torch.Tensor:
+    """Crop pieces (B, n, h, w, 3) from images (N, S, S, 3): of image `which` (B, n) at `corners` (B, n, 2)."""
+    side = images.shape[1]
+    corner = torch.from_numpy(corners).to(images.device, non_blocking=True)
+    image = torch.from_numpy(which).to(images.device, non_blocking=True)[:, :, None, None]
     span = torch.arange(piece_size, device=images.device)
     rows = (corner[:, :, 0, None] + span)[:, :, :, None]  # [B, n, h, 1]
     columns = (corner[:, :, 1, None] + span)[:, :, None, :]  # [B, n, 1, w]
-    samples = torch.arange(len(images), device=images.device)[:, None, None, None]
     # one index into the flat list of pixels: the gather moves whole RGB triples
-    pixels = (samples * side + rows) * side + columns  # [B, n, h, w]
+    pixels = (image * side + rows) * side + columns  # [B, n, h, w]
     return images.reshape(-1, 3)[pixels]
 
 

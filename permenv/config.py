@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from permenv.networks import BACKBONES, Backbone
 
-TASKS = ("spatial",)
+TASKS = ("spatial", "temporal", "spatiotemporal")
 PRECISIONS = ("auto", "float32", "bf16")
 
 
@@ -25,30 +24,42 @@ class Config:
     """The numbers of one run. Defaults are the paper's; sections and appendices are named where it gives them.
 
     Attributes:
-        num_permutations: |Ψ| (section 4.1), 2 to n!.
+        num_permutations: |Ψ| (section 4.1), of each task; 2 to n!, by the task with fewer pieces.
         permutation_seed: Draws Ψ; apart from the run's seed, so that runs share their set.
         num_groups: |C|, groups of permutations an action chooses from (section 4.1, appendix D).
-        num_validation: |X_val|, samples held out of training (section 4.1, appendix C).
-        batch_size: B, samples of one SGD iteration (appendix B).
+        num_validation: |X_val|, samples held out of training (section 4.1, appendix C). Of videos, at most a fifth of
+            the clips is held out: where that is fewer clips than samples, a clip gives several, each of random frames.
+        batch_size: B, samples of one SGD iteration, of each task (appendix B).
         samples_per_action: m, samples of a mini-batch that one action decides; divides `batch_size`. m = B is
             Algorithm 1 to the letter, m = 1 section 3.2's tuple (x, ψ).
         iterations_per_update: SGD iterations that an update's reward judges (Algorithm 1: K actions at m = B).
         free_iterations: SGD iterations before each update during which actions train the network but are not
             credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained").
         total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H).
-        learning_rate: Of SGD (appendix B).
+        learning_rate: Of SGD (appendix B). In the tiny preset 0.03 for the spatial task, 0.1 for the others.
         learning_rate_drop: Iteration from which the learning rate is a tenth (appendix B); None for never.
         momentum: Of SGD. The paper is silent; 0.9 is the jigsaw solver's.
         weight_decay: Of SGD. The paper is silent; 5e-4 is the jigsaw solver's.
-        grid: m of the m × m tiles (section 3.1); n = m² pieces.
-        cell_size: Pixels of a side of the cell a piece is cropped from; an image has grid · cell_size.
-        piece_size: Pixels of a side of a piece (appendix B), at most `cell_size`.
+        grid: m of the m × m tiles of an image (section 3.1); n = m² pieces.
+        num_frames: u, frames of a sample of the temporal task (section 4.1), at random from a clip; n = u pieces.
+        merge_reversed: Whether a clip played backwards counts as the same clip. Clips are then played in either
+            direction at random, and of a permutation and its reverse at most one is in Ψ. The paper does not.
+        cell_size: Pixels of a side of the cell a tile is cropped from; an image has grid · cell_size.
+        piece_size: Pixels of a side of a piece (appendix B), tile or frame alike, at most `cell_size`. A frame's is
+            cropped from 256 / 224 as many, as appendix B crops 224 from 256.
+        shared_crop: Whether all frames of a sample are cropped at the same place, and not each at its own (appendix B).
+            At 32 pixels the random places move a frame further than most motion does (`experiments/temporal.py`).
         jitter: Strength of the colour jitter, 0 to 1 (appendix B gives none).
         grey_probability: Chance that a training sample is grey, 0 to 1.
         backbone: Name in `permenv.networks.BACKBONES`, or a function without arguments that returns a new trunk
             for pieces (N, 3, piece_size, piece_size); at module level, or the environment does not pickle.
-        fc6: Width of fc6 (appendix B).
-        fc7: Width of fc7 (appendix B).
+        fc6: Width of the spatial head's fc6 (appendix B).
+        fc7: Width of the spatial head's fc7 (appendix B).
+        temporal_fc6: Width of the temporal head's fc6 (appendix B).
+        lstm: Hidden units of the temporal head's recurrent layer (appendix B).
+        relative_frames: Whether the temporal head sees a frame's features relative to those of the sample's other
+            frames: each feature with mean 0 and deviation 1 over them. They hold what moves and little else, whatever
+            the order. Not the paper's; without it a small network does not begin to learn (`experiments/temporal.py`).
         ema_decay: Share of the averaged weights that an iteration keeps; validation then looks at the averaged
             weights, batch statistics included. 0 validates the live weights, as the paper does. 0 to below 1. The
             tiny preset has 0.97: in `experiments/defaults.py` it lowered E from 0.65 to 0.54, and the reward's noise
@@ -56,7 +67,11 @@ class Config:
             iterations changed, 0.97 shows 78%.
         precision: "float32", "bf16" (autocast of the training iteration; weights and validation stay float32) or
             "auto": bf16 where the device multiplies it natively, which is where the benchmark shows a gain.
+        clip_frames: Frames kept of a clip, evenly spread over it; a shorter clip keeps all.
+        split: Official split of the videos, from the lists that lie beside them: training sees its training list alone.
+            None takes the first where there are lists; 0 takes all clips, whatever lists there are.
         num_scenes: Images rendered where no folder is given.
+        num_clips: Clips rendered where no folder is given.
         scenes_seed: Which ones.
     """
 
@@ -74,16 +89,25 @@ class Config:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     grid: int = 3
+    num_frames: int = 8
+    merge_reversed: bool = False
     cell_size: int = 85
     piece_size: int = 75
+    shared_crop: bool = False
     jitter: float = 0.4
     grey_probability: float = 0.3
     backbone: str | Backbone = "caffenet"
     fc6: int = 1024
     fc7: int = 4096
+    temporal_fc6: int = 512
+    lstm: int = 256
+    relative_frames: bool = False
     ema_decay: float = 0.0
     precision: str = "auto"
+    clip_frames: int = 64
+    split: int | None = None
     num_scenes: int = 20_000
+    num_clips: int = 2000
     scenes_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -94,6 +118,8 @@ class Config:
         """
         for field in dataclasses.fields(self):
             kind, value = _NUMBERS.get(str(field.type)), getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ConfigurationError(f"{field.name}={value!r}: must be True or False")
             if kind and (isinstance(value, bool) or not isinstance(value, kind)):
                 raise ConfigurationError(f"{field.name}={value!r}: must be a number of type {field.type}")
         for name, least in _LEAST.items():
@@ -106,10 +132,10 @@ class Config:
         for name in ("momentum", "ema_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigurationError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
-        if self.num_permutations > math.factorial(self.num_pieces):
+        if self.clip_frames < self.num_frames:
             raise ConfigurationError(
-                f"num_permutations={self.num_permutations}: {self.num_pieces} pieces have only "
-                f"{math.factorial(self.num_pieces)} permutations; ask for at most that many"
+                f"clip_frames={self.clip_frames} is fewer than num_frames={self.num_frames}: a sample's frames are "
+                f"drawn from those that are kept of a clip; keep at least that many"
             )
         if self.num_groups > self.num_permutations:
             raise ConfigurationError(
@@ -134,14 +160,19 @@ class Config:
             raise ConfigurationError(f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}")
 
     @property
-    def num_pieces(self) -> int:
-        """n, pieces of a sample."""
+    def num_tiles(self) -> int:
+        """n, pieces of a sample of the spatial task."""
         return self.grid**2
 
     @property
     def image_size(self) -> int:
         """Pixels of an image's side."""
         return self.grid * self.cell_size
+
+    @property
+    def frame_size(self) -> int:
+        """Pixels of a frame's side."""
+        return round(self.piece_size * 256 / 224)
 
     @property
     def actions_per_iteration(self) -> int:
@@ -176,8 +207,12 @@ _LEAST: Mapping[str, float] = {
     "grid": 2,
     "piece_size": 1,
     "fc6": 1,
+    "num_frames": 2,
     "fc7": 1,
+    "temporal_fc6": 1,
+    "lstm": 1,
     "num_scenes": 1,
+    "num_clips": 2,
     "scenes_seed": 0,
 }
 
@@ -193,35 +228,49 @@ PRESETS: Mapping[str, Config] = {
         learning_rate_drop=None,
         cell_size=36,
         piece_size=32,
+        shared_crop=True,
         backbone="quarter-caffenet",
         fc6=128,
         fc7=512,
+        temporal_fc6=256,
+        lstm=256,
+        relative_frames=True,
         ema_decay=0.97,
+        clip_frames=32,
         num_scenes=2000,
+        num_clips=400,
     ),
     "paper": Config(),
 }
 
+FOR_TASK: Mapping[tuple[str, str], Mapping[str, Any]] = {
+    ("tiny", "temporal"): {"learning_rate": 0.1},  # `experiments/temporal.py`
+    ("tiny", "spatiotemporal"): {"learning_rate": 0.1},
+}
+"""By preset and task, what differs from the preset."""
 
-def make_config(preset: str, **overrides: Any) -> Config:
-    """Take a preset and change some of its numbers.
+
+def make_config(preset: str, task: str = "spatial", **overrides: Any) -> Config:
+    """Take a preset's numbers for a task and change some of them.
 
     Args:
         preset: A name in `PRESETS`.
+        task: A name in `TASKS`.
         **overrides: Fields of `Config` with their new values.
 
     Returns:
         The checked configuration.
 
     Raises:
-        ConfigurationError: If the preset or a keyword is unknown, or a value is out of range.
+        ConfigurationError: If the preset, the task or a keyword is unknown, or a value is out of range.
     """
-    if preset not in PRESETS:
-        raise ConfigurationError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    for kind, name, known in (("preset", preset, PRESETS), ("task", task, TASKS)):
+        if name not in known:
+            raise ConfigurationError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
     names = [field.name for field in dataclasses.fields(Config)]
     for name in overrides:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"the keywords are {', '.join(names)}"
             raise ConfigurationError(f"unknown keyword {name!r}; {hint}")
-    return dataclasses.replace(PRESETS[preset], **overrides)
+    return dataclasses.replace(PRESETS[preset], **{**FOR_TASK.get((preset, task), {}), **overrides})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from gymnasium import spaces
 
 from permenv import checkpoint, render
 from permenv.checkpoint import CheckpointError
-from permenv.config import TASKS, Config, ConfigurationError, make_config
-from permenv.data import DataError, StillImages, embedded_scenes, image_folder
+from permenv.config import Config, ConfigurationError, make_config
 from permenv.networks import evaluating
-from permenv.permutations import maximally_different
 from permenv.reward import extrapolated_error, reward
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, draw_members, group_members, group_permutations, summarise
-from permenv.training import Trainer, resolve_device
-from permenv.validation import Validation
+from permenv.tasks import Task, make_tasks
+from permenv.training import Batch, Trainer, resolve_device, trunk_of
+from permenv.validation import Validation, validate
 
 # a checkpoint may go on under another value of these: they do not change what the next iteration does
 _FREE_TO_CHANGE = ("total_updates",)
@@ -35,43 +33,47 @@ class _Progress:
     """Where a run stands, but for the network, the groups and the generator.
 
     Attributes:
-        actions: (B / m,) int64, the groups chosen for the mini-batch that is being filled.
+        actions: (B / m, tasks) int64, the groups chosen for the mini-batches that are being filled.
         phase: Of the last action, "free" or "update".
-        loss: Of the last SGD iteration.
-        baseline_error: E^BL of the last validation.
+        losses: By task, of the last SGD iteration.
+        baseline_errors: By task, E^BL of the last validation.
+        history: By task, (iteration, E) of every validation.
         num_actions: How many of `actions` are taken.
         iterations_in_cycle: SGD iterations since the last update was completed.
         update: Updates completed.
         diverged: Whether a loss or a validation was not finite.
-        history: (iteration, E) of every validation.
     """
 
     actions: np.ndarray
     phase: str
-    loss: float
-    baseline_error: float = 1.0
+    losses: dict[str, float]
+    baseline_errors: dict[str, float]
+    history: dict[str, list[tuple[int, float]]]
     num_actions: int = 0
     iterations_in_cycle: int = 0
     update: int = 0
     diverged: bool = False
-    history: list[tuple[int, float]] = dataclasses.field(default_factory=list)
 
 
-class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
+class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     r"""Choose the permutations that a convolutional network trains on.
 
     ## Description
-    The world is a network Φ that learns, without labels, to put the nine shuffled tiles of an image back in order: it
-    names which of |Ψ| permutations was applied. Every `iterations_per_update` SGD iterations it is validated on
-    images held out of training, under all permutations; the permutations are then grouped by how hard they are, and
-    the agent is told each group's size and difficulty. The agent chooses the groups from which the next training
-    samples are permuted. It implements Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep
-    Reinforcement Learning", ECCV 2018; equation and section numbers are that paper's.
+    The world is a network Φ that learns, without labels, to put what was shuffled back in order: the nine tiles of an
+    image (task "spatial"), eight frames of a video ("temporal"), or both on one shared trunk ("spatiotemporal"). It
+    names which of |Ψ| permutations was applied; each task has its own Ψ. Every `iterations_per_update` SGD iterations
+    it is validated on samples held out of training, under all permutations; the permutations are then grouped by how
+    hard they are, and the agent is told each group's size and difficulty. The agent chooses the groups from which the
+    next training samples are permuted. It implements Büchler, Brattoli, Ommer, "Improving Spatiotemporal
+    Self-Supervision by Deep Reinforcement Learning", ECCV 2018; equation and section numbers are that paper's.
 
     ## Action Space
     `Discrete(num_groups)`: the group, hardest first, from which permutations are drawn uniformly for the next
-    `samples_per_action` random training images. When B / m actions have filled a mini-batch of B, one SGD iteration
+    `samples_per_action` random training samples. When B / m actions have filled a mini-batch of B, one SGD iteration
     runs. An empty group stands for the easiest one that is not empty.
+
+    "spatiotemporal": `MultiDiscrete([num_groups, num_groups])`, a group of spatial and one of temporal permutations for
+    the next `samples_per_action` images and as many clips; an iteration trains on a mini-batch of each.
 
     ## Observation Space
     `Box(float32, (num_groups, 2))`: ŝ of Eq. 10, one row a group.
@@ -81,29 +83,32 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
     | 0      | fraction \|c_j\| / \|Ψ\| of the permutations in the group, sums to 1 | 0   | 1   |
     | 1      | median over group and X_val of (y_l + 1) / (y_p + 1) (Eq. 3); above 1: recognised | 0.5 | 2   |
 
-    Rows ascend in column 1. The observation changes only at a validation.
+    Rows ascend in column 1. The observation changes only at a validation. "spatiotemporal": (2, num_groups, 2), the
+    spatial task's ŝ and the temporal one's.
 
     ## Rewards
-    The step that ends an update returns r_t = E^BL - E (Eq. 7): E is the share of (permutation, image) pairs not
+    The step that ends an update returns r_t = E^BL - E (Eq. 7): E is the share of (permutation, sample) pairs not
     recognised (Eq. 6), E^BL the straight line through the last two validations read at this iteration (appendix E;
     flat before there are two). All other steps return 0, the validation that ends the free iterations too: it only
-    renews ŝ and the line.
+    renews ŝ and the line. "spatiotemporal": the mean of the two tasks' rewards, which are in `info`.
 
     ## Starting State
     `reset(seed=...)` draws new weights, a new X_val and all later randomness from the seed; the network is validated,
     so the first observation is that of an untrained network, with an error near 1 - 1 / |Ψ|. Ψ depends on
-    `permutation_seed` alone. `reset(options={"checkpoint": path})` continues a run that `save(path)` wrote.
+    `permutation_seed` alone. `reset(options={"checkpoint": path})` continues a run that `save(path)` wrote;
+    `reset(options={"trunk": path})` begins a new run with the trunk of such a run, of whatever task: the paper's S&T
+    (section 4.3) is a spatial run and then a temporal one with its trunk.
 
     ## Episode End
-    One episode is one training run. It is truncated after `total_updates` updates. It is terminated when the loss or
-    the validation is not finite: then E = 1, `info["diverged"]` is True and the last finite observation is repeated.
+    One episode is one training run. It is truncated after `total_updates` updates. It is terminated when a loss or
+    a validation is not finite: then E = 1, `info["diverged"]` is True and the last finite observation is repeated.
 
     ## Info
     `validated` (bool, this step ended with a validation), `phase` ("update", or "free" while the actions of the free
     iterations are taken: for which of the two this step's action counted), `update` (updates completed), `iteration`,
-    `loss` (of the last SGD iteration; log |Ψ|, that of a uniform guess, before the first), `error` and
-    `baseline_error` (E and E^BL of the last validation), `task_errors` and `task_rewards` (the same by task; rewards
-    as in the step's), `diverged`.
+    `loss` (of the last SGD iteration; log |Ψ|, that of a uniform guess, before the first; the tasks' sum), `error` and
+    `baseline_error` (E and E^BL of the last validation; the tasks' means), `task_losses`, `task_errors`,
+    `task_baseline_errors` and `task_rewards` (the same by task; rewards as in the step's), `diverged`.
 
     ## Arguments
     Any field of `permenv.config.Config` is a keyword: `gym.make("PermShuffle-v0", num_permutations=300)`.
@@ -111,9 +116,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
     | Argument      | Default     | Meaning                                                                        |
     |---------------|-------------|--------------------------------------------------------------------------------|
     | `preset`      | `"tiny"`    | "tiny" (minutes on a laptop) or "paper" (every number of the paper)            |
-    | `task`        | `"spatial"` | what is shuffled                                                               |
+    | `task`        | `"spatial"` | "spatial", "temporal" or "spatiotemporal"                                      |
     | `images`      | `None`      | a folder of images, or None for the embedded scenes                            |
-    | `videos`      | `None`      | for tasks with videos; the spatial task has none                               |
+    | `videos`      | `None`      | a folder of videos or of folders of frames, or None for the embedded clips     |
     | `device`      | `"auto"`    | "auto", "cpu" or "cuda"                                                        |
     | `render_mode` | `None`      | None or "rgb_array"                                                            |
 
@@ -133,8 +138,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
 
     Attributes:
         config: All numbers of the run.
-        data: The images, and their labels where they have any (for evaluation only).
+        tasks: By name, what is shuffled: a `permenv.tasks.Task` with its `data` and Ψ.
         validation: By task, the last `Validation`: s, what was recognised, E.
+        validation_samples: By task, (|X_val|, k) int64, X_val; the first column is the number of the image or clip.
         groups: By task, (|Ψ|,) int64, the group of each permutation.
         permutations: By task, (|Ψ|, n) int64, Ψ.
         seconds: Wall-clock spent by this object on "training", "validation" and "grouping".
@@ -152,31 +158,28 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
         render_mode: str | None = None,
         **overrides: Any,
     ):
-        if task not in TASKS:
-            raise ConfigurationError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
-        if videos is not None:
-            raise ConfigurationError(f"videos={str(videos)!r}: task {task!r} shuffles stills; pass images instead")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ConfigurationError(
                 f"render_mode={render_mode!r}: choose None or one of {self.metadata['render_modes']}"
             )
-        self._arguments = {"preset": preset, "task": task, "images": images, "device": device, **overrides}
+        self._arguments = {"preset": preset, "task": task, "images": images, "videos": videos, "device": device}
+        self._arguments |= overrides
         self.task = task
         self.render_mode = render_mode
-        self.config: Config = make_config(preset, **overrides)
+        self.config: Config = make_config(preset, task, **overrides)
         self.device = resolve_device(device)
-        self.data: StillImages = _load_images(images, self.config).to(self.device)
-        if self.config.num_validation >= len(self.data):
-            raise DataError(
-                f"num_validation={self.config.num_validation}, but {self.data.name} has only {len(self.data)} images "
-                f"and at least one must be left for training: lower num_validation or add images"
-            )
-        psi = maximally_different(self.config.num_pieces, self.config.num_permutations, self.config.permutation_seed)
-        self.permutations = {task: psi}
+        self.tasks: dict[str, Task] = make_tasks(task, self.config, images, videos, self.device)
+        self.permutations = {name: each.permutations for name, each in self.tasks.items()}
         bounds = np.array([[0, LOWEST_RATIO], [1, HIGHEST_RATIO]], dtype=np.float32)
-        shape = (self.config.num_groups, 2)
+        num_groups = self.config.num_groups
+        shape = (num_groups, 2) if len(self.tasks) == 1 else (len(self.tasks), num_groups, 2)
         self.observation_space = spaces.Box(np.broadcast_to(bounds[0], shape), np.broadcast_to(bounds[1], shape))
-        self.action_space = spaces.Discrete(self.config.num_groups)
+        self.action_space = (
+            spaces.Discrete(num_groups)
+            if len(self.tasks) == 1
+            else spaces.MultiDiscrete([num_groups] * len(self.tasks))
+        )
+        self._no_gains = dict.fromkeys(self.tasks, 0.0)
         self.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
         self._progress: _Progress | None = None
 
@@ -189,35 +192,38 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
 
         Args:
             seed: Decides the run; None goes on drawing from the environment's generator.
-            options: {"checkpoint": path} continues where `save(path)` was called, whatever the seed.
+            options: {"checkpoint": path} continues where `save(path)` was called, whatever the seed;
+                {"trunk": path} begins a new run with the trunk of such a run.
 
         Returns:
             Observation and info.
 
         Raises:
-            ConfigurationError: If an option is unknown.
-            CheckpointError: If the checkpoint is damaged or of another configuration; the run is then as it was.
+            ConfigurationError: If an option is unknown, or both are given.
+            CheckpointError: If the checkpoint is damaged or of another configuration, or its trunk is another one; the
+                run is then as it was.
         """
         options = options or {}
-        unknown = options.keys() - {"checkpoint"}
+        unknown = options.keys() - {"checkpoint", "trunk"}
         if unknown:
-            raise ConfigurationError(f"unknown reset option {unknown.pop()!r}; the only one is 'checkpoint'")
+            raise ConfigurationError(f"unknown reset option {unknown.pop()!r}; there are 'checkpoint' and 'trunk'")
+        if len(options) > 1:
+            raise ConfigurationError(
+                "reset options 'checkpoint' and 'trunk': a saved run has its trunk; pass one of them"
+            )
         if "checkpoint" in options:  # which brings its own generator, so the seed is not asked
-            path = options["checkpoint"]
-            tree = checkpoint.read(path)
-            if "environment" not in tree:
-                raise CheckpointError(f"{path} holds no environment: name a file that env.save() or a run wrote")
-            self.load_state_dict(tree["environment"])
+            self.load_state_dict(_saved_environment(options["checkpoint"]))
         else:
+            trunk = self._trunk_in(options["trunk"]) if "trunk" in options else None
             super().reset(seed=seed)
-            self._begin()
-        return self._observation.copy(), self._info(self._begun(), validated=True)
+            self._begin(trunk)
+        return self._observation.copy(), self._info(self._begun(), validated=True, gains=self._no_gains)
 
-    def step(self, action: np.int64 | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64 | int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide the permutations of the next `samples_per_action` training samples.
 
         Args:
-            action: A group, 0 to |C| - 1.
+            action: A group, 0 to |C| - 1; for several tasks (tasks,) ints, a group of each.
 
         Returns:
             Observation, reward, terminated, truncated, info.
@@ -226,32 +232,34 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
             gymnasium.error.InvalidAction: If there is no such group; nothing has changed then.
             gymnasium.error.ResetNeeded: If the run has not begun or is over.
         """
-        group = self._as_group(action)
+        groups = self._as_groups(action)
         now = self._progress
         if now is None or self._is_over(now):
             raise gym.error.ResetNeeded("the training run has not begun or is over: call reset() first")
         now.phase = self._next_phase(now)
-        now.actions[now.num_actions] = group
+        now.actions[now.num_actions] = groups
         now.num_actions += 1
-        gain, validated = 0.0, False
+        gains, validated = self._no_gains, False
         if now.num_actions == len(now.actions):
             now.num_actions = 0
-            gain, validated = self._iterate(now)
+            gains, validated = self._iterate(now)
         truncated = not now.diverged and self._is_over(now)
-        return self._observation.copy(), gain, now.diverged, truncated, self._info(now, validated, gain)
+        info = self._info(now, validated, gains)
+        return self._observation.copy(), _mean(gains), now.diverged, truncated, info
 
     def render(self) -> np.ndarray | None:
         """Draw the run so far as an (H, W, 3) uint8 picture in the render mode "rgb_array"."""
         if self.render_mode is None:
             gym.logger.warn("render() does nothing without a render mode: gym.make(..., render_mode='rgb_array')")
             return None
-        return render.to_array(render.run_figure(self.history, self._observation))
+        history, observations = self.history, self._observation.reshape(len(self.tasks), -1, 2)
+        return render.to_array(render.run_figure(history, dict(zip(self.tasks, observations, strict=True))))
 
     # what researchers look at
 
     @property
-    def history(self) -> list[tuple[int, float]]:
-        """(iteration, E) of every validation since the run began."""
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """By task, (iteration, E) of every validation since the run began."""
         return self._begun().history
 
     def network(self, task: str, pieces: torch.Tensor) -> torch.Tensor:
@@ -266,11 +274,6 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
         """
         with torch.no_grad(), evaluating(self.trainer.evaluated) as network:
             return network(task, pieces)
-
-    @property
-    def training_indices(self) -> np.ndarray:
-        """Indices into `data` that training draws from: all but X_val."""
-        return np.setdiff1d(np.arange(len(self.data)), self.validation_indices)
 
     # fork, save, restore
 
@@ -300,19 +303,24 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
         Raises:
             gymnasium.error.ResetNeeded: If no run has begun.
         """
-        now, current = self._begun(), self.validation[self.task]
+        now = self._begun()
         return {
             "identity": self._identity(),
             "generator": self.np_random.bit_generator.state,
             "generator_seed": self._np_random_seed,
             "trainer": self.trainer.state_dict(),
-            "permutations": self.permutations[self.task],
-            "validation_indices": self.validation_indices,
-            "ratios": current.ratios,
-            "correct": current.correct,
-            "error": current.error,
-            "groups": self.groups[self.task],
             "progress": dataclasses.asdict(now),
+            "tasks": {
+                name: {
+                    "permutations": self.permutations[name],
+                    "validation_samples": self.validation_samples[name],
+                    "ratios": self.validation[name].ratios,
+                    "correct": self.validation[name].correct,
+                    "error": self.validation[name].error,
+                    "groups": self.groups[name],
+                }
+                for name in self.tasks
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -328,12 +336,20 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["generator"]
         self._np_random_seed = state["generator_seed"]
-        self._hold_out(np.array(state["validation_indices"]))
-        current = Validation(np.array(state["ratios"]), np.array(state["correct"]), state["error"])
-        self._look_at(current, np.array(state["groups"]))
+        tasks = state["tasks"]
+        self._hold_out({name: np.array(tasks[name]["validation_samples"]) for name in self.tasks})
+        self.validation = {
+            name: Validation(np.array(saved["ratios"]), np.array(saved["correct"]), saved["error"])
+            for name, saved in tasks.items()
+        }
+        self._look_at({name: np.array(saved["groups"]) for name, saved in tasks.items()})
         progress = dict(state["progress"])
         progress["actions"] = np.array(progress["actions"])
-        progress["history"] = [(iteration, error) for iteration, error in progress["history"]]
+        for name in ("losses", "baseline_errors"):
+            progress[name] = dict(progress[name])
+        progress["history"] = {
+            name: [(iteration, error) for iteration, error in history] for name, history in progress["history"].items()
+        }
         self._progress = _Progress(**progress)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -352,90 +368,133 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
 
     # the run
 
-    def _begin(self) -> None:
+    def _begin(self, trunk: dict[str, torch.Tensor] | None) -> None:
         config = self.config
         self.trainer = self._new_trainer(seed=int(self.np_random.integers(2**31)))
-        self._hold_out(self.np_random.choice(len(self.data), config.num_validation, replace=False))
-        none_taken = np.zeros(config.actions_per_iteration, dtype=np.int64)
-        now = _Progress(actions=none_taken, phase="", loss=math.log(config.num_permutations))
+        if trunk is not None:
+            self.trainer.start_from(trunk)
+        self._hold_out({name: task.hold_out(self.np_random) for name, task in self.tasks.items()})
+        self._validate()
+        self._regroup()
+        errors = {name: current.error for name, current in self.validation.items()}
+        now = _Progress(
+            actions=np.zeros((config.actions_per_iteration, len(self.tasks)), dtype=np.int64),
+            phase="",
+            losses=dict.fromkeys(self.tasks, math.log(config.num_permutations)),
+            baseline_errors=errors,
+            history={name: [(0, error)] for name, error in errors.items()},
+        )
         now.phase = self._next_phase(now)
-        current = self._validate()
-        self._regroup(current)
-        now.baseline_error = current.error
-        now.history.append((0, current.error))
         self._progress = now
 
-    def _iterate(self, now: _Progress) -> tuple[float, bool]:
-        """One SGD iteration on the full mini-batch and, where one is due, a validation: (reward, validated)."""
+    def _iterate(self, now: _Progress) -> tuple[dict[str, float], bool]:
+        """One SGD iteration on the full mini-batches and, where one is due, a validation: (rewards, validated)."""
         start = time.perf_counter()
-        labels = draw_members(self._members, now.actions.repeat(self.config.samples_per_action), self.np_random)
-        samples = self._trainable[self.np_random.integers(len(self._trainable), size=len(labels))]
-        now.loss = self.trainer.step(self.data.take(samples, self.device), labels, self.np_random)
+        chosen = now.actions.repeat(self.config.samples_per_action, axis=0)  # [B, tasks]
+        batches = {}
+        for column, (name, task) in enumerate(self.tasks.items()):
+            labels = draw_members(self._members[name], chosen[:, column], self.np_random)
+            samples = task.draw(self._trainable[name], len(labels), self.np_random)
+            batches[name] = Batch(task.training_pieces(samples, labels, self.np_random), labels)
+        now.losses = self.trainer.step(batches)
         self.seconds["training"] += time.perf_counter() - start
-        if not math.isfinite(now.loss):
+        if not all(map(math.isfinite, now.losses.values())):
             return self._diverge(now, self.trainer.iteration + 1), False  # the step was not taken
         now.iterations_in_cycle += 1
         if now.iterations_in_cycle == self.config.free_iterations:
             return self._close_phase(now, credited=False)
         if now.iterations_in_cycle == self.config.free_iterations + self.config.iterations_per_update:
             return self._close_phase(now, credited=True)
-        return 0.0, False
+        return self._no_gains, False
 
-    def _close_phase(self, now: _Progress, credited: bool) -> tuple[float, bool]:
-        current = self._validate()
-        if not current.finite:
+    def _close_phase(self, now: _Progress, credited: bool) -> tuple[dict[str, float], bool]:
+        if not self._validate():
             return self._diverge(now, self.trainer.iteration), False
-        now.baseline_error = extrapolated_error(now.history, self.trainer.iteration)
-        now.history.append((self.trainer.iteration, current.error))
-        self._regroup(current)
+        iteration, gains = self.trainer.iteration, {}
+        for name, current in self.validation.items():
+            now.baseline_errors[name] = extrapolated_error(now.history[name], iteration)
+            now.history[name].append((iteration, current.error))
+            gains[name] = reward(now.baseline_errors[name], current.error)
+        self._regroup()
         if not credited:
-            return 0.0, True
+            return self._no_gains, True
         now.iterations_in_cycle = 0
         now.update += 1
-        return reward(now.baseline_error, current.error), True
+        return gains, True
 
-    def _diverge(self, now: _Progress, iteration: int) -> float:
-        """End the run with the worst error; the last observation stays."""
+    def _diverge(self, now: _Progress, iteration: int) -> dict[str, float]:
+        """End the run with the worst errors; the last observation stays."""
         now.diverged = True
-        now.baseline_error = extrapolated_error(now.history, iteration)
-        return reward(now.baseline_error, 1.0)
+        now.baseline_errors = {name: extrapolated_error(now.history[name], iteration) for name in self.tasks}
+        return {name: reward(baseline, 1.0) for name, baseline in now.baseline_errors.items()}
 
-    def _validate(self) -> Validation:
+    def _validate(self) -> bool:
+        """Validate all tasks; where a score is not finite, return False and keep what was known before."""
         start = time.perf_counter()
-        current = self.trainer.validate(self._validation_pieces)
+        found = {
+            name: validate(self.trainer.evaluated, name, self._validation_pieces[name], self.permutations[name])
+            for name in self.tasks
+        }
         self.seconds["validation"] += time.perf_counter() - start
-        return current
+        finite = all(current.finite for current in found.values())
+        if finite:
+            self.validation = found
+        return finite
 
-    def _regroup(self, current: Validation) -> None:
+    def _regroup(self) -> None:
         start = time.perf_counter()
-        seed = int(self.np_random.integers(2**31))
-        self._look_at(current, group_permutations(current.ratios, self.config.num_groups, seed))
+        num_groups = self.config.num_groups
+        groups = {}
+        for name, current in self.validation.items():
+            groups[name] = group_permutations(current.ratios, num_groups, int(self.np_random.integers(2**31)))
+        self._look_at(groups)
         self.seconds["grouping"] += time.perf_counter() - start
 
-    def _look_at(self, current: Validation, groups: np.ndarray) -> None:
-        self.validation = {self.task: current}
-        self.groups = {self.task: groups}
-        self._members = group_members(groups, self.config.num_groups)
-        self._observation = summarise(current.ratios, groups, self.config.num_groups)
+    def _look_at(self, groups: dict[str, np.ndarray]) -> None:
+        num_groups = self.config.num_groups
+        self.groups = groups
+        self._members = {name: group_members(groups[name], num_groups) for name in self.tasks}
+        states = [summarise(self.validation[name].ratios, groups[name], num_groups) for name in self.tasks]
+        self._observation = np.stack(states).reshape(self.observation_space.shape)
 
-    def _hold_out(self, indices: np.ndarray) -> None:
-        self.validation_indices = indices
-        self._trainable = self.training_indices
-        self._validation_pieces = self.trainer.validation_pieces(self.data.take(indices, self.device))
+    def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
+        self.validation_samples = samples
+        self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
+        self._validation_pieces = {name: task.validation_pieces(samples[name]) for name, task in self.tasks.items()}
+
+    def _trunk_in(self, path: str | Path) -> dict[str, torch.Tensor]:
+        """The trunk of a saved run, checked to be of our kind before anything of this run is touched."""
+        saved = _saved_environment(path)
+        theirs, ours = (x["identity"]["backbone"] for x in (saved, {"identity": self._identity()}))
+        if theirs != ours:
+            raise CheckpointError(
+                f"{path} has the trunk backbone={theirs!r}, this environment backbone={ours!r}: make the environment "
+                f"with the checkpoint's backbone"
+            )
+        trunk = trunk_of(saved["trainer"])
+        try:
+            self._new_trainer(seed=0).start_from(trunk)
+        except RuntimeError as error:  # a backbone of one's own that was changed, but not its name
+            raise CheckpointError(f"{path} has another trunk under the name {ours!r}: {error}") from error
+        return trunk
 
     def _new_trainer(self, seed: int) -> Trainer:
-        return Trainer(self.config, self.permutations[self.task], self.device, seed)
+        return Trainer(self.config, {name: task.head for name, task in self.tasks.items()}, self.device, seed)
 
-    def _as_group(self, action: np.int64 | int) -> int:
+    def _as_groups(self, action: np.int64 | int | np.ndarray) -> np.ndarray:
+        """The chosen group of each task, (tasks,) int64."""
         try:
-            group = operator.index(action)
-        except TypeError:
-            group = -1
-        if not 0 <= group < self.config.num_groups:
-            raise gym.error.InvalidAction(
-                f"action {action!r} is not a group: pass an integer from 0 to {self.config.num_groups - 1}"
-            )
-        return group
+            groups = np.asarray(action)
+        except ValueError:  # lists of different lengths
+            groups = np.empty(0)
+        if groups.shape == self.action_space.shape and groups.dtype.kind in "iu":
+            groups = groups.reshape(len(self.tasks)).astype(np.int64)
+            if ((groups >= 0) & (groups < self.config.num_groups)).all():
+                return groups
+        expected = "an integer" if len(self.tasks) == 1 else f"{len(self.tasks)} integers, one for each task,"
+        raise gym.error.InvalidAction(
+            f"action {action!r} is not a group: pass {expected} from 0 to {self.config.num_groups - 1}"
+        )
 
     def _begun(self) -> _Progress:
         if self._progress is None:
@@ -448,18 +507,20 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
     def _next_phase(self, now: _Progress) -> str:
         return "free" if now.iterations_in_cycle < self.config.free_iterations else "update"
 
-    def _info(self, now: _Progress, validated: bool, gain: float = 0.0) -> dict[str, Any]:
-        error = 1.0 if now.diverged else now.history[-1][1]
+    def _info(self, now: _Progress, validated: bool, gains: dict[str, float]) -> dict[str, Any]:
+        errors = {name: 1.0 if now.diverged else history[-1][1] for name, history in now.history.items()}
         return {
             "validated": validated,
             "phase": now.phase,
             "update": now.update,
             "iteration": self.trainer.iteration,
-            "loss": now.loss,
-            "error": error,
-            "baseline_error": now.baseline_error,
-            "task_errors": {self.task: error},
-            "task_rewards": {self.task: gain},
+            "loss": sum(now.losses.values()),
+            "error": _mean(errors),
+            "baseline_error": _mean(now.baseline_errors),
+            "task_losses": dict(now.losses),
+            "task_errors": errors,
+            "task_baseline_errors": dict(now.baseline_errors),
+            "task_rewards": dict(gains),
             "diverged": now.diverged,
         }
 
@@ -467,7 +528,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
         numbers = self.config.as_dict()
         for name in _FREE_TO_CHANGE:
             del numbers[name]
-        return {"task": self.task, "data": self.data.fingerprint, **numbers}
+        data = {name: task.data.fingerprint for name, task in self.tasks.items()}
+        return {"task": self.task, "data": data, **numbers}
 
     def _check_identity(self, saved: dict[str, Any]) -> None:
         ours = self._identity()
@@ -481,7 +543,12 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64]):
             )
 
 
-def _load_images(folder: str | Path | None, config: Config) -> StillImages:
-    if folder is None:
-        return embedded_scenes(config.num_scenes, config.image_size, config.scenes_seed)
-    return image_folder(folder, config.image_size)
+def _saved_environment(path: str | Path) -> dict[str, Any]:
+    tree = checkpoint.read(path)
+    if "environment" not in tree:
+        raise CheckpointError(f"{path} holds no environment: name a file that env.save() or a run wrote")
+    return tree["environment"]
+
+
+def _mean(by_task: dict[str, float]) -> float:
+    return sum(by_task.values()) / len(by_task)

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 
 from permenv.augment import normalise
-from permenv.data import StillImages
+from permenv.data import StillImages, VideoClips
 from permenv.networks import OrderingNetwork, evaluating
 
 _MAP_SIDE = 6
@@ -19,14 +19,14 @@ _CHUNK = 64  # images in the trunk at once
 
 @torch.no_grad()
 def pool_features(network: OrderingNetwork, data: StillImages, indices: np.ndarray, device: torch.device) -> np.ndarray:
-    """Compute pool5 features of whole images.
+    """Compute pool5 features of whole images, or of whole frames.
 
     An image goes through the trunk in one piece, normalised as a piece is, at the scale of training. A pool5 map of
     more than 6 × 6, the size that the paper evaluates (227 × 227 pixels at stride 4), is averaged down to it.
 
     Args:
         network: Φ; its trunk is used.
-        data: The images.
+        data: The images; of clips, their `frames`.
         indices: (N,) int, which of them.
         device: The network's device.
 
@@ -43,6 +43,24 @@ def pool_features(network: OrderingNetwork, data: StillImages, indices: np.ndarr
             )
             parts.append(pool5.flatten(1).cpu().numpy())
     return np.concatenate(parts)
+
+
+def spread_frames(clips: VideoClips, among: np.ndarray, count: int) -> np.ndarray:
+    """Choose evenly spaced frames of clips, from the first to the last ("10 frames per video", section 4.1).
+
+    Args:
+        clips: The clips.
+        among: (N,) int, which of them.
+        count: How many frames of each; a shorter clip gives all it has.
+
+    Returns:
+        (at most N · count,) int64, rows of `clips.frames`, clip by clip.
+    """
+    rows = []
+    for start, length in zip(clips.starts[among], clips.lengths[among], strict=True):
+        number = min(count, length)
+        rows.append(start + np.arange(number) * (length - 1) // max(1, number - 1))
+    return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
 
 def nearest_neighbour_accuracy(

@@ -1,8 +1,8 @@
 """The network Φ: a convolutional trunk shared by all tasks, and one ordering head a task (section 3.1, appendix B).
 
 A trunk takes pieces (N, 3, h, w) to a pool5 map (N, c, y, x). A head takes the flat pool5 features of a sample's
-pieces, in their shuffled order, to one logit φ_l a permutation. All pieces of a batch run through the trunk as one
-folded batch.
+pieces, in their shuffled order, to one logit φ_l a permutation. All pieces of a batch, of whatever task, run through
+the trunk as one folded batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from permenv.heads import HeadFactory, OrderingHead
 
 Backbone = Callable[[], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
@@ -70,48 +72,6 @@ def quarter_caffenet() -> nn.Sequential:
 BACKBONES: Mapping[str, Backbone] = {"caffenet": caffenet, "quarter-caffenet": quarter_caffenet}
 
 
-class SpatialHead(nn.Module):
-    """fc6 for every tile, stacked in order, fc7, classifier (Fig. 1C).
-
-    Args:
-        features: Length of a tile's flat pool5 features.
-        num_pieces: n, tiles a sample.
-        num_permutations: |Ψ|, number of logits.
-        fc6: Width of the layer that every tile has to itself.
-        fc7: Width of the layer that sees all tiles.
-    """
-
-    def __init__(self, features: int, num_pieces: int, num_permutations: int, fc6: int, fc7: int):
-        super().__init__()
-        self.fc6 = nn.Sequential(nn.Linear(features, fc6), nn.ReLU())
-        self.fc7 = nn.Linear(num_pieces * fc6, fc7)
-        self.classifier = nn.Linear(fc7, num_permutations)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
-        return self.classify(self.fc7(self.fc6(features).flatten(1)))
-
-    def classify(self, stacked: Tensor) -> Tensor:
-        """Logits (..., |Ψ|) of fc7's outputs (..., fc7) before their ReLU, which overwrites them."""
-        return self.classifier(stacked.relu_())
-
-    def place_table(self, features: Tensor) -> Tensor:
-        """What every tile adds to fc7 at every position.
-
-        fc6 does not see where a tile lies, and fc7 is linear in the stacked tiles: its output is its bias plus one
-        row of this table a position.
-
-        Args:
-            features: (V, n, features) pool5 features.
-
-        Returns:
-            (V, n, n, fc7): entry [v, i, k] is the share of tile i when it lies at position k.
-        """
-        tiles = self.fc6(features)  # [V, n, fc6]
-        positions = self.fc7.weight.split(tiles.shape[2], dim=1)  # n × [fc7, fc6], views: 151 MB stay where they are
-        return torch.stack([tiles @ weight.T for weight in positions], dim=2)
-
-
 class OrderingNetwork(nn.Module):
     """Trunk and heads: φ = head(trunk(pieces)).
 
@@ -120,20 +80,35 @@ class OrderingNetwork(nn.Module):
         heads: One head a task.
     """
 
-    def __init__(self, trunk: nn.Module, heads: Mapping[str, nn.Module]):
+    def __init__(self, trunk: nn.Module, heads: Mapping[str, OrderingHead]):
         super().__init__()
         self.trunk = trunk
         self.heads = nn.ModuleDict(heads)
 
-    def features(self, pieces: Tensor) -> Tensor:
-        """Flat pool5 features (B, n, features) of pieces (B, n, 3, h, w)."""
-        batch, num_pieces = pieces.shape[:2]
-        folded = pieces.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        return self.trunk(folded).flatten(1).view(batch, num_pieces, -1)
-
     def forward(self, task: str, pieces: Tensor) -> Tensor:
         """Logits (B, |Ψ|) of pieces (B, n, 3, h, w) that are already permuted."""
         return self.heads[task](self.features(pieces))
+
+    def together(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Logits (B, |Ψ|) by task of permuted pieces (B, n, 3, h, w) by task.
+
+        All pieces are one batch of the trunk, so that its batch statistics in training are those of the mixture that
+        its running statistics describe, and not one task's at a time.
+        """
+        folded = torch.cat([batch.flatten(0, 1) for batch in pieces.values()])
+        features = self._pool5(folded).split([batch.shape[0] * batch.shape[1] for batch in pieces.values()])
+        return {
+            task: self.heads[task](flat.unflatten(0, batch.shape[:2]))
+            for (task, batch), flat in zip(pieces.items(), features, strict=True)
+        }
+
+    def features(self, pieces: Tensor) -> Tensor:
+        """Flat pool5 features (B, n, features) of pieces (B, n, 3, h, w)."""
+        return self._pool5(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2])
+
+    def _pool5(self, folded: Tensor) -> Tensor:
+        """Flat pool5 features (N, features) of pieces (N, 3, h, w)."""
+        return self.trunk(folded.contiguous(memory_format=torch.channels_last)).flatten(1)
 
 
 @contextlib.contextmanager
@@ -148,28 +123,18 @@ def evaluating(network: Module) -> Iterator[Module]:
 
 
 def build_network(
-    backbone: str | Backbone,
-    *,
-    num_pieces: int,
-    num_permutations: int,
-    piece_size: int,
-    fc6: int,
-    fc7: int,
-    seed: int,
+    backbone: str | Backbone, heads: Mapping[str, HeadFactory], *, piece_size: int, seed: int
 ) -> OrderingNetwork:
-    """Build Φ for the spatial task with its initial weights.
+    """Build Φ with its initial weights.
 
-    Convolutions and hidden layers start with He's normal distribution; the classifier starts near zero, so that the
-    first predictions are nearly uniform. The global generator of torch is left as it was.
+    Convolutions and hidden layers start with He's normal distribution, an LSTM as torch does; the classifiers start
+    near zero, so that the first predictions are nearly uniform. The global generator of torch is left as it was.
 
     Args:
         backbone: A name in `BACKBONES`, or a function that returns a new trunk for (N, 3, piece_size, piece_size).
             What such a function makes keeps its own initial weights.
-        num_pieces: n, pieces a sample.
-        num_permutations: |Ψ|.
+        heads: By task, what makes its head.
         piece_size: h = w of a piece in pixels.
-        fc6: Width of fc6.
-        fc7: Width of fc7.
         seed: Decides all initial weights.
 
     Returns:
@@ -185,9 +150,11 @@ def build_network(
         if isinstance(backbone, str):
             trunk.apply(_he_initialise)
         features = _feature_length(trunk, piece_size)
-        head = SpatialHead(features, num_pieces, num_permutations, fc6, fc7).apply(_he_initialise)
-        nn.init.normal_(head.classifier.weight, std=0.01)
-    network = OrderingNetwork(trunk, {"spatial": head})
+        made: dict[str, OrderingHead] = {}
+        for task, make_head in heads.items():
+            made[task] = make_head(features).apply(_he_initialise)
+            nn.init.normal_(made[task].classifier.weight, std=0.01)
+    network = OrderingNetwork(trunk, made)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
 
 

@@ -3,6 +3,9 @@
 "We iteratively include the permutation with the maximum Hamming distance to the already chosen ones": each new
 permutation has the largest *smallest* distance to those chosen, ties go to the largest *mean* distance, and what
 still ties is drawn by the seed.
+
+Of frames, a permutation and its *reverse*, the same shuffling of the clip played backwards, may look alike. Ψ can be
+chosen so that it holds at most one of each such pair, and is different from the reverses as well.
 """
 
 from __future__ import annotations
@@ -32,9 +35,11 @@ class HammingStatistics:
 
 
 @functools.lru_cache(maxsize=32)
-def _greedy(num_pieces: int, num_permutations: int, seed: int) -> np.ndarray:
+def _greedy(num_pieces: int, num_permutations: int, seed: int, merge_reversed: bool) -> np.ndarray:
     rng = np.random.default_rng(seed)
     candidates = _candidates(num_pieces, rng)  # [n, candidates]: a position is one long row
+    if merge_reversed:  # one of each pair
+        candidates = candidates[:, _comes_first(candidates)]
     rng.shuffle(candidates, axis=1)  # argmax takes the first of equals: shuffled, that is a seeded draw
     count = candidates.shape[1]
     if count < num_permutations:
@@ -48,14 +53,30 @@ def _greedy(num_pieces: int, num_permutations: int, seed: int) -> np.ndarray:
     for i in range(num_permutations):
         # one key, ordered by the smallest distance, then by the sum, which never reaches the factor
         chosen[i] = np.argmax(smallest.astype(np.int64) * (num_pieces * num_permutations + 1) + total)
-        distance = np.zeros(count, dtype=np.uint8)
-        for row in candidates:
-            distance += row != row[chosen[i]]
+        distance = _distances(candidates, candidates[:, chosen[i]])
+        if merge_reversed:
+            np.minimum(distance, _distances(candidates, reverse_of(candidates[:, chosen[i]])), out=distance)
         np.minimum(smallest, distance, out=smallest)  # a chosen one has distance 0 from now on
         total += distance
     permutations = candidates[:, chosen].T.astype(np.int64)
     permutations.flags.writeable = False  # shared by every caller through the cache
     return permutations
+
+
+def _distances(candidates: np.ndarray, permutation: np.ndarray) -> np.ndarray:
+    """Hamming distances (candidates,) uint8 of candidates (n, candidates) to one permutation (n,)."""
+    distance = np.zeros(candidates.shape[1], dtype=np.uint8)
+    for row, piece in zip(candidates, permutation, strict=True):
+        distance += row != piece
+    return distance
+
+
+def _comes_first(candidates: np.ndarray) -> np.ndarray:
+    """(candidates,) bool: which of candidates (n, candidates) are lexicographically before their reverses."""
+    last = len(candidates) - 1
+    # only the middle one of an odd number of pieces is its own mirror image: the second position decides there
+    first, second = (2 * candidates[k].astype(np.int64) - last for k in (0, 1))
+    return np.where(first == 0, second, first) < 0
 
 
 def _candidates(num_pieces: int, rng: np.random.Generator) -> np.ndarray:
@@ -70,15 +91,31 @@ def _candidates(num_pieces: int, rng: np.random.Generator) -> np.ndarray:
     return np.ascontiguousarray(table.T)
 
 
-def maximally_different(num_pieces: int, num_permutations: int, seed: int = 0) -> np.ndarray:
+def reverse_of(permutations: np.ndarray) -> np.ndarray:
+    """Shuffle the mirrored sample, a clip played backwards, in the same way.
+
+    Args:
+        permutations: (..., n) int.
+
+    Returns:
+        (..., n) int: piece i becomes piece n - 1 - i. Hamming distance to the permutation: n, or n - 1 for odd n.
+    """
+    return permutations.shape[-1] - 1 - permutations
+
+
+def maximally_different(
+    num_pieces: int, num_permutations: int, seed: int = 0, *, merge_reversed: bool = False
+) -> np.ndarray:
     """Choose Ψ greedily by maximum Hamming distance.
 
     All n! candidates compete for up to 9 pieces; for more, a seeded sample of 400,000 of them.
 
     Args:
         num_pieces: n, the number of pieces, 2 to 255.
-        num_permutations: |Ψ|, 1 to n!.
+        num_permutations: |Ψ|, 1 to n!, or to n! / 2 with `merge_reversed`.
         seed: Decides the first permutation and every tie.
+        merge_reversed: Whether a permutation and its reverse count as one: Ψ then holds at most one of the two, and
+            the distance of two is the smaller of those to the one and to the reverse of the other.
 
     Returns:
         (|Ψ|, n) int64, read-only, rows all different; row l is ψ_l, and position k of a shuffled sample holds
@@ -91,12 +128,14 @@ def maximally_different(num_pieces: int, num_permutations: int, seed: int = 0) -
         raise ValueError(f"num_pieces={num_pieces}: a sample must have 2 to 255 pieces to be shuffled")
     if num_permutations < 1:
         raise ValueError(f"num_permutations={num_permutations}: ask for at least 1")
-    if num_permutations > math.factorial(num_pieces):
+    there_are = math.factorial(num_pieces) // (2 if merge_reversed else 1)
+    if num_permutations > there_are:
         raise ValueError(
-            f"num_permutations={num_permutations}: {num_pieces} pieces have only {math.factorial(num_pieces)} "
-            f"permutations; ask for at most that many, or cut samples into more pieces"
+            f"num_permutations={num_permutations}: {num_pieces} pieces have only {there_are} permutations"
+            f"{' that are not reverses of others' if merge_reversed else ''}; ask for at most that many, or cut "
+            f"samples into more pieces"
         )
-    return _greedy(num_pieces, num_permutations, seed)
+    return _greedy(num_pieces, num_permutations, seed, merge_reversed)
 
 
 def hamming_statistics(permutations: np.ndarray) -> HammingStatistics:

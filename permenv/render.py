@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 _COLOURS = "RdYlGn"  # groups from hard (red) to easy (green)
+_TIMES = "plasma"  # frames from early (dark) to late (light)
 
 
 def to_array(figure: Figure) -> np.ndarray:
@@ -19,31 +23,32 @@ def to_array(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def run_figure(history: Sequence[tuple[int, float]], observation: np.ndarray) -> Figure:
+def run_figure(history: Mapping[str, Sequence[tuple[int, float]]], observations: Mapping[str, np.ndarray]) -> Figure:
     """Show a run at one moment: its error so far, and ŝ.
 
     Args:
-        history: (iteration, E) of every validation.
-        observation: (|C|, 2), ŝ.
+        history: By task, (iteration, E) of every validation.
+        observations: By task, (|C|, 2), ŝ.
 
     Returns:
-        The figure, 800 × 320 pixels.
+        The figure, 800 × 320 pixels a task, one row a task.
     """
-    figure = Figure(figsize=(8, 3.2), dpi=100, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    iterations, errors = zip(*history, strict=True)
-    left.plot(iterations, errors, marker=".", color="tab:blue")
-    left.set(title="validation error E", xlabel="SGD iteration", ylim=(0, 1.02))
-    groups = np.arange(len(observation))
-    colours = figure_colours(len(observation))
-    right.bar(groups, observation[:, 1] - 0.5, bottom=0.5, width=0.2 + 0.7 * observation[:, 0], color=colours)
-    right.axhline(1, color="grey", linewidth=1)
-    right.set(
-        title="state ŝ (width: share of Ψ)",
-        xlabel="group, hardest first",
-        ylabel="median ratio",
-        ylim=(0.5, 2),
-    )
+    figure = Figure(figsize=(8, 3.2 * len(history)), dpi=100, layout="constrained")
+    for (left, right), task in zip(figure.subplots(len(history), 2, squeeze=False), history, strict=True):
+        iterations, errors = zip(*history[task], strict=True)
+        left.plot(iterations, errors, marker=".", color="tab:blue")
+        left.set(title=f"{task}: validation error E", xlabel="SGD iteration", ylim=(0, 1.02))
+        observation = observations[task]
+        groups = np.arange(len(observation))
+        colours = figure_colours(len(observation))
+        right.bar(groups, observation[:, 1] - 0.5, bottom=0.5, width=0.2 + 0.7 * observation[:, 0], color=colours)
+        right.axhline(1, color="grey", linewidth=1)
+        right.set(
+            title=f"{task}: state ŝ (width: share of Ψ)",
+            xlabel="group, hardest first",
+            ylabel="median ratio",
+            ylim=(0.5, 2),
+        )
     return figure
 
 
@@ -51,21 +56,22 @@ def error_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Show error and reward over the run.
 
     Args:
-        curves: By name of the run, its columns "iteration", "error", "baseline_error" and "reward", one entry an
-            update.
+        curves: By what the legend calls it (a task, of a run), the columns "iteration", "error", "baseline_error" and
+            "reward", one entry an update.
 
     Returns:
-        The figure: E with the extrapolated E^BL above, r below.
+        The figure: E with the extrapolated E^BL above, r below, one colour a curve.
     """
     figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    for index, (name, run) in enumerate(curves.items()):
-        colour = f"C{index}"
-        upper.plot(run["iteration"], run["error"], marker=".", color=colour, label=f"E, {name}")
-        upper.plot(run["iteration"], run["baseline_error"], ":", color=colour, label=f"extrapolated, {name}")
-        lower.plot(run["iteration"], run["reward"], marker=".", color=colour, label=name)
     lower.axhline(0, color="grey", linewidth=1)
-    upper.set(title="validation error", ylim=(0, 1.02))
+    for index, (name, run) in enumerate(curves.items()):
+        look: dict[str, Any] = {"color": f"C{index}", "linewidth": 1.5 if len(curves) < 3 else 1.2}
+        upper.plot(run["iteration"], run["error"], marker=".", label=name, **look)
+        upper.plot(run["iteration"], run["baseline_error"], linestyle=(0, (1, 2)), alpha=0.7, **look)
+        lower.plot(run["iteration"], run["reward"], marker=".", alpha=0.8, **look)
+    upper.plot([], [], linestyle=(0, (1, 2)), color="grey", label="extrapolated")  # one line of the legend for all
+    upper.set(title="validation error E", ylim=(0, 1.02))
     lower.set(title="reward: gain over the extrapolated error", xlabel="SGD iteration")
     upper.legend()
     return figure
@@ -109,7 +115,7 @@ def shuffle_figure(originals: np.ndarray, pieces: np.ndarray, guesses: Sequence[
     Args:
         originals: (B, S, S, 3) uint8 images.
         pieces: (B, n, h, w, 3) uint8 or float in [0, 1], in their shuffled order, n a square.
-        guesses: (B,) a line of text under each.
+        guesses: (B,) text under each.
 
     Returns:
         The figure, one column a sample.
@@ -125,6 +131,43 @@ def shuffle_figure(originals: np.ndarray, pieces: np.ndarray, guesses: Sequence[
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return figure
+
+
+def frames_figure(originals: np.ndarray, pieces: np.ndarray, orders: np.ndarray, guesses: Sequence[str]) -> Figure:
+    """Show frames of clips in their true order, and below in the order that the network sees.
+
+    Args:
+        originals: (B, n, S, S, 3) uint8 frames in their true order.
+        pieces: (B, n, h, w, 3) uint8 or float in [0, 1], in their shuffled order.
+        orders: (B, n) int, which frame lies at each position of the shuffled order.
+        guesses: (B,) text above each.
+
+    Returns:
+        The figure, two strips a sample; a line in the colour of its time leads from each frame to where it went.
+    """
+    count, num_frames = orders.shape
+    step, gap = 1.06, 0.45  # a frame's side is 1
+    colours = matplotlib.colormaps[_TIMES](np.linspace(0.05, 0.9, num_frames))
+    figure = Figure(figsize=(num_frames + 0.8, 2.6 * count), dpi=120, layout="constrained")
+    for index, axis in enumerate(figure.subplots(count, 1, squeeze=False)[:, 0]):
+        for position, frame in enumerate(orders[index]):
+            _frame(axis, originals[index, position], (step * position, 1 + gap), colours[position])
+            _frame(axis, pieces[index, position], (step * position, 0), colours[frame])
+            ends = step * np.array([frame, position]) + 0.5
+            axis.plot(ends, (1 + gap, 1), color=colours[frame], linewidth=2.5, solid_capstyle="round")
+        for height, text in ((1.5 + gap, "true\norder"), (0.5, "as the\nnetwork\nsees it")):
+            axis.text(-0.12, height, text, fontsize=8, horizontalalignment="right", verticalalignment="center")
+        axis.set(xlim=(-0.8, step * num_frames), ylim=(-0.05, 2.05 + gap), aspect="equal")
+        axis.set_axis_off()
+        axis.set_title(guesses[index].replace("\n", ", "), fontsize=9, loc="left")
+    return figure
+
+
+def _frame(axis: Axes, pixels: np.ndarray, corner: tuple[float, float], colour: np.ndarray) -> None:
+    """Draw a picture of side 1 with its lower left corner there, in a coloured frame."""
+    left, bottom = corner
+    axis.imshow(pixels, extent=(left, left + 1, bottom, bottom + 1))
+    axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=2.5))
 
 
 def figure_colours(num_groups: int) -> np.ndarray:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,18 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from permenv.augment import (
-    ColourJitter,
-    centre_offsets,
-    cut_tiles,
-    jitter_parameters,
-    normalise,
-    random_offsets,
-    unshuffled,
-)
 from permenv.config import Config, ConfigurationError
+from permenv.heads import HeadFactory
 from permenv.networks import OrderingNetwork, build_network
-from permenv.validation import Validation, validate
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -51,8 +45,21 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
 
 
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A mini-batch of one task.
+
+    Attributes:
+        pieces: (B, n, 3, h, w) float32, permuted, augmented and normalised, on the network's device.
+        labels: (B,) int, the permutation of each sample as an index into Ψ.
+    """
+
+    pieces: Tensor
+    labels: np.ndarray
+
+
 class Trainer:
-    """The network Φ in training on the spatial task.
+    """The network Φ in training.
 
     Attributes:
         network: The live weights.
@@ -60,24 +67,22 @@ class Trainer:
 
     Args:
         config: All numbers.
-        permutations: (|Ψ|, n) int, Ψ.
+        heads: By task, what makes its head.
         device: Where the network lives.
         seed: Decides the initial weights.
+
+    Raises:
+        ConfigurationError: If the backbone cannot take pieces of the configured size.
     """
 
-    def __init__(self, config: Config, permutations: np.ndarray, device: torch.device, seed: int):
+    def __init__(self, config: Config, heads: Mapping[str, HeadFactory], device: torch.device, seed: int):
         self.config = config
-        self.permutations = permutations
         self.device = device
-        self.network: OrderingNetwork = build_network(
-            config.backbone,
-            num_pieces=config.num_pieces,
-            num_permutations=config.num_permutations,
-            piece_size=config.piece_size,
-            fc6=config.fc6,
-            fc7=config.fc7,
-            seed=seed,
-        ).to(device)
+        try:
+            network = build_network(config.backbone, heads, piece_size=config.piece_size, seed=seed)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+        self.network: OrderingNetwork = network.to(device)
         self.iteration = 0
         self._optimizer = torch.optim.SGD(
             self.network.parameters(),
@@ -91,56 +96,46 @@ class Trainer:
                 self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
             )
         self._dtype = resolve_precision(config.precision, device)
-        self._jitter = ColourJitter(config.jitter, config.grey_probability)
 
     @property
     def evaluated(self) -> OrderingNetwork:
         """The network that validation looks at: the averaged weights if there are any, else the live ones."""
         return self.network if self._averaged is None else self._averaged.module  # type: ignore[return-value]
 
-    def step(self, images: Tensor, labels: np.ndarray, rng: np.random.Generator) -> float:
-        """Train on one mini-batch: augment, shuffle, one SGD step.
+    def step(self, batches: Mapping[str, Batch]) -> dict[str, float]:
+        """Take one SGD step on a mini-batch of each task; every task's gradient reaches the whole trunk.
 
         Args:
-            images: (B, S, S, 3) uint8 on the device.
-            labels: (B,) int, the permutation of each sample as an index into Ψ.
-            rng: Source of the augmentation.
+            batches: By task.
 
         Returns:
-            The cross-entropy before the step. If it is not finite, the step was not taken.
+            By task, the cross-entropy before the step. If one is not finite, the step was not taken.
         """
-        loss = self._loss(self.training_pieces(images, labels, rng), labels)
-        value = loss.item()
-        if not np.isfinite(value):
-            return value
+        losses = self._losses(batches)
+        values = {task: loss.item() for task, loss in losses.items()}
+        if not all(math.isfinite(value) for value in values.values()):
+            return values
         for group in self._optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self._optimizer.zero_grad()
-        loss.backward()
+        sum(losses.values(), start=torch.zeros((), device=self.device)).backward()
         self._optimizer.step()
         if self._averaged is not None:
             self._averaged.update_parameters(self.network)
         self.iteration += 1
-        return value
+        return values
 
-    def training_pieces(self, images: Tensor, labels: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Shuffled, augmented pieces (B, n, 3, h, w) of images (B, S, S, 3) under the permutations `labels` (B,)."""
-        config = self.config
-        offsets = random_offsets(rng, len(images), config.num_pieces, config.cell_size - config.piece_size)
-        colours = jitter_parameters(rng, len(images), config.num_pieces, self._jitter)
-        tiles = cut_tiles(images, self.permutations[labels], offsets, config.grid, config.piece_size)
-        return normalise(tiles, colours)
+    def start_from(self, trunk: Mapping[str, Tensor]) -> None:
+        """Take another network's trunk to begin with, batch statistics included.
 
-    def validation_pieces(self, images: Tensor) -> Tensor:
-        """Centre crops (V, n, 3, h, w), in their true order and not augmented, of images (V, S, S, 3)."""
-        config = self.config
-        order = unshuffled(len(images), config.num_pieces)
-        offsets = centre_offsets(len(images), config.num_pieces, config.cell_size - config.piece_size)
-        return normalise(cut_tiles(images, order, offsets, config.grid, config.piece_size))
+        Args:
+            trunk: What `trunk_of` found.
 
-    def validate(self, pieces: Tensor) -> Validation:
-        """Score all permutations of validation pieces (V, n, 3, h, w)."""
-        return validate(self.evaluated, "spatial", pieces, self.permutations)
+        Raises:
+            RuntimeError: If the trunk is another one.
+        """
+        for network in (self.network, self.evaluated):
+            network.trunk.load_state_dict(trunk)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that training moves: a tree of tensors and numbers. The tensors are the live ones."""
@@ -167,12 +162,23 @@ class Trainer:
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
 
-    def _loss(self, pieces: Tensor, labels: np.ndarray) -> Tensor:
+    def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         half = self._dtype == torch.bfloat16
         with torch.autocast(self.device.type, dtype=torch.bfloat16) if half else contextlib.nullcontext():
-            logits = self.network("spatial", pieces)
-        return nn.functional.cross_entropy(logits.float(), torch.from_numpy(labels).to(self.device))
+            logits = self.network.together({task: batch.pieces for task, batch in batches.items()})
+        return {
+            task: nn.functional.cross_entropy(logits[task].float(), torch.from_numpy(batch.labels).to(self.device))
+            for task, batch in batches.items()
+        }
 
     def _learning_rate(self) -> float:
         drop = self.config.learning_rate_drop
         return self.config.learning_rate * (0.1 if drop is not None and self.iteration >= drop else 1)
+
+
+def trunk_of(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the trunk out of a trainer's `state_dict`: the averaged weights if there are any, else the live ones."""
+    averaged = state["averaged"]
+    network = state["network"] if averaged is None else averaged
+    prefix = "trunk." if averaged is None else "module.trunk."
+    return {name.removeprefix(prefix): value for name, value in network.items() if name.startswith(prefix)}

@@ -1,8 +1,7 @@
 """All |Ψ| × |X_val| predictions, exactly and without permuting a pixel: the matrix s and the error E (section 3.2).
 
-In evaluation mode a tile's fc6 output does not depend on where the tile lies, and fc7 is linear in the stacked
-tiles. So the trunk and fc6 see every tile of X_val once, and each permutation's fc7 output is a sum of n rows of a
-small table (DESIGN section 5). What remains is one product with the classifier a pair, which no exact method avoids.
+In evaluation mode a piece's features do not depend on where the piece lies: the trunk sees every piece of X_val once,
+and each head finds the logits of all permutations from these features (`permenv.heads`).
 """
 
 from __future__ import annotations
@@ -12,14 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from permenv.networks import OrderingNetwork, SpatialHead, evaluating
+from permenv.heads import OrderingHead
+from permenv.networks import OrderingNetwork, evaluating
 
-_CHUNK_BYTES = {
-    "cpu": 2**26,
-    "cuda": 2**30,
-}  # of one chunk's activations: about the last-level cache, or a GPU's fill
 _CHUNK_SAMPLES = 32  # of X_val in the trunk at once
 
 
@@ -49,14 +45,11 @@ class Validation:
         return bool(np.isfinite(self.ratios).all())
 
 
-@torch.no_grad()
 def validate(network: OrderingNetwork, task: str, pieces: Tensor, permutations: np.ndarray) -> Validation:
-    """Score every permutation on every validation sample, in float32.
-
-    The network is put into evaluation mode for the time of the call.
+    """Score every permutation of every sample.
 
     Args:
-        network: Φ.
+        network: Φ; it is put into evaluation mode meanwhile.
         task: Whose head.
         pieces: (V, n, 3, h, w) float32 on the network's device: X_val, normalised, pieces in their true order.
         permutations: (|Ψ|, n) int, Ψ.
@@ -64,52 +57,39 @@ def validate(network: OrderingNetwork, task: str, pieces: Tensor, permutations: 
     Returns:
         s and E; numbers that are not finite where the weights are not.
     """
-    # TF32 would keep ten bits of each factor: not enough to call this exact
-    with evaluating(network), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        scores = [_score(*block) for block in _logits(network, task, pieces, permutations)]
+    scores = [_score(*block) for block in permuted_logits(network, task, pieces, permutations)]
     shape = (len(pieces), len(permutations))
     truth, other = (torch.cat(parts).view(shape).T.cpu().numpy() for parts in zip(*scores, strict=True))
     correct = truth > other
     return Validation((truth + 1) / (other + 1), correct, 1 - float(correct.mean()))
 
 
-def _logits(
+@torch.no_grad()
+def permuted_logits(
     network: OrderingNetwork, task: str, pieces: Tensor, permutations: np.ndarray
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield logits (rows, |Ψ|) with their true labels (rows,), sample by sample, in the order of Ψ."""
-    head = network.heads[task]
-    assert isinstance(head, SpatialHead)
-    count, num_pieces = permutations.shape
-    order = torch.tensor(permutations, device=pieces.device)
-    # a row of `places` marks the n rows (tile, position) of the table that a permutation adds up: a matrix product
-    # with these ones and zeros reads the table once, where a gather reads n rows a permutation
-    rows = order * num_pieces + torch.arange(num_pieces, device=pieces.device)
-    places = torch.zeros(count, num_pieces**2, device=pieces.device).scatter_(1, rows, 1.0)  # [|Ψ|, n²]
-    labels = torch.arange(count, device=pieces.device)
-    row_bytes = 4 * (head.fc7.out_features + 3 * head.classifier.out_features)
-    chunk = max(1, _CHUNK_BYTES["cpu" if pieces.device.type == "cpu" else "cuda"] // row_bytes)
-    for samples in pieces.split(_CHUNK_SAMPLES):
-        tables = head.place_table(network.features(samples)).flatten(1, 2)  # [v, n², fc7]
-        for block in tables.split(max(1, chunk // count)):
-            for part, truth in zip(places.split(chunk), labels.split(chunk), strict=True):
-                # [v, l, fc7], the bias added within the product
-                stacked = torch.baddbmm(head.fc7.bias, part.expand(len(block), *part.shape), block)
-                yield _linear(stacked.relu_().flatten(0, 1), head.classifier), truth.repeat(len(block))
+    """Yield the logits of every permutation of every sample, with what was applied.
 
+    Args:
+        network: Φ; it is put into evaluation mode meanwhile.
+        task: Whose head.
+        pieces: (V, n, 3, h, w) float32 on the network's device, normalised, pieces in their true order.
+        permutations: (|Ψ|, n) int, Ψ.
 
-def _linear(inputs: Tensor, layer: nn.Linear) -> Tensor:
-    """Apply a linear layer to (rows, features).
-
-    On a CPU as a convolution of one pixel: the same product in the same precision, but torch gives it to oneDNN, and
-    `nn.Linear` to MKL, which took two to three times as long on the AMD processor of the benchmark.
+    Yields:
+        Logits (rows, |Ψ|) and true labels (rows,), sample by sample, in the order of Ψ, in chunks of any length.
     """
-    if inputs.device.type != "cpu":
-        return layer(inputs)
-    pixels = inputs.view(1, len(inputs), 1, -1).permute(0, 3, 1, 2)  # channels last, as the rows lie
-    outputs = nn.functional.conv2d(pixels, layer.weight[:, :, None, None], layer.bias)
-    return outputs.permute(0, 2, 3, 1).reshape(len(inputs), -1)
+    # TF32 would keep ten bits of each factor: not enough to call this exact
+    with evaluating(network), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        head, row = network.heads[task], 0
+        assert isinstance(head, OrderingHead)
+        for samples in pieces.split(_CHUNK_SAMPLES):
+            for logits in head.permuted(network.features(samples), permutations):
+                yield logits, torch.arange(row, row + len(logits), device=logits.device) % len(permutations)
+                row += len(logits)
 
 
+@torch.no_grad()
 def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities (rows,) of the true class and of the best other class (Eq. 2)."""
     truth = logits.gather(1, labels[:, None])

@@ -25,8 +25,20 @@ SMALL: dict[str, Any] = {
     "total_updates": 50,
     "fc6": 16,
     "fc7": 32,
+    "num_clips": 16,
+    "clip_frames": 10,
+    "temporal_fc6": 16,
+    "lstm": 16,
 }
 """Overrides of the tiny preset that make a run of a few iterations take a fraction of a second."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Keep the tests out of the user's cache; a test may set a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PERMENV_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture

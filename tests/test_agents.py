@@ -1,6 +1,7 @@
 """The agents: exact gradients, what they may choose, what they learn, and that they continue bit for bit."""
 
 import random
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -14,20 +15,32 @@ from agents import Agent, InversePolicy, RandomPolicy, Reinforce
 from permenv import CheckpointError
 
 FRACTIONS = np.array([0.1, 0.2, 0.0, 0.3, 0.4])  # group 2 is empty
+JOINT_FRACTIONS = np.stack([FRACTIONS, [0.25, 0.25, 0.3, 0.0, 0.2]])  # of the second task, group 3 is
 GROUPS = len(FRACTIONS)
-OBSERVATION_SPACE = gym.spaces.Box(
-    np.tile(np.float32([0, 0.5]), (GROUPS, 1)), np.tile(np.float32([1, 2]), (GROUPS, 1)), dtype=np.float32
-)
-ACTION_SPACE = gym.spaces.Discrete(GROUPS)
+TASKS = ("spatial", "temporal")
 BEST = {"early": 0, "late": 3}  # the bandit's best group in either context
+OTHER_BEST = {"early": 4, "late": 1}  # that of the joint bandit's second task
+
+
+def spaces_of(*tasks: int) -> tuple[gym.spaces.Box, gym.Space]:
+    """Return the observation and the action space of a single task, or of a joint one of that many."""
+    low, high = (np.broadcast_to(np.float32(bound), (*tasks, GROUPS, 2)) for bound in ([0, 0.5], [1, 2]))
+    action_space = gym.spaces.MultiDiscrete([GROUPS] * tasks[0]) if tasks else gym.spaces.Discrete(GROUPS)
+    return gym.spaces.Box(low, high), action_space
+
+
+SINGLE, JOINT = spaces_of(), spaces_of(2)
+OBSERVATION_SPACE, ACTION_SPACE = SINGLE
 
 
 class Bandit(gym.Env):
     """A contextual bandit that follows the protocol: free steps, then K credited ones with one reward."""
 
-    observation_space = OBSERVATION_SPACE
-    action_space = ACTION_SPACE
+    observation_space, action_space = SINGLE
     free_steps, update_steps, num_updates = 3, 8, 6
+
+    def __init__(self, fractions: np.ndarray = FRACTIONS, best: dict[str, int] = BEST):
+        self.fractions, self.best = fractions, best
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
@@ -39,7 +52,7 @@ class Bandit(gym.Env):
         phase = "free" if self.steps % period < self.free_steps else "update"
         self.steps += 1
         validated = self.steps % period in (0, self.free_steps)
-        self.hits += phase == "update" and action == BEST[self.context]
+        self.hits += phase == "update" and action == self.best[self.context]
         reward = 0.0
         if validated and phase == "update":
             reward = 0.01 * (self.hits / self.update_steps + 0.1 * self.np_random.normal())
@@ -51,33 +64,74 @@ class Bandit(gym.Env):
     def _observe(self) -> np.ndarray:
         self.context = "early" if self.np_random.random() < 0.5 else "late"
         median = {"early": 0.6, "late": 1.6}[self.context] + self.np_random.uniform(-0.1, 0.1, GROUPS)
-        self.observation = np.stack([FRACTIONS, median], axis=1).astype(np.float32)
+        self.observation = np.stack([self.fractions, median], axis=1).astype(np.float32)
         return self.observation
 
 
-def reinforce(seed: int = 0, **options: Any) -> Reinforce:
-    return Reinforce(OBSERVATION_SPACE, ACTION_SPACE, seed=seed, **options)
+class JointBandit(gym.Env):
+    """Two bandits at once, each with groups, contexts and rewards of its own."""
+
+    observation_space, action_space = JOINT
+
+    def __init__(self):
+        self.bandits = [Bandit(), Bandit(JOINT_FRACTIONS[1], OTHER_BEST)]
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        for number, bandit in enumerate(self.bandits):
+            bandit.reset(seed=None if seed is None else 1000 * seed + number)
+        return np.stack([bandit.observation for bandit in self.bandits]), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        steps = [bandit.step(group) for bandit, group in zip(self.bandits, action, strict=True)]
+        observations, rewards, _, (truncated, _), (info, _) = zip(*steps, strict=True)
+        info["task_rewards"] = dict(zip(TASKS, rewards, strict=True))
+        return np.stack(observations), float(np.mean(rewards)), False, truncated, info
 
 
-def random_policy(seed: int = 0) -> RandomPolicy:
-    return RandomPolicy(OBSERVATION_SPACE, ACTION_SPACE, seed=seed)
+def reinforce(seed: int = 0, spaces: tuple = SINGLE, **options: Any) -> Reinforce:
+    return Reinforce(*spaces, seed=seed, **options)
+
+
+def random_policy(seed: int = 0, spaces: tuple = SINGLE) -> RandomPolicy:
+    return RandomPolicy(*spaces, seed=seed)
+
+
+def inverse(seed: int = 0, spaces: tuple = SINGLE, **options: Any) -> InversePolicy:
+    return InversePolicy(lean(reinforce(seed, spaces)), seed=seed, **options)
+
+
+def twice_inverse(seed: int = 0, spaces: tuple = SINGLE) -> InversePolicy:
+    return InversePolicy(inverse(seed, spaces), seed=seed + 1)
 
 
 AGENTS = {
     "random": random_policy,
     "reinforce": reinforce,
-    "reinforce-trace": lambda seed=0: reinforce(seed, discount=0.7, size_prior=False, normalise=False),
-    "inverse": lambda seed=0: InversePolicy(lean(reinforce(seed)), seed=seed),
-    "inverse-learning": lambda seed=0: InversePolicy(lean(reinforce(seed)), seed=seed, policy_learns=True),
-    "inverse-inverse": lambda seed=0: InversePolicy(InversePolicy(lean(reinforce(seed)), seed=seed + 1), seed=seed),
+    "reinforce-trace": partial(reinforce, discount=0.7, size_prior=False, normalise=False, credit="sum"),
+    "inverse": inverse,
+    "inverse-learning": partial(inverse, policy_learns=True),
+    "inverse-inverse": twice_inverse,
 }
-all_agents = pytest.mark.parametrize("build", AGENTS.values(), ids=AGENTS)
+each_agent = pytest.mark.parametrize("build", AGENTS.values(), ids=AGENTS)
+all_agents = pytest.mark.parametrize(
+    "build",
+    [
+        pytest.param(partial(build, spaces=spaces), id=f"{kind}-{name}")
+        for kind, spaces in (("single", SINGLE), ("joint", JOINT))
+        for name, build in AGENTS.items()
+    ],
+)
 
 
-def observe(seed: int = 0) -> np.ndarray:
+def observe(seed: int = 0, fractions: np.ndarray = FRACTIONS) -> np.ndarray:
     """Return an observation with medians of its own."""
-    median = np.random.default_rng(seed).uniform(0.5, 2, GROUPS)
-    return np.stack([FRACTIONS, median], axis=1).astype(np.float32)
+    median = np.random.default_rng(seed).uniform(0.5, 2, fractions.shape)
+    return np.stack([fractions, median], axis=-1).astype(np.float32)
+
+
+def fractions_of(agent: Agent) -> np.ndarray:
+    """Return the groups' sizes in the agent's bandit."""
+    return FRACTIONS if agent.num_tasks == 1 else JOINT_FRACTIONS
 
 
 def lean(agent: Reinforce, scale: float = 1.0) -> Reinforce:
@@ -89,24 +143,27 @@ def lean(agent: Reinforce, scale: float = 1.0) -> Reinforce:
     return agent
 
 
-def run(agent: Agent, seed: int, steps: int) -> list[int]:
-    """Return the actions of some steps in the bandit, as many episodes as it takes."""
-    env, actions = Bandit(), []
+def run(agent: Agent, seed: int, steps: int) -> list[Any]:
+    """Return the actions of some steps in the agent's bandit, as many episodes as it takes."""
+    env, actions = Bandit() if agent.num_tasks == 1 else JointBandit(), []
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
         action = agent.act(observation)
         observation_next, reward, terminated, truncated, info = env.step(action)
         agent.learn(observation, action, reward, observation_next, terminated, truncated, info)
-        actions.append(action)
+        actions.append(np.asarray(action).tolist())
         observation = env.reset()[0] if truncated else observation_next
     return actions
 
 
 def feed(agent: Agent, action: int, reward: float = 0.0, **info: Any) -> dict[str, float]:
-    """Let the agent learn from one step on a fixed observation."""
+    """Let the agent learn from one step on a fixed observation; every task takes the action and gets the reward."""
     info = {"validated": False, "phase": "update", "terminated": False, "truncated": False, **info}
     terminated, truncated = info.pop("terminated"), info.pop("truncated")
-    return agent.learn(observe(), action, reward, observe(), terminated, truncated, info)
+    observation = observe(fractions=fractions_of(agent))
+    if agent.num_tasks > 1:
+        action, info = np.full(agent.num_tasks, action), {"task_rewards": dict.fromkeys(TASKS, reward), **info}
+    return agent.learn(observation, action, reward, observation, terminated, truncated, info)
 
 
 def recorded_gradients(agent: Reinforce) -> list[dict[str, torch.Tensor]]:
@@ -138,34 +195,59 @@ def assert_equal_trees(first: Any, second: Any) -> None:
 
 @all_agents
 def test_probabilities_are_a_distribution_over_groups_that_are_not_empty(build):
-    probabilities = build().probabilities(observe())
-    assert probabilities.shape == (GROUPS,)
+    agent = build()
+    fractions = fractions_of(agent)
+    probabilities = agent.probabilities(observe(fractions=fractions))
+    assert probabilities.shape == fractions.shape
     assert probabilities.dtype == np.float64
-    assert probabilities.sum() == pytest.approx(1, abs=1e-14)
-    assert ((probabilities == 0) == (FRACTIONS == 0)).all()
+    np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-14)
+    assert ((probabilities == 0) == (fractions == 0)).all()
+
+
+@each_agent
+def test_an_action_is_a_group_or_one_a_task(build):
+    assert type(build().act(observe())) is int
+    actions = build(spaces=JOINT).act(observe(fractions=JOINT_FRACTIONS))
+    assert (actions.shape, actions.dtype) == ((2,), np.int64)
 
 
 @all_agents
 def test_act_draws_with_the_probabilities(build):
     agent, draws = build(), 4000
-    expected = draws * agent.probabilities(observe())
-    counts = np.bincount([agent.act(observe()) for _ in range(draws)], minlength=GROUPS)
-    full = expected > 0
-    assert (counts[~full] == 0).all()
-    assert ((counts - expected)[full] ** 2 / expected[full]).sum() < 16.3  # χ² of 3 degrees, p = 0.001
+    observation = observe(fractions=fractions_of(agent))
+    distributions = agent.probabilities(observation).reshape(-1, GROUPS)
+    actions = np.array([agent.act(observation) for _ in range(draws)]).reshape(draws, -1)
+    for task, distribution in enumerate(distributions):
+        expected = draws * distribution
+        counts = np.bincount(actions[:, task], minlength=GROUPS)
+        full = expected > 0
+        assert (counts[~full] == 0).all()
+        assert ((counts - expected)[full] ** 2 / expected[full]).sum() < 16.3  # χ² of 3 degrees, p = 0.001
+
+
+def test_the_tasks_draw_independently():
+    agent = random_policy(spaces=JOINT)
+    observation = observe(fractions=JOINT_FRACTIONS)
+    first, second = np.array([agent.act(observation) for _ in range(4000)]).T
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.05  # three standard deviations
 
 
 @pytest.mark.parametrize("number", [0.0, 0.5, np.nextafter(1, 0)])
 @pytest.mark.parametrize("fractions", [[0, 0, 0.5, 0.5, 0], [0, 1, 0, 0, 0], [0.5, 0, 0, 0.5, 0]])
 def test_act_never_returns_an_empty_group_at_the_ends(fractions, number):
     class Fixed:
-        def random(self) -> float:
-            return number
+        def random(self, size: tuple[int, ...]) -> np.ndarray:
+            return np.full(size, number)
 
-    agent = random_policy()
-    agent._generator = Fixed()
-    observation = np.stack([fractions, np.ones(GROUPS)], axis=1).astype(np.float32)
-    assert fractions[agent.act(observation)] > 0
+    def act(agent: Agent, fractions: np.ndarray) -> Any:
+        agent._generator = Fixed()
+        return agent.act(observe(fractions=fractions))
+
+    other = fractions[::-1]
+    assert fractions[act(random_policy(), np.array(fractions))] > 0
+    first, second = act(random_policy(spaces=JOINT), np.array([fractions, other]))
+    assert fractions[first] > 0
+    assert other[second] > 0
 
 
 def test_act_asks_for_probabilities_only_when_something_changed():
@@ -209,6 +291,49 @@ def test_inverse_of_random_is_random():
     np.testing.assert_allclose(inverse, random_policy().probabilities(observe()), rtol=1e-14)
 
 
+def test_the_random_policy_is_uniform_over_each_tasks_permutations():
+    probabilities = random_policy(spaces=JOINT).probabilities(observe(fractions=JOINT_FRACTIONS))
+    np.testing.assert_allclose(probabilities, JOINT_FRACTIONS, rtol=1e-6)
+
+
+def test_a_joint_policy_is_inverted_task_by_task():
+    policy, observation = lean(reinforce(spaces=JOINT)), observe(fractions=JOINT_FRACTIONS)
+    inverse = InversePolicy(policy, seed=0).probabilities(observation)
+    for chances, fractions, inverted in zip(policy.probabilities(observation), JOINT_FRACTIONS, inverse, strict=True):
+        full = fractions > 0
+        expected = fractions[full] ** 2 / chances[full]
+        np.testing.assert_allclose(inverted[full], expected / expected.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size_prior", [False, True])
+def test_every_head_of_reinforce_has_its_own_prior(size_prior):
+    observation = observe(fractions=JOINT_FRACTIONS)
+    joint = reinforce(spaces=JOINT, size_prior=size_prior).probabilities(observation)
+    for task in range(2):
+        single = reinforce(size_prior=size_prior).probabilities(observation[task])
+        np.testing.assert_allclose(joint[task], single, rtol=1e-14)
+
+
+@each_agent
+def test_a_joint_task_of_one_is_the_single_task_bit_for_bit(build):
+    single, joint = build(seed=1), build(seed=1, spaces=spaces_of(1))
+    env = Bandit()
+    observation, _ = env.reset(seed=0)
+    for _ in range(200):
+        action = single.act(observation)
+        assert joint.act(observation[None]).tolist() == [action]
+        after, reward, terminated, truncated, info = env.step(action)
+        metrics = single.learn(observation, action, reward, after, terminated, truncated, info)
+        info["task_rewards"] = {"spatial": reward}
+        joint_metrics = joint.learn(
+            observation[None], np.array([action]), reward, after[None], terminated, truncated, info
+        )
+        assert joint_metrics == {f"spatial/{name}": value for name, value in metrics.items()}
+        observation = env.reset()[0] if truncated else after
+    assert np.array_equal(joint.probabilities(observation[None])[0], single.probabilities(observation))
+    joint.load_state_dict(single.state_dict())
+
+
 def test_inverse_prefers_what_the_policy_discards():
     policy = lean(reinforce())
     inverse = InversePolicy(policy, seed=0).probabilities(observe())
@@ -236,78 +361,136 @@ def test_inverse_of_a_policy_that_all_but_discards_a_group():
 # Exact gradients
 
 
-def slow_log_policy(parameters: dict, observation: np.ndarray, size_prior: bool) -> torch.Tensor:
-    """Return log π of the groups that are not empty, written out."""
-    state = torch.tensor(observation, dtype=torch.float64)
-    full = state[:, 0] > 0
-    hidden = torch.tanh(parameters["first.weight"] @ state.reshape(-1) + parameters["first.bias"])
-    logits = (parameters["last.weight"] @ hidden + parameters["last.bias"])[full]
-    prior = state[full, 0] if size_prior else torch.ones(int(full.sum()), dtype=torch.float64)
-    weights = prior * torch.exp(logits)
-    return torch.log(weights / weights.sum())
+LogPolicy = dict[int, torch.Tensor]  # log π by group, of the groups that are not empty
 
 
-def slow_entropy(log_policy: torch.Tensor, observation: np.ndarray, size_prior: bool) -> torch.Tensor:
+def slow_log_policies(parameters: dict, observation: np.ndarray, size_prior: bool) -> list[LogPolicy]:
+    """Return every task's log π, written out; the observation is (T, |C|, 2)."""
+    states = torch.tensor(observation, dtype=torch.float64)
+    hidden = torch.tanh(parameters["first.weight"] @ states.reshape(-1) + parameters["first.bias"])
+    logits = parameters["last.weight"] @ hidden + parameters["last.bias"]
+    policies = []
+    for task, state in enumerate(states):
+        weights = {
+            group: torch.exp(logits[task * GROUPS + group]) * (state[group, 0] if size_prior else 1)
+            for group in range(GROUPS)
+            if state[group, 0] > 0
+        }
+        policies.append({group: torch.log(weight / sum(weights.values())) for group, weight in weights.items()})
+    return policies
+
+
+def slow_entropy(log_policy: LogPolicy, fractions: np.ndarray, size_prior: bool) -> torch.Tensor:
     """Return the entropy over 1000 permutations with the size prior, over groups without."""
-    fractions = torch.tensor(observation[:, 0], dtype=torch.float64)
-    sizes = 1000 * fractions[fractions > 0] if size_prior else torch.ones(len(log_policy))
-    return -(log_policy.exp() * (log_policy - torch.log(sizes))).sum()
+    return -sum(
+        log_chance.exp() * (log_chance - np.log(1000 * fractions[group] if size_prior else 1))
+        for group, log_chance in log_policy.items()
+    )
 
 
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("size_prior", [False, True])
+def slow_average(values: list[float], decay: float) -> float:
+    weights = [decay ** (len(values) - 1 - i) for i in range(len(values))]
+    return float(np.average(values, weights=weights))
+
+
+@pytest.mark.parametrize("off_policy", [False, True], ids=["on-policy", "off-policy"])
+@pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
+@pytest.mark.parametrize("size_prior", [False, True], ids=["groups", "sizes"])
 @pytest.mark.parametrize("discount", [0.0, 0.6, 1.0])
-def test_updates_equal_a_slow_reference(discount, size_prior, normalise):
-    decay, entropy_weight = 0.8, 0.3
+@pytest.mark.parametrize("case", ["single", "joint-own", "joint-sum"])
+def test_updates_equal_a_slow_reference(case, discount, size_prior, normalise, off_policy):
+    decay, entropy_weight, num_actions = 0.8, 0.3, 5
+    joint, credit = case != "single", case.removeprefix("joint-")
+    fractions = JOINT_FRACTIONS if joint else FRACTIONS[None]  # the reference always has an axis of tasks
+    tasks = range(len(fractions))
     agent = lean(
         reinforce(
+            spaces=JOINT if joint else SINGLE,
             discount=discount,
             size_prior=size_prior,
             normalise=normalise,
             baseline_decay=decay,
             entropy_weight=entropy_weight,
+            credit=credit if joint else "own",
         )
     )
     gradients = recorded_gradients(agent)
     parameters = {n: p.detach().clone().requires_grad_() for n, p in agent.network.named_parameters()}
     adam = torch.optim.Adam(parameters.values(), lr=0.01)
     generator = np.random.default_rng(0)
-    full = np.flatnonzero(FRACTIONS)
-    scores: list[dict[str, torch.Tensor]] = []  # one an update
-    rewards: list[float] = []
-    squares: list[float] = []
+    behaviour = (fractions > 0) / np.count_nonzero(fractions, axis=1, keepdims=True)
+    scores: list[list[dict[str, torch.Tensor]]] = [[] for _ in tasks]  # of each task, one an update
+    rewards: list[list[float]] = [[] for _ in tasks]
+    squares: list[list[float]] = [[] for _ in tasks]
 
-    for t in range(6):
-        actions = generator.choice(full, size=5)
-        reward = float(generator.normal())
+    def gradient(value: torch.Tensor) -> dict[str, torch.Tensor]:
+        found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True)
+        return dict(zip(parameters, found, strict=True))
+
+    for t in range(5):
+        observation = observe(t, fractions)
+        actions = np.stack([generator.choice(np.flatnonzero(row), size=num_actions) for row in fractions], axis=1)
+        gains = generator.normal(size=len(tasks)).tolist()
         for k, action in enumerate(actions):
-            info = {"validated": k == 4, "phase": "update"}
-            metrics = agent.learn(observe(t), action, reward if k == 4 else 0.0, observe(t + 1), False, False, info)
+            info = {"validated": k == num_actions - 1, "phase": "update"}
+            if joint:
+                info["task_rewards"] = dict(zip(TASKS, gains, strict=True))
+            metrics = agent.learn(
+                observation if joint else observation[0],
+                action if joint else int(action[0]),
+                float(np.mean(gains)),
+                observation,
+                False,
+                False,
+                info,
+                (behaviour if joint else behaviour[0]) if off_policy else None,
+            )
 
-        def gradient(value: torch.Tensor) -> dict[str, torch.Tensor]:
-            found = torch.autograd.grad(value, list(parameters.values()), retain_graph=True)
-            return dict(zip(parameters, found, strict=True))
-
-        log_policy = slow_log_policy(parameters, observe(t), size_prior)
-        scores.append(gradient(sum(log_policy[int(np.flatnonzero(full == action)[0])] for action in actions) / 5**0.5))
-        weights = np.array([decay ** (t - 1 - i) for i in range(t)])
-        baseline = float(weights @ rewards / weights.sum()) if t else reward
-        advantage = reward - baseline
-        if t and normalise:
-            squares.append(advantage**2)
-            weights = np.array([decay ** (t - 1 - i) for i in range(t)])
-            advantage /= np.sqrt(weights @ squares / weights.sum()) + 1e-8
-        rewards.append(reward)
-        entropy = gradient(slow_entropy(log_policy, observe(t), size_prior))
+        log_policies = slow_log_policies(parameters, observation, size_prior)
+        ascent = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        for task in tasks:
+            log_policy = log_policies[task]
+            log_likelihood = 0
+            for group in actions[:, task]:
+                weight = log_policy[group].exp().item() / behaviour[task, group] if off_policy else 1
+                log_likelihood = log_likelihood + weight * log_policy[group]
+            scores[task].append(gradient(log_likelihood / num_actions**0.5))
+            reward = sum(gains) if credit == "sum" else gains[task]
+            baseline = slow_average(rewards[task], decay) if t else reward
+            advantage = reward - baseline
+            rewards[task].append(reward)
+            if t and normalise:
+                squares[task].append(advantage**2)
+                advantage /= np.sqrt(slow_average(squares[task], decay)) + 1e-8
+            entropy = gradient(slow_entropy(log_policy, observation[task, :, 0].astype(float), size_prior))
+            for name in parameters:
+                trace = sum(discount ** (t - i) * scores[task][i][name] for i in range(t + 1))
+                ascent[name] += advantage * trace + entropy_weight * entropy[name]
+            prefix = f"{TASKS[task]}/" if joint else ""
+            assert metrics[f"{prefix}baseline"] == pytest.approx(baseline)
+            assert metrics[f"{prefix}advantage"] == pytest.approx(advantage)
         for name, parameter in parameters.items():
-            trace = sum(discount ** (t - i) * scores[i][name] for i in range(t + 1))
-            parameter.grad = -(advantage * trace + entropy_weight * entropy[name])
+            parameter.grad = -ascent[name]
             torch.testing.assert_close(gradients[t][name], parameter.grad, rtol=1e-10, atol=1e-12)
         adam.step()
-        assert metrics["baseline"] == pytest.approx(baseline)
-        assert metrics["advantage"] == pytest.approx(advantage)
         for name, parameter in agent.network.named_parameters():
             torch.testing.assert_close(parameter, parameters[name], rtol=1e-8, atol=1e-10)
+
+
+def test_own_credit_ignores_the_other_tasks_reward_and_the_sum_does_not():
+    def gradient_of_the_first_head(credit: str, other_reward: float) -> torch.Tensor:
+        agent = lean(reinforce(spaces=JOINT, credit=credit, normalise=False))
+        gradients = recorded_gradients(agent)
+        observation, counts = observe(fractions=JOINT_FRACTIONS), np.array([[3, 0, 0, 4, 1], [1, 1, 6, 0, 0]])
+        agent.update(observation, counts, {"spatial": 0.2, "temporal": 0.2})  # the baselines
+        agent.update(observation, counts, {"spatial": 0.7, "temporal": other_reward})
+        return gradients[1]["last.weight"][:GROUPS]
+
+    own = [gradient_of_the_first_head("own", other_reward) for other_reward in (0.0, 100.0)]
+    assert own[0].abs().max() > 0.01
+    assert torch.equal(*own)
+    of_the_sum = [gradient_of_the_first_head("sum", other_reward) for other_reward in (0.0, 100.0)]
+    assert not torch.allclose(*of_the_sum)
 
 
 def test_gradient_of_the_last_bias_in_closed_form():
@@ -338,6 +521,21 @@ def test_the_metrics():
     assert third["divergence"] > 0
 
 
+@pytest.mark.parametrize("credit", ["own", "sum"])
+def test_the_metrics_of_a_joint_task_are_named_by_task(credit):
+    agent = reinforce(spaces=JOINT, normalise=False, credit=credit)
+    counts = (JOINT_FRACTIONS > 0).astype(int)
+    agent.update(observe(fractions=JOINT_FRACTIONS), counts, {"spatial": 1.0, "temporal": 0.5})
+    metrics = agent.update(observe(fractions=JOINT_FRACTIONS), counts, {"spatial": 4.0, "temporal": 0.0})
+    names = ("loss", "entropy", "divergence", "baseline", "advantage")
+    assert list(metrics) == [f"{task}/{name}" for task in TASKS for name in names]
+    for task, baseline, advantage, fractions in zip(TASKS, (1.0, 0.5), (3.0, -0.5), JOINT_FRACTIONS, strict=True):
+        expected = (baseline, advantage) if credit == "own" else (1.5, 2.5)
+        assert (metrics[f"{task}/baseline"], metrics[f"{task}/advantage"]) == expected
+        entropy = -sum(f * np.log(f) for f in fractions if f)
+        assert metrics[f"{task}/entropy"] == pytest.approx(entropy, abs=1e-6)
+
+
 @pytest.mark.parametrize("size_prior", [False, True])
 def test_the_entropy_term_alone_leads_back_to_the_prior(size_prior):
     agent = lean(reinforce(size_prior=size_prior, entropy_weight=1.0))
@@ -366,7 +564,7 @@ def test_normalised_advantages_do_not_depend_on_the_scale_of_rewards():
 
 def test_importance_weights_give_the_on_policy_gradient_in_expectation():
     policy = lean(reinforce(normalise=False, entropy_weight=0))
-    policy._reward_average.add(0.2)
+    policy._reward_averages[0].add(0.2)
     start = policy.state_dict()
     gradients = recorded_gradients(policy)
     rewards = np.array([1.0, -2.0, 0.0, 0.5, 3.0])
@@ -440,7 +638,7 @@ def test_the_end_of_an_episode_clears_the_trace_and_keeps_the_averages(ending, p
     state = agent.state_dict()
     assert not any(trace.any() for trace in state["trace"].values())
     assert state["counts"] == [0] * GROUPS
-    assert state["reward_average"]["weight"] > 1
+    assert state["reward_averages"][0]["weight"] > 1
 
 
 # Learning
@@ -457,6 +655,20 @@ def test_reinforce_learns_the_bandit():
     # The random policy's chance of the best group is 0.2, the best one's that ignores the context 0.5.
     assert np.mean(chances) > 0.7
     assert np.min(chances) > 0.4
+
+
+@pytest.mark.parametrize(("credit", "updates"), [("own", 1200), ("sum", 2000)])  # the sum has the other's noise too
+def test_reinforce_learns_a_best_group_for_each_task_of_the_joint_bandit(credit, updates):
+    env, chances = JointBandit(), []
+    for seed in range(2):
+        agent = reinforce(seed, JOINT, entropy_weight=0.2, credit=credit)
+        run(agent, seed, steps=updates * (Bandit.free_steps + Bandit.update_steps))
+        for test in range(50):
+            observation, _ = env.reset(seed=100 + test)
+            best = [bandit.best[bandit.context] for bandit in env.bandits]
+            chances.append(agent.probabilities(observation)[[0, 1], best])
+    # The random policy's chances are below 0.3, those of the best one's that ignores the contexts 0.5.
+    assert (np.mean(chances, axis=0) > 0.6).all()
 
 
 # State
@@ -511,8 +723,9 @@ def test_a_truncated_file_is_refused(build, length, tmp_path):
         reinforce(hidden=4),
         InversePolicy(random_policy(), seed=0),
         Reinforce(gym.spaces.Box(0, 2, (3, 2)), gym.spaces.Discrete(3), seed=0),
+        reinforce(spaces=JOINT),
     ],
-    ids=["class", "hidden", "inverse", "groups"],
+    ids=["class", "hidden", "inverse", "groups", "tasks"],
 )
 def test_another_agents_file_is_refused(other, tmp_path):
     path = tmp_path / "agent.safetensors"
@@ -522,6 +735,16 @@ def test_another_agents_file_is_refused(other, tmp_path):
     with pytest.raises(ValueError, match=r"agent\.safetensors.*Build the agent as the saved one was built"):
         agent.load(path)
     assert_equal_trees(agent.state_dict(), before)
+
+
+@each_agent
+def test_a_state_of_another_number_of_tasks_is_refused(build):
+    for one, other in ((SINGLE, JOINT), (JOINT, SINGLE)):
+        agent = build(spaces=one)
+        before = agent.state_dict()
+        with pytest.raises(ValueError, match=r"'tasks': .*does not fit.*'tasks': "):
+            agent.load_state_dict(build(spaces=other).state_dict())
+        assert_equal_trees(agent.state_dict(), before)
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -558,9 +781,15 @@ def test_global_random_states_stay_untouched(build):
 @pytest.mark.parametrize(
     ("observation_space", "action_space", "message"),
     [
-        (OBSERVATION_SPACE, gym.spaces.MultiDiscrete([5, 5]), "MultiDiscrete.*one task"),
-        (OBSERVATION_SPACE, gym.spaces.Discrete(GROUPS, start=1), "starts at 0"),
+        (OBSERVATION_SPACE, gym.spaces.Discrete(GROUPS, start=1), "start at 0"),
+        (OBSERVATION_SPACE, gym.spaces.Box(0, 1, (GROUPS,)), "from Discrete"),
         (OBSERVATION_SPACE, gym.spaces.Discrete(4), r"\(4, 2\)"),
+        (OBSERVATION_SPACE, JOINT[1], r"\(2, 5, 2\).*wrappers"),
+        (JOINT[0], gym.spaces.MultiDiscrete([5, 4]), "as many groups for every task"),
+        (JOINT[0], gym.spaces.MultiDiscrete([5, 5], start=[0, 1]), "start at 0"),
+        (JOINT[0], gym.spaces.MultiDiscrete([[5, 5]]), "as many groups for every task"),
+        (JOINT[0], gym.spaces.MultiDiscrete([5, 5, 5]), r"\(3, 5, 2\)"),
+        (gym.spaces.Box(0, 2, (20,)), JOINT[1], "FlattenObservation"),
         (gym.spaces.Box(0, 2, (2, GROUPS, 2)), ACTION_SPACE, r"\(5, 2\).*wrappers"),
         (gym.spaces.Discrete(3), ACTION_SPACE, "wrappers"),
     ],
@@ -573,13 +802,32 @@ def test_other_spaces_are_refused(agent, observation_space, action_space, messag
 
 @all_agents
 @pytest.mark.parametrize(
-    "observation",
-    [observe()[:3], observe()[None], np.full((GROUPS, 2), np.nan), np.zeros((GROUPS, 2)), -observe()],
-    ids=["short", "batched", "nan", "empty", "negative"],
+    "change",
+    [
+        lambda observation: observation[..., :3, :],
+        lambda observation: observation[None],
+        lambda observation: observation.reshape(-1),
+        lambda observation: observation * np.nan,
+        lambda observation: np.stack([np.zeros(GROUPS), np.ones(GROUPS)], axis=-1) * np.ones_like(observation),
+        lambda observation: -observation,
+    ],
+    ids=["short", "batched", "flat", "nan", "empty", "negative"],
 )
-def test_other_observations_are_refused(build, observation):
+def test_other_observations_are_refused(build, change):
+    agent = build()
     with pytest.raises(ValueError, match="observation"):
-        build().act(observation)
+        agent.act(change(observe(fractions=fractions_of(agent))))
+
+
+@each_agent
+def test_observations_of_another_number_of_tasks_are_refused(build):
+    with pytest.raises(ValueError, match=r"\(2, 5, 2\).*\(5, 2\)"):
+        build().act(observe(fractions=JOINT_FRACTIONS))
+    with pytest.raises(ValueError, match=r"\(5, 2\).*\(2, 5, 2\)"):
+        build(spaces=JOINT).act(observe())
+    one_empty = observe(fractions=np.stack([FRACTIONS, np.zeros(GROUPS)]))
+    with pytest.raises(ValueError, match="sizes"):
+        build(spaces=JOINT).act(one_empty)
 
 
 @pytest.mark.parametrize(
@@ -591,6 +839,7 @@ def test_other_observations_are_refused(build, observation):
         ("baseline_decay", 1.0),
         ("entropy_weight", -0.1),
         ("learning_rate", float("nan")),
+        ("credit", "both"),
     ],
 )
 def test_options_out_of_range_are_refused(option, value):
@@ -602,6 +851,39 @@ def test_options_out_of_range_are_refused(option, value):
 def test_actions_outside_the_space_are_refused(action):
     with pytest.raises(ValueError, match="no group"):
         feed(reinforce(), action)
+
+
+@pytest.mark.parametrize("action", [0, [0, GROUPS], [-1, 0], [0, 0, 0], [0.5, 1]])
+def test_actions_outside_the_joint_space_are_refused(action):
+    observation = observe(fractions=JOINT_FRACTIONS)
+    info = {"phase": "update", "validated": False, "task_rewards": dict.fromkeys(TASKS, 0.0)}
+    with pytest.raises(ValueError, match="no group"):
+        reinforce(spaces=JOINT).learn(observation, np.array(action), 0.0, observation, False, False, info)
+
+
+def test_a_joint_task_needs_every_tasks_reward():
+    agent, observation = reinforce(spaces=JOINT), observe(fractions=JOINT_FRACTIONS)
+    counts = (JOINT_FRACTIONS > 0).astype(int)
+    with pytest.raises(ValueError, match=r"info\['task_rewards'\] must hold.*Pass the info"):
+        agent.learn(
+            observation, np.zeros(2, int), 0.0, observation, False, False, {"phase": "update", "validated": True}
+        )
+    for reward in (0.0, {"spatial": 0.0}):
+        with pytest.raises(ValueError, match=r"reward is .*info\['task_rewards'\]"):
+            agent.update(observation, counts, reward)
+    with pytest.raises(ValueError, match=r"nan.*finite"):
+        agent.update(observation, counts, {"spatial": 0.0, "temporal": float("nan")})
+    with pytest.raises(ValueError, match="number"):
+        reinforce().update(observe(), counts[0], {"spatial": 0.0})
+
+
+def test_counts_and_behaviour_of_another_shape_are_refused():
+    agent, observation = reinforce(spaces=JOINT), observe(fractions=JOINT_FRACTIONS)
+    counts, reward = (JOINT_FRACTIONS > 0).astype(int), dict.fromkeys(TASKS, 0.0)
+    with pytest.raises(ValueError, match=r"counts has shape \(5,\).*\(2, 5\).*row"):
+        agent.update(observation, counts[0], reward)
+    with pytest.raises(ValueError, match=r"behaviour has shape \(5,\).*\(2, 5\).*row"):
+        agent.update(observation, counts, reward, behaviour=FRACTIONS)
 
 
 def test_infos_outside_the_protocol_are_refused():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from permenv.augment import (
     ColourJitter,
     centre_offsets,
+    crop_frames,
     cut_tiles,
     jitter_parameters,
     normalise,
@@ -73,6 +74,34 @@ def test_random_crops_reach_every_place_of_the_cell():
 def test_crops_outside_their_cell_are_refused(side, offset, message):
     with pytest.raises(ValueError, match=message):
         cut_tiles(images(1, side), unshuffled(1, 9), np.full((1, 9, 2), offset), 3, 2)
+
+
+def frames(batch: int, num_frames: int, side: int) -> torch.Tensor:
+    return images(batch * num_frames, side).unflatten(0, (batch, num_frames))
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), st.integers(0, 4))
+@settings(deadline=None, max_examples=30)
+def test_frames_are_cropped_where_their_offsets_say(batch, num_frames, piece_size, slack):
+    clips = frames(batch, num_frames, piece_size + slack)
+    offsets = random_offsets(np.random.default_rng(1), batch, num_frames, slack)
+    pieces = crop_frames(clips, offsets, piece_size)
+    assert pieces.shape == (batch, num_frames, piece_size, piece_size, 3)
+    for b in range(batch):
+        for k in range(num_frames):
+            top, left = offsets[b, k]
+            assert torch.equal(pieces[b, k], clips[b, k, top : top + piece_size, left : left + piece_size])
+
+
+def test_frames_without_slack_are_left_as_they_are():
+    clips = frames(2, 3, 5)
+    assert torch.equal(crop_frames(clips, centre_offsets(2, 3, 0), 5), clips)
+
+
+@pytest.mark.parametrize("offset", [-1, 3])
+def test_crops_outside_their_frame_are_refused(offset):
+    with pytest.raises(ValueError, match="leave a cell of 6 pixels with pieces of 4; offsets go from 0 to 2"):
+        crop_frames(frames(1, 2, 6), np.full((1, 2, 2), offset), 4)
 
 
 def slow_normalise(piece: np.ndarray, affine: np.ndarray | None) -> np.ndarray:

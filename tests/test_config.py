@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from permenv import PRESETS, ConfigurationError, make_config
+from permenv import PRESETS, TASKS, ConfigurationError, make_config
+from permenv.config import FOR_TASK
 
 
 def test_the_paper_preset_has_the_papers_numbers():
@@ -13,10 +14,27 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert (config.num_permutations, config.num_groups, config.num_validation) == (1000, 10, 100)
     assert (config.batch_size, config.learning_rate, config.learning_rate_drop) == (128, 1e-3, 200_000)
     assert (config.backbone, config.piece_size, config.fc6, config.fc7) == ("caffenet", 75, 1024, 4096)
+    assert (config.num_frames, config.temporal_fc6, config.lstm) == (8, 512, 256)
+    assert not config.merge_reversed
+    assert not config.shared_crop
+    assert not config.relative_frames
     assert (config.momentum, config.weight_decay, config.ema_decay) == (0.9, 5e-4, 0)
     cycle = config.free_iterations + config.iterations_per_update
     assert config.total_updates == 90
     assert abs(config.total_updates * cycle - 350_000) < cycle
+
+
+def test_the_three_tasks_of_the_paper():
+    assert TASKS == ("spatial", "temporal", "spatiotemporal")
+
+
+def test_sizes_that_follow_from_others():
+    config = PRESETS["paper"]
+    assert (config.num_tiles, config.image_size) == (9, 255)
+    # 75 of a frame are 224 of the 256 pixels that appendix B crops them from
+    assert config.frame_size == 86
+    assert abs(config.piece_size / config.frame_size - 224 / 256) < 0.005
+    assert make_config("tiny", batch_size=64, samples_per_action=4).actions_per_iteration == 16
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -25,15 +43,30 @@ def test_overrides_change_only_what_they_name(preset):
     assert config == dataclasses.replace(PRESETS[preset], num_permutations=50)
 
 
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_task_has_the_presets_numbers_but_for_its_own(preset, task):
+    own = FOR_TASK.get((preset, task), {})
+    assert make_config(preset, task) == dataclasses.replace(PRESETS[preset], **own)
+    for name, value in own.items():
+        assert getattr(PRESETS[preset], name) != value
+        assert getattr(make_config(preset, task, **{name: 2 * value}), name) == 2 * value  # a keyword has the last word
+
+
+def test_the_paper_has_one_preset_for_all_tasks():
+    assert {make_config("paper", task) for task in TASKS} == {PRESETS["paper"]}
+    assert {task for preset, task in FOR_TASK} <= set(TASKS)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"preset": "huge"}, r"unknown preset 'huge'; choose one of tiny, paper"),
+        ({"task": "colour"}, r"unknown task 'colour'; choose one of spatial, temporal, spatiotemporal"),
         ({"num_permutation": 5}, r"unknown keyword 'num_permutation'; did you mean 'num_permutations'"),
         ({"xyz": 5}, r"unknown keyword 'xyz'; the keywords are num_permutations"),
         ({"num_groups": 101}, r"num_groups=101 is more than num_permutations=100"),
         ({"batch_size": 64, "samples_per_action": 5}, r"batch_size=64 is not divisible by samples_per_action=5"),
-        ({"num_permutations": 25, "grid": 2}, r"num_permutations=25: 4 pieces have only 24"),
         ({"num_permutations": 1}, r"num_permutations=1: must be at least 2"),
         ({"piece_size": 40}, r"piece_size=40 is larger than cell_size=36"),
         ({"backbone": "vgg"}, r"unknown backbone 'vgg'; choose one of caffenet, quarter-caffenet or pass a function"),
@@ -46,6 +79,15 @@ def test_overrides_change_only_what_they_name(preset):
         ({"num_groups": "4"}, r"num_groups='4': must be a number of type int"),
         ({"batch_size": 64.0}, r"batch_size=64.0: must be a number of type int"),
         ({"momentum": True}, r"momentum=True: must be a number of type float"),
+        ({"clip_frames": 7}, r"clip_frames=7 is fewer than num_frames=8: .*keep at least that many"),
+        ({"num_frames": 33}, r"clip_frames=32 is fewer than num_frames=33"),
+        ({"num_frames": 1}, r"num_frames=1: must be at least 2"),
+        ({"num_clips": 1}, r"num_clips=1: must be at least 2"),
+        ({"lstm": 0}, r"lstm=0: must be at least 1"),
+        ({"temporal_fc6": 0}, r"temporal_fc6=0: must be at least 1"),
+        ({"merge_reversed": 1}, r"merge_reversed=1: must be True or False"),
+        ({"shared_crop": "yes"}, r"shared_crop='yes': must be True or False"),
+        ({"split": "1"}, r"split='1': must be a number of type int \| None"),
     ],
 )
 def test_bad_values_are_named(overrides, message):

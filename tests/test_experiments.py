@@ -1,7 +1,9 @@
 """The main job and the benchmark, as small as they go: what they leave behind, and that a kill costs nothing."""
 
+import contextlib
 import csv
 import dataclasses
+import io
 import json
 import os
 import signal
@@ -15,15 +17,20 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from experiments import benchmark, defaults, reinforce, runs
-from permenv import CheckpointError, ConfigurationError, DataError
+from experiments import benchmark, credit, defaults, direction, reinforce, runs, temporal
+from permenv import CheckpointError, ConfigurationError, DataError, embedded_clips
+from permenv.permutations import reverse_of
+from permenv.training import trunk_of
 
 SETTINGS = tuple(
     f"{name}={value}"
     for name, value in {**SMALL, "num_scenes": 80}.items()
     if name not in ("device", "free_iterations", "total_updates")
 )
-PICTURES = ("error.png", "choices.png", "shuffles.png")
+TASKS = {"spatial": ("spatial",), "temporal": ("temporal",), "spatiotemporal": ("spatial", "temporal")}
+COMMON = ["update", "iteration", "loss", "error", "baseline_error", "reward", "diverged"]
+OF_A_TASK = ["loss", "error", "baseline_error", "reward", "entropy"]
+OF_A_TASK += [f"{kind}_{group}" for kind in ("group", "size") for group in range(4)]
 
 
 def job(out, **options):
@@ -37,35 +44,82 @@ def metrics(folder, *without):
         return [{k: v for k, v in row.items() if k not in ("seconds", *without)} for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("policy", ["reinforce", "random", "inverse"])
-def test_a_run_leaves_everything_behind(tmp_path, policy, capsys):
-    summary = reinforce.main(job(tmp_path / "run", policy=policy))
-    folder = tmp_path / "run"
-    rows = metrics(folder)
-    assert [row["update"] for row in rows] == ["1", "2", "3"]
-    assert [row["iteration"] for row in rows] == ["3", "6", "9"]
-    for row in rows:
-        assert sum(float(row[f"group_{g}"]) for g in range(4)) == pytest.approx(1)
-        assert sum(float(row[f"size_{g}"]) for g in range(4)) == pytest.approx(1)
-        assert float(row["reward"]) == float(row["baseline_error"]) - float(row["error"])
+@pytest.fixture(autouse=True)
+def without_pictures(monkeypatch):
+    """Leave out what takes most of the time of a run this small; those of `finished` are drawn."""
+    monkeypatch.setattr(runs.RunFolder, "picture", lambda *_: None)
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def finished(request, tmp_path_factory):
+    """A run of each task: the names of its parts, its folder, its summary, what it said."""
+    folder, said = tmp_path_factory.mktemp(request.param) / "run", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        summary = reinforce.main(job(folder, task=request.param))
+    return TASKS[request.param], folder, summary, said.getvalue()
+
+
+def test_a_run_leaves_everything_behind(finished):
+    names, folder, _, _ = finished
     config = json.loads((folder / "config.json").read_text())
     assert config["environment"]["num_permutations"] == 24
     assert config["machine"]["device"] == "cpu"
     assert "torch" in config["machine"]["versions"]
-    assert config["permutations"]["minimum"] >= 2
-    assert np.load(folder / "permutations.npy").shape == (24, 9)
-    assert (
-        json.loads((folder / "summary.json").read_text())["error_last"]
-        == summary["error_last"]
-        == float(rows[-1]["error"])
-    )
-    assert 0 <= summary["policy_cost"] < 1
-    for name in PICTURES:
+    assert list(config["data"]) == list(config["permutations"]) == list(names)
+    for name in names:
+        assert np.load(folder / f"permutations-{name}.npy").shape == (24, {"spatial": 9, "temporal": 8}[name])
+        assert config["permutations"][name]["minimum"] >= 2
+    assert {path.name for path in folder.glob("*.npy")} == {f"permutations-{name}.npy" for name in names}
+    pictures = {"error.png", *(f"{kind}-{name}.png" for kind in ("choices", "shuffles") for name in names)}
+    assert {path.name for path in folder.glob("*.png")} == pictures
+    for name in pictures:
         assert min(cv2.imread(str(folder / name)).shape[:2]) > 300
     assert any((folder / "tensorboard").iterdir())
-    said = capsys.readouterr().out
-    assert f"{summary['error_first']:.3f} untrained, {summary['error_last']:.3f} after 9 iterations" in said
-    assert f"{summary['top1_untrained']:.1%} untrained, {summary['top1_trained']:.1%} trained" in said
+
+
+def test_the_summary_is_of_each_task_and_the_words_say_it(finished):
+    names, folder, summary, said = finished
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert list(summary["tasks"]) == list(names)
+    assert 0 <= summary["policy_cost"] < 1
+    for name in names:
+        its = summary["tasks"][name]
+        assert (its["permutations"], its["samples"], its["chance"]) == (24, 12, pytest.approx(23 / 24))
+        assert its["queries"] == {"spatial": "fresh scenes", "temporal": "fresh clips"}[name]
+        assert f"{name}: {its['error_first']:.3f} untrained, {its['error_last']:.3f} after 9 iterations" in said
+        assert f"{name}: {its['top1_untrained']:.1%} untrained, {its['top1_trained']:.1%} trained" in said
+        errors = [float(row[f"{name}/error"]) for row in metrics(folder)]
+        assert (its["error_last"], its["error_best"]) == (errors[-1], min(errors))
+    for key in ("error_first", "error_last"):
+        assert summary[key] == pytest.approx(np.mean([summary["tasks"][name][key] for name in names]))
+    assert summary["error_best"] == min(float(row["error"]) for row in metrics(folder))
+
+
+def test_the_metrics_have_the_same_columns_for_every_task(finished):
+    names, folder, _, _ = finished
+    rows = metrics(folder)
+    assert list(rows[0]) == COMMON + [f"{name}/{column}" for name in names for column in OF_A_TASK]
+    assert [row["update"] for row in rows] == ["1", "2", "3"]
+    assert [row["iteration"] for row in rows] == ["3", "6", "9"]
+    rows = [{column: float(value) for column, value in row.items()} for row in rows]
+    for row in rows:
+        for name in names:
+            for kind in ("group", "size"):
+                assert sum(row[f"{name}/{kind}_{group}"] for group in range(4)) == pytest.approx(1)
+            assert row[f"{name}/reward"] == pytest.approx(row[f"{name}/baseline_error"] - row[f"{name}/error"])
+            assert 0 <= row[f"{name}/entropy"] <= np.log(4) + 1e-9
+        for column in ("error", "baseline_error", "reward"):
+            assert row[column] == pytest.approx(np.mean([row[f"{name}/{column}"] for name in names]))
+        assert row["loss"] == pytest.approx(sum(row[f"{name}/loss"] for name in names))
+
+
+def test_the_entropy_is_that_of_the_policy_that_acted(tmp_path):
+    reinforce.main(job(tmp_path / "run", task="spatiotemporal", policy="random"))
+    for row in metrics(tmp_path / "run"):
+        for name in ("spatial", "temporal"):
+            sizes = np.array([float(row[f"{name}/size_{group}"]) for group in range(4)])
+            sizes = sizes[sizes > 0]
+            assert float(row[f"{name}/entropy"]) == pytest.approx(-(sizes * np.log(sizes)).sum(), abs=1e-6)
 
 
 def test_the_same_seed_gives_the_same_metrics(tmp_path):
@@ -76,12 +130,21 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path):
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
 
-@pytest.mark.parametrize("policy", ["reinforce", "random", "inverse"])
-def test_a_prolonged_run_equals_an_uninterrupted_one(tmp_path, policy):
-    reinforce.main(job(tmp_path / "whole", policy=policy, updates=5))
-    reinforce.main(job(tmp_path / "parts", policy=policy, updates=2))
-    reinforce.main(job(tmp_path / "parts", policy=policy, updates=5, resume=True))
+@pytest.mark.parametrize(
+    ("task", "policy"),
+    [
+        *(("spatial", policy) for policy in ("reinforce", "random", "inverse")),
+        ("temporal", "reinforce"),
+        ("spatiotemporal", "reinforce"),
+        ("spatiotemporal", "inverse"),
+    ],
+)
+def test_a_prolonged_run_equals_an_uninterrupted_one(tmp_path, task, policy):
+    whole = reinforce.main(job(tmp_path / "whole", task=task, policy=policy, updates=4))
+    reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=2))
+    parts = reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=4, resume=True))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert parts["tasks"] == whole["tasks"]
 
 
 def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
@@ -103,23 +166,77 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
-def test_compare_random_trains_both(tmp_path, capsys):
-    config = job(tmp_path / "run", compare_random=True, updates=2)
+@pytest.mark.parametrize("task", ["temporal", "spatiotemporal"])
+def test_compare_random_trains_both(tmp_path, task, capsys):
+    config = job(tmp_path / "run", task=task, compare_random=True, updates=2)
     summary = reinforce.main(config)
     assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 2
     assert summary["relative_accuracy"] > 0
-    assert "Against random permutations, same seed" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    for name in TASKS[task]:
+        assert summary["tasks"][name]["relative_accuracy"] > 0
+        assert f"Against random permutations, same seed, {name}: error" in said
     longer = dataclasses.replace(config, updates=3, resume=True)
     reinforce.main(longer)
     assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 3
 
 
 def test_the_inverse_of_a_trained_policy(tmp_path):
-    reinforce.main(job(tmp_path / "trained"))
-    reinforce.main(job(tmp_path / "inverse", policy="inverse", policy_from=tmp_path / "trained" / runs.CHECKPOINT))
+    joint = {"task": "spatiotemporal"}
+    reinforce.main(job(tmp_path / "trained", **joint))
+    trained = tmp_path / "trained" / runs.CHECKPOINT
+    reinforce.main(job(tmp_path / "inverse", policy="inverse", policy_from=trained, **joint))
     assert len(metrics(tmp_path / "inverse")) == 3
     with pytest.raises(CheckpointError, match="holds no REINFORCE policy"):
-        reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "inverse" / runs.CHECKPOINT))
+        reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "inverse" / runs.CHECKPOINT, **joint))
+
+
+def test_a_policy_of_another_kind_of_task_is_refused(tmp_path):
+    reinforce.main(job(tmp_path / "joint", task="spatiotemporal", updates=1))
+    with pytest.raises(CheckpointError, match=r"joint.*does not fit an agent"):
+        reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "joint" / runs.CHECKPOINT))
+    assert not (tmp_path / "x").exists()
+
+
+def test_space_and_time_in_series(tmp_path, capsys):
+    first = reinforce.main(job(tmp_path / "first", set=(*SETTINGS, "iterations_per_update=20"), updates=1))
+    then = {"task": "temporal", "trunk_from": tmp_path / "first" / runs.CHECKPOINT}
+    capsys.readouterr()
+    whole = reinforce.main(job(tmp_path / "whole", **then))
+    assert "% with the given trunk" in capsys.readouterr().out
+    assert "spatial" in first["tasks"]
+    assert "spatial" not in whole["tasks"]
+    reinforce.main(job(tmp_path / "parts", **then, updates=1))
+    reinforce.main(job(tmp_path / "parts", **then, resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    reinforce.main(job(tmp_path / "still", **then, updates=1, set=(*SETTINGS, "learning_rate=0")))
+    given, taken = (
+        trunk_of(runs.checkpoint.read(tmp_path / name / runs.CHECKPOINT)["environment"]["trainer"])
+        for name in ("first", "still")
+    )
+    weights = [name for name in given if name.endswith(("weight", "bias"))]  # the batch statistics moved on
+    assert weights
+    for name in weights:
+        np.testing.assert_allclose(taken[name], given[name], rtol=1e-5)
+
+
+def test_what_a_joint_policy_is_credited_with_is_the_users_choice(tmp_path):
+    for choice in ("own", "sum"):
+        reinforce.main(job(tmp_path / choice, task="spatiotemporal", credit=choice, updates=5))
+    own, both = metrics(tmp_path / "own"), metrics(tmp_path / "sum")
+    assert own[0] == both[0]  # before the first step of the policy
+    assert own != both
+
+
+def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
+    config = job(tmp_path / "run", task="spatiotemporal", set=(*SETTINGS, "learning_rate=1e12"))
+    summary = reinforce.main(config)
+    said = capsys.readouterr().out
+    assert summary["diverged"]
+    assert [its["error_last"] for its in summary["tasks"].values()] == [1, 1]
+    assert "The loss was not finite" in said
+    assert "Nearest neighbours, temporal: the features are not finite any more." in said
+    assert float(metrics(tmp_path / "run")[-1]["diverged"])
 
 
 def write_photos(folder, classes=3, each=12):
@@ -138,17 +255,116 @@ def test_a_folder_of_images_with_its_val_beside_it(tmp_path, monkeypatch, capsys
     write_photos(tmp_path / "data" / "val", each=2)
     (tmp_path / "data" / "train" / "class0" / "broken.jpg").write_text("no picture")
     summary = reinforce.main(job(tmp_path / "run", images=tmp_path / "data" / "train", updates=1))
-    assert summary["top1_queries"].endswith("val")
-    assert 0 <= summary["top1_trained"] <= 1
-    assert "Skipped files: 1" in capsys.readouterr().out
+    assert summary["tasks"]["spatial"]["queries"].endswith("val")
+    assert 0 <= summary["tasks"]["spatial"]["top1_trained"] <= 1
+    assert "Skipped, spatial: 1: class0/broken.jpg (" in capsys.readouterr().out
 
 
 def test_unlabelled_images_are_trained_on_and_not_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "cache"))
     write_photos(tmp_path / "data", classes=1, each=30)
     summary = reinforce.main(job(tmp_path / "run", images=tmp_path / "data" / "class0", updates=1))
-    assert summary["top1_trained"] is None
+    assert summary["tasks"]["spatial"]["top1_trained"] is None
     assert "no labels" in capsys.readouterr().out
+
+
+def film(path, frames=12):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(path.name))
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 25, (48, 40))
+    for _ in range(frames):
+        writer.write(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.fixture
+def videos(tmp_path):
+    """Three classes of six clips, and four files that are not what they should be."""
+    folder = tmp_path / "films"
+    for label in ("bend", "jump", "walk"):
+        for number in range(6):
+            film(folder / label / f"v{number}.avi")
+    (folder / "bend" / "empty.avi").touch()
+    (folder / "jump" / "text.avi").write_text("no video")
+    film(folder / "walk" / "short.avi", frames=3)
+    whole = film(folder / "walk" / "cut.avi", frames=30).read_bytes()
+    (folder / "walk" / "cut.avi").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+BAD_VIDEOS = ("bend/empty.avi (empty file)", "jump/text.avi (", "walk/short.avi (fewer than 8 frames: 3)")
+
+
+def test_a_folder_of_videos_with_bad_files_in_it(tmp_path, videos, capsys):
+    summary = reinforce.main(job(tmp_path / "run", task="temporal", videos=videos, updates=1))
+    said = capsys.readouterr().out
+    assert "Skipped, temporal: 3: " in said
+    for bad in BAD_VIDEOS:
+        assert bad in said
+    assert "Used but lacking frames, temporal: 1: walk/cut.avi (" in said
+    data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["temporal"]
+    # of 19 clips, at most a fifth is held out; of each, ten frames are kept
+    assert {name: data[name] for name in ("clips", "frames", "skipped", "irregular", "held_out")} == {
+        "clips": 19,
+        "frames": 190,
+        "skipped": 3,
+        "irregular": 1,
+        "held_out": 3,
+    }
+    assert summary["tasks"]["temporal"]["queries"] == data["queries"] == "the held-out clips"
+    assert 0 <= summary["tasks"]["temporal"]["top1_trained"] <= 1
+
+
+def test_the_test_list_of_the_same_split_queries(tmp_path, videos, capsys):
+    for split in (1, 2):
+        for part, numbers in (("train", (0, 1, 2, 3, split + 3)), ("test", (6 - split,))):
+            lines = [f"{label}/v{number}.avi" for label in ("bend", "jump", "walk") for number in numbers]
+            (tmp_path / f"{part}list{split:02d}.txt").write_text("\n".join(lines))
+    options = {"task": "temporal", "videos": videos, "updates": 1}
+    for name, split, queries, clips in (
+        ("default", None, "films, test split 1", 15),
+        ("second", 2, "films, test split 2", 15),
+        ("all", 0, "the held-out clips", 19),
+    ):
+        summary = reinforce.main(job(tmp_path / name, split=split, **options))
+        data = json.loads((tmp_path / name / "config.json").read_text())["data"]["temporal"]
+        assert (data["clips"], data["queries"]) == (clips, queries)
+        assert f"(queries: {queries})" in capsys.readouterr().out
+        assert 0 <= summary["tasks"]["temporal"]["top1_trained"] <= 1
+    for path in videos.glob("*/v5.avi"):  # the test clips of split 1
+        path.unlink()
+    summary = reinforce.main(job(tmp_path / "train only", **options))
+    assert summary["tasks"]["temporal"]["queries"] == "the held-out clips"
+    with pytest.raises(DataError, match=r"no split 3 .* choose one of \[1, 2\]"):
+        reinforce.main(job(tmp_path / "x", split=3, **options))
+
+
+def test_unlabelled_clips_are_trained_on_and_not_evaluated(tmp_path, videos, capsys):
+    summary = reinforce.main(job(tmp_path / "run", task="temporal", videos=videos / "walk", updates=1))
+    assert summary["tasks"]["temporal"]["top1_trained"] is None
+    assert "Nearest neighbours, temporal: no labels" in capsys.readouterr().out
+
+
+def test_videos_beside_scenes(tmp_path, videos, capsys):
+    summary = reinforce.main(job(tmp_path / "run", task="spatiotemporal", videos=videos, updates=1))
+    assert [its["queries"] for its in summary["tasks"].values()] == ["fresh scenes", "the held-out clips"]
+    assert "Skipped, temporal: 3: " in capsys.readouterr().out
+
+
+def test_a_folder_without_a_readable_video_ends_with_one_clear_line(tmp_path):
+    (tmp_path / "films" / "jump").mkdir(parents=True)
+    (tmp_path / "films" / "jump" / "text.avi").write_text("no video")
+    command = [
+        *(sys.executable, "experiments/reinforce.py", "--task", "temporal", "--videos", str(tmp_path / "films")),
+        *("--out", str(tmp_path / "run"), "--device", "cpu"),
+    ]
+    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "error: " in result.stderr.splitlines()[-1]
+    assert "films holds no clip that can be used: jump/text.avi (" in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +375,12 @@ def test_unlabelled_images_are_trained_on_and_not_evaluated(tmp_path, monkeypatc
         ({"set": ("num_grups=4",)}, ConfigurationError, "did you mean 'num_groups'"),
         ({"set": ("num_groups",)}, ConfigurationError, "write NAME=VALUE"),
         ({"images": Path("/nowhere")}, DataError, "/nowhere"),
+        ({"task": "temporal", "videos": Path("/nowhere")}, DataError, "/nowhere"),
+        ({"videos": Path("/nowhere")}, ConfigurationError, "task 'spatial' shuffles stills"),
+        ({"task": "temporal", "images": Path("/nowhere")}, ConfigurationError, "task 'temporal' shuffles frames"),
+        ({"task": "temporal", "eval_images": Path("/x")}, ConfigurationError, "--eval-images /x: task 'temporal'"),
+        ({"task": "temporal", "split": 1}, ConfigurationError, "--split 1: the embedded data has no official splits"),
+        ({"trunk_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
         ({"resume": True}, runs.RunFolderError, r"no checkpoint.safetensors"),
         ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
         ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
@@ -212,19 +434,83 @@ def test_the_benchmark_writes_ratios(tmp_path, monkeypatch):
         benchmark.Config(device="cpu", naive_pairs=40, repeats=1, blocks=2, batch_size=8, out=tmp_path / "b.json")
     )
     written = json.loads((tmp_path / "b.json").read_text())
-    assert written["validation"]["ratio"] == report["validation"]["ratio"] > 0
-    assert written["validation"]["largest_ratio_difference"] < 1e-5
+    for task in ("spatial", "temporal"):
+        assert written["validation"][task]["ratio"] == report["validation"][task]["ratio"] > 0
+        assert written["validation"][task]["largest_ratio_difference"] < 1e-5
+    assert set(written["joint"]["paper"]["seconds"]) == {"spatial", "temporal", "joint"}
+    assert written["joint"]["paper"]["ratio_joint_to_sum"] > 0
     assert set(written["step"]["paper"]["images_per_second"]) == {"loop float32", "folded float32", "folded bf16"}
     assert {"samples_per_action=2", "samples_per_action=1"} <= set(written["env"])
 
 
-def test_the_measurement_of_defaults_runs(tmp_path, monkeypatch):
-    tiny = dataclasses.replace(defaults.make_config("tiny"), **{n: v for n, v in SMALL.items() if n != "device"})
-    monkeypatch.setattr(defaults, "make_config", lambda preset, **changes: dataclasses.replace(tiny, **changes))
-    make = defaults.gym.make
-    monkeypatch.setattr(defaults.gym, "make", lambda name, **options: make(name, **{**SMALL, **options}))
+@pytest.fixture
+def make_it_small(monkeypatch):
+    """Return a function that makes a measurement's presets and environments as small as `SMALL`."""
+
+    def shrink(module):
+        numbers = {name: value for name, value in SMALL.items() if name not in ("device", "total_updates")}
+        tiny = dataclasses.replace(module.make_config("tiny"), **numbers) if hasattr(module, "make_config") else None
+        monkeypatch.setattr(
+            module, "make_config", lambda *_, **changes: dataclasses.replace(tiny, **changes), raising=False
+        )
+        if hasattr(module, "gym"):
+            make = module.gym.make
+            monkeypatch.setattr(module.gym, "make", lambda name, **options: make(name, **{**SMALL, **options}))
+
+    return shrink
+
+
+def test_the_measurement_of_defaults_runs(make_it_small):
+    make_it_small(defaults)
     config = defaults.Config(updates=4, seeds=1, samples_per_action=(2, 8))
     assert 0 <= defaults._final_error(8, "lean", 0, config) <= 1
     noise = defaults._noise(0, config)
     assert set(noise) == set(config.decays)
     assert all(run["reward_sd"] >= 0 and 0 <= run["error"] <= 1 for run in noise.values())
+
+
+@pytest.mark.parametrize("variant", direction._VARIANTS)
+def test_the_measurement_of_the_direction_of_time_runs(make_it_small, variant):
+    make_it_small(direction)
+    figures = direction._measure(variant, 0, direction.Config(iterations=2))
+    assert figures["permutations"] == (12 if variant == "merged" else 24)
+    if variant != "default":
+        assert figures["permutations whose reverse is in Ψ"] == (variant == "pairs")
+    assert figures["E where the reverse counts as right"] <= figures["E"]
+
+
+def test_pairs_are_a_permutation_and_its_reverse():
+    _, permutations = direction._permutations("pairs")
+    places = direction._places(permutations, reverse_of(permutations))
+    np.testing.assert_array_equal(permutations[places], permutations.max() - permutations)
+    assert len(np.unique(permutations, axis=0)) == len(permutations) == 100
+
+
+def test_the_measurement_of_credit_runs(make_it_small):
+    make_it_small(credit)
+    for policy in credit._POLICIES:
+        rows = credit._run(policy, 0, credit.Config(updates=4))
+        assert [set(row["rewards"]) for row in rows] == [{"spatial", "temporal"}] * 4
+
+
+def test_the_noise_of_two_rewards_that_are_opposites():
+    rewards = [9.0, 9.0, 1.0, -1.0, 1.0, -1.0]  # the first third is left out
+    noise = credit._noise([[{"rewards": {"spatial": r, "temporal": -r}} for r in rewards]])
+    assert noise == pytest.approx(
+        {
+            "sd of the spatial reward": 1,
+            "sd of the temporal reward": 1,
+            "sd of the sum": 0,
+            "correlation of the two": -1,
+        }
+    )
+
+
+def test_the_measurement_of_the_temporal_defaults_runs(make_it_small):
+    make_it_small(temporal)
+    error = temporal._final_error("shared_crop=False", 0, temporal.Config(iterations=100))
+    assert 0 <= error <= 1
+    shares = temporal._smoothest(embedded_clips(15, 12, 37, 5))
+    # without crops the smoothest order of a clip that pans is nearly always the true one
+    assert shares["not cropped"] > 0.9
+    assert shares["a place each"] < shares["one place"]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from permenv.data import scenes
 from permenv.data.scenes import CLASSES, render_clips, render_stills
 
 SIZE = 64
@@ -21,8 +22,10 @@ def stills() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def clips() -> tuple[np.ndarray, np.ndarray]:
-    """Beginning, middle and end of enough scenes to see every class move."""
-    return render_clips(160, 3, 48, seed=11)
+    """Beginning, middle and end of enough scenes to see every class move, the camera on a tripod."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "_sample_pan", lambda rng: np.zeros(2))
+        return render_clips(160, 3, 48, seed=11)
 
 
 def travel(pixels: np.ndarray, labels: np.ndarray, name: str, axis: int) -> np.ndarray:
@@ -213,3 +216,15 @@ class TestTime:
     @pytest.mark.parametrize("name", ["house", "tree", "windmill"])
     def test_what_is_rooted_stays(self, clips, name):
         assert np.median(np.abs(travel(*clips, name, axis=2))) < 2.5
+
+    def test_the_camera_pans_mostly_to_the_right(self):
+        films, labels = render_clips(160, 2, 48, seed=11)
+        houses = films[labels == CLASSES.index("house")].mean(axis=-1).astype(np.float32)
+        shifts = np.array(
+            [
+                cv2.phaseCorrelate(first, last, cv2.createHanningWindow((48, 48), cv2.CV_32F))[0]
+                for first, last in houses
+            ]
+        )
+        assert np.median(np.abs(shifts[:, 0])) > 5
+        assert 0.05 < (shifts[:, 0] > 0).mean() < 0.4  # what is seen moves the other way

@@ -1,6 +1,7 @@
 """The trainer: it learns, its average is an average, and it continues from its state bit for bit."""
 
 import copy
+import functools
 import random
 
 import numpy as np
@@ -8,79 +9,121 @@ import pytest
 import torch
 from conftest import SMALL
 
-from permenv import ConfigurationError, embedded_scenes, make_config
-from permenv.permutations import maximally_different
-from permenv.training import Trainer, resolve_device, resolve_precision
+from permenv import TASKS, ConfigurationError, checkpoint, make_config
+from permenv.tasks import make_tasks
+from permenv.training import Batch, Trainer, resolve_device, resolve_precision, trunk_of
 
 CPU = torch.device("cpu")
 NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}
+PLAIN = {"ema_decay": 0.0, "momentum": 0.0, "weight_decay": 0.0}
+"""Overrides under which a step is the gradient times the learning rate."""
 
 
-def make_trainer(seed=0, **overrides):
+@functools.cache
+def tasks_of(task, **overrides):
+    return make_tasks(task, make_config("tiny", **{**NUMBERS, **overrides}), None, None, CPU)
+
+
+def make_trainer(task="spatial", seed=0, **overrides):
     config = make_config("tiny", **{**NUMBERS, "precision": "float32", **overrides})
-    return Trainer(config, maximally_different(9, config.num_permutations), CPU, seed)
+    return Trainer(config, {name: each.head for name, each in tasks_of(task).items()}, CPU, seed)
 
 
-def train(trainer, steps, seed=0):
-    """Train on random scenes and permutations; returns the losses."""
-    config, rng = trainer.config, np.random.default_rng(seed)
-    data = embedded_scenes(config.num_scenes, config.image_size)
-    losses = []
-    for _ in range(steps):
-        images = data.take(rng.integers(len(data), size=config.batch_size), CPU)
-        labels = rng.integers(config.num_permutations, size=config.batch_size)
-        losses.append(trainer.step(images, labels, rng))
-    return losses
+def make_batches(task="spatial", seed=0, labels=None, **overrides):
+    """A mini-batch of each task: random samples and, where none are given, random permutations."""
+    rng, batches = np.random.default_rng(seed), {}
+    for name, each in tasks_of(task, **overrides).items():
+        chosen = rng.integers(24, size=8) if labels is None else labels
+        samples = each.draw(np.arange(len(each.data)), 8, rng)
+        batches[name] = Batch(each.training_pieces(samples, chosen, rng), chosen)
+    return batches
+
+
+def train(trainer, steps, task="spatial", seed=0):
+    """Train on random samples and permutations; returns the losses."""
+    return [trainer.step(make_batches(task, 1000 * seed + step)) for step in range(steps)]
 
 
 def weights(trainer):
     return copy.deepcopy(dict(trainer.network.state_dict()))
 
 
-def test_the_loss_of_one_repeated_mini_batch_falls():
-    trainer = make_trainer(jitter=0.0, grey_probability=0.0)
-    images = embedded_scenes(60, 108).take(np.arange(8), CPU)
-    labels = np.arange(8)
-    losses = [trainer.step(images, labels, np.random.default_rng(0)) for _ in range(30)]
-    assert losses[0] > 2.5  # log 24 = 3.2
-    assert losses[-1] < 0.5 * losses[0]
+def plain_losses(network, batches):
+    """By task, the cross-entropy of one trunk pass over the pieces of all tasks."""
+    pieces = [batch.pieces.flatten(0, 1) for batch in batches.values()]
+    features = network.trunk(torch.cat(pieces)).flatten(1)
+    losses, first = {}, 0
+    for (task, batch), folded in zip(batches.items(), pieces, strict=True):
+        mine = features[first : first + len(folded)].unflatten(0, batch.pieces.shape[:2])
+        log_probabilities = torch.log_softmax(network.heads[task](mine), dim=1)
+        losses[task] = -log_probabilities[torch.arange(len(mine)), torch.from_numpy(batch.labels)].mean()
+        first += len(folded)
+    return losses
 
 
-def test_a_step_equals_plain_sgd_with_momentum_and_decay():
-    trainer, reference = make_trainer(ema_decay=0.0), make_trainer(ema_decay=0.0)
+# A step
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_loss_of_one_repeated_mini_batch_falls(task):
+    trainer = make_trainer(task)
+    batches = make_batches(task, labels=np.arange(8), jitter=0.0, grey_probability=0.0)
+    losses = [trainer.step(batches) for _ in range(80)]
+    for name in batches:
+        assert losses[0][name] > 2.5  # log 24 = 3.2
+        assert losses[-1][name] < 0.5 * losses[0][name]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_step_equals_plain_sgd_with_momentum_and_decay(task):
+    trainer, reference = make_trainer(task, ema_decay=0.0), make_trainer(task, ema_decay=0.0)
     config = trainer.config
-    images = embedded_scenes(60, 108).take(np.arange(8), CPU)
-    labels = np.arange(8)
     momentum = {name: torch.zeros_like(p) for name, p in reference.network.named_parameters()}
     for step in range(3):
-        trainer.step(images, labels, np.random.default_rng(step))
-        pieces = reference.training_pieces(images, labels, np.random.default_rng(step))
-        log_probabilities = torch.log_softmax(reference.network("spatial", pieces), dim=1)
-        loss = -log_probabilities[torch.arange(8), torch.from_numpy(labels)].mean()
-        gradients = torch.autograd.grad(loss, list(reference.network.parameters()))
+        batches = make_batches(task, step)
+        values = trainer.step(batches)
+        losses = plain_losses(reference.network, batches)
+        assert values == pytest.approx({name: loss.item() for name, loss in losses.items()}, rel=1e-4)
+        gradients = torch.autograd.grad(sum(losses.values()), list(reference.network.parameters()))
         with torch.no_grad():
             for (name, p), gradient in zip(reference.network.named_parameters(), gradients, strict=True):
                 momentum[name] = config.momentum * momentum[name] + gradient + config.weight_decay * p
                 p -= config.learning_rate * momentum[name]
     for p, q in zip(trainer.network.parameters(), reference.network.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
+    for p, q in zip(trainer.network.buffers(), reference.network.buffers(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-5)
 
 
-def test_pieces_are_shuffled_as_their_labels_say():
-    trainer = make_trainer(jitter=0.0, grey_probability=0.0, cell_size=36, piece_size=36)
-    images = embedded_scenes(60, 108).take(np.arange(5), CPU)
-    labels = np.array([3, 0, 7, 7, 20])
-    straight = trainer.validation_pieces(images)
-    shuffled = trainer.training_pieces(images, labels, np.random.default_rng(0))
-    for b, label in enumerate(labels):
-        torch.testing.assert_close(shuffled[b], straight[b][torch.tensor(trainer.permutations[label])])
+def test_a_joint_steps_gradient_is_the_sum_of_both_tasks():
+    trainer = make_trainer("spatiotemporal", learning_rate=1.0, **PLAIN)
+    network = make_trainer("spatiotemporal").network
+    batches = make_batches("spatiotemporal")
+    with torch.no_grad():  # gradients well above the rounding of weights: classifiers do not begin near zero
+        for head in (*trainer.network.heads.values(), *network.heads.values()):
+            head.classifier.weight.mul_(30)
+    before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
+    trainer.step(batches)
+    losses = plain_losses(network, batches)
+    by_task = {
+        task: torch.autograd.grad(loss, list(network.parameters()), retain_graph=True, allow_unused=True)
+        for task, loss in losses.items()
+    }
+    after = dict(trainer.network.named_parameters())
+    for name, of_spatial, of_temporal in zip(before, *by_task.values(), strict=True):
+        parts = [gradient for gradient in (of_spatial, of_temporal) if gradient is not None]
+        assert len(parts) == (2 if name.startswith("trunk.") else 1)  # both tasks' gradients reach the whole trunk
+        torch.testing.assert_close(before[name] - after[name].detach(), sum(parts), rtol=1e-3, atol=1e-5)
+        if name.startswith("trunk.") and name.endswith("weight"):
+            assert min(part.abs().max() for part in parts) > 1e-4  # each enough to be seen in the sum
 
 
-def test_averaged_weights_are_the_exponential_average_buffers_included():
-    trainer = make_trainer(ema_decay=0.9)
+@pytest.mark.parametrize("task", TASKS)
+def test_averaged_weights_are_the_exponential_average_buffers_included(task):
+    trainer = make_trainer(task, ema_decay=0.9)
     average = None
     for step in range(5):
-        train(trainer, 1, seed=step)
+        train(trainer, 1, task, seed=step)
         live = weights(trainer)
         if average is None:
             average = live  # the average begins with the first weights that training made
@@ -102,44 +145,65 @@ def test_without_averaging_the_live_weights_are_validated():
 
 
 def test_the_learning_rate_drops():
-    trainer = make_trainer(learning_rate=0.01, learning_rate_drop=2, momentum=0.0, weight_decay=0.0, ema_decay=0.0)
+    trainer = make_trainer(learning_rate=0.01, learning_rate_drop=2, **PLAIN)
     steps = []
-    images, labels = embedded_scenes(60, 108).take(np.arange(8), CPU), np.arange(8)
+    batches = make_batches()
+    batch = batches["spatial"]
     for _ in range(3):
         before = trainer.network.heads["spatial"].classifier.bias.detach().clone()
-        pieces = trainer.training_pieces(images, labels, np.random.default_rng(0))
         gradient = torch.autograd.grad(
-            torch.nn.functional.cross_entropy(trainer.network("spatial", pieces), torch.from_numpy(labels)),
+            torch.nn.functional.cross_entropy(trainer.network("spatial", batch.pieces), torch.from_numpy(batch.labels)),
             trainer.network.heads["spatial"].classifier.bias,
         )[0]
-        trainer.step(images, labels, np.random.default_rng(0))
+        trainer.step(batches)
         change = before - trainer.network.heads["spatial"].classifier.bias.detach()
         steps.append(float(change.norm() / gradient.norm()))
     np.testing.assert_allclose(steps, [0.01, 0.01, 0.001], rtol=1e-3)
 
 
-def test_a_loss_that_is_not_finite_never_reaches_the_weights():
-    trainer = make_trainer()
-    train(trainer, 1)
+@pytest.mark.parametrize(
+    ("task", "broken"),
+    [("spatial", "spatial"), ("temporal", "temporal"), ("spatiotemporal", "spatial"), ("spatiotemporal", "temporal")],
+)
+def test_a_loss_that_is_not_finite_never_reaches_the_weights(task, broken):
+    trainer = make_trainer(task)
+    train(trainer, 1, task)
     with torch.no_grad():
-        trainer.network.heads["spatial"].classifier.bias.fill_(torch.inf)
+        trainer.network.heads[broken].classifier.bias.fill_(torch.inf)
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
-    assert not np.isfinite(train(trainer, 1)[0])
+    evaluated, state = copy.deepcopy(trainer.evaluated.state_dict()), copy.deepcopy(trainer.state_dict())
+    losses = train(trainer, 1, task)[0]
+    assert [name for name, loss in losses.items() if not np.isfinite(loss)] == [broken]
     assert trainer.iteration == 1
     assert all(torch.equal(p, before[name]) for name, p in trainer.network.named_parameters())
+    assert all(torch.equal(value, evaluated[name]) for name, value in trainer.evaluated.state_dict().items())
+    assert all(torch.equal(value, state["momentum"][n]) for n, value in trainer.state_dict()["momentum"].items())
 
 
+# State
+
+
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("before", [0, 3])
-def test_a_restored_trainer_continues_bit_for_bit(ema_decay, before):
-    trainer = make_trainer(ema_decay=ema_decay)
-    train(trainer, before)
-    restored = make_trainer(seed=5, ema_decay=ema_decay)
-    train(restored, 2, seed=9)  # whatever it did before
+def test_a_restored_trainer_continues_bit_for_bit(task, ema_decay, before):
+    trainer = make_trainer(task, ema_decay=ema_decay)
+    train(trainer, before, task)
+    restored = make_trainer(task, seed=5, ema_decay=ema_decay)
+    train(restored, 2, task, seed=9)  # whatever it did before
     restored.load_state_dict(trainer.state_dict())
-    assert train(restored, 4, seed=1) == train(trainer, 4, seed=1)
+    assert train(restored, 4, task, seed=1) == train(trainer, 4, task, seed=1)
     for p, q in zip(trainer.evaluated.parameters(), restored.evaluated.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_state_goes_through_a_file(task, tmp_path):
+    trainer, restored = make_trainer(task), make_trainer(task, seed=5)
+    train(trainer, 2, task)
+    checkpoint.write(tmp_path / "state", trainer.state_dict())
+    restored.load_state_dict(checkpoint.read(tmp_path / "state"))
+    assert train(restored, 2, task, seed=1) == train(trainer, 2, task, seed=1)
 
 
 def test_a_state_is_not_tied_to_the_one_that_loads_it():
@@ -153,20 +217,74 @@ def test_a_state_is_not_tied_to_the_one_that_loads_it():
     assert all(torch.equal(m, momentum[name]) for name, m in trainer.state_dict()["momentum"].items())
 
 
-def test_training_leaves_the_global_generators_alone():
+# Another run's trunk
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_the_trunk_of_a_state_is_the_evaluated_one(ema_decay, steps):
+    trainer = make_trainer(ema_decay=ema_decay)
+    train(trainer, steps)
+    found, expected = trunk_of(trainer.state_dict()), trainer.evaluated.trunk.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    live = trainer.network.trunk.state_dict()
+    same_as_live = all(torch.equal(value, live[name]) for name, value in found.items())
+    assert same_as_live == (ema_decay == 0 or steps == 0)
+
+
+@pytest.mark.parametrize("mine", [0.0, 0.9])
+@pytest.mark.parametrize("theirs", [0.0, 0.9])
+@pytest.mark.parametrize("task", ["temporal", "spatiotemporal"])
+def test_a_run_starts_from_the_trunk_of_a_run_of_another_task(task, mine, theirs):
+    source, target, untouched = make_trainer(ema_decay=theirs), *(make_trainer(task, 7, ema_decay=mine) for _ in "ab")
+    train(source, 3)
+    trunk = copy.deepcopy(trunk_of(source.state_dict()))
+    target.start_from(trunk_of(source.state_dict()))
+    for network in (target.network, target.evaluated):
+        values = network.trunk.state_dict()
+        assert all(torch.equal(values[name], value) for name, value in trunk.items())
+    for p, q in zip(target.evaluated.heads.parameters(), untouched.network.heads.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert target.iteration == 0
+    assert not target.state_dict()["momentum"]
+
+    train(target, 2, task)  # on copies
+    assert all(torch.equal(value, trunk[name]) for name, value in trunk_of(source.state_dict()).items())
+    assert not torch.equal(target.network.trunk[0].weight, trunk["0.weight"])
+
+
+def test_another_backbones_trunk_is_refused():
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        make_trainer().start_from(trunk_of(make_trainer(backbone="caffenet", piece_size=75, cell_size=75).state_dict()))
+
+
+# What it leaves alone, and where it runs
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_leaves_the_global_generators_alone(task):
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    train(make_trainer(), 2)
+    train(make_trainer(task), 2, task)
     assert torch.equal(torch.get_rng_state(), states[0])
     np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
     assert random.getstate() == states[2]
 
 
-def test_bf16_trains_and_keeps_float32_weights():
-    trainer = make_trainer(precision="bf16")
-    assert all(np.isfinite(train(trainer, 2)))
+@pytest.mark.parametrize("task", TASKS)
+def test_bf16_trains_and_keeps_float32_weights(task):
+    trainer = make_trainer(task, precision="bf16")
+    losses = train(trainer, 2, task)
+    assert all(np.isfinite(list(loss.values())).all() for loss in losses)
     assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
-    full = make_trainer(precision="float32")
-    assert train(make_trainer(precision="bf16"), 1)[0] == pytest.approx(train(full, 1)[0], rel=0.02)
+    full = train(make_trainer(task, precision="float32"), 1, task)[0]
+    assert losses[0] == pytest.approx(full, rel=0.02)
+    assert losses[0] != full
+
+
+def test_pieces_that_are_too_small_for_the_backbone_are_a_matter_of_configuration():
+    with pytest.raises(ConfigurationError, match="cannot take pieces of 8 × 8"):
+        make_trainer(backbone="caffenet", piece_size=8)
 
 
 def test_devices_and_precisions():

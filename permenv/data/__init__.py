@@ -1,14 +1,26 @@
-"""Sources of still images: the embedded scenes, or any folder of images."""
+"""Sources of still images and of video clips: the embedded scenes, or any folder of files."""
 
 import functools
 
+import numpy as np
 import torch
+from tqdm import tqdm
 
+from permenv.data.cache import Append, cached_rows
 from permenv.data.folder import image_folder
-from permenv.data.scenes import CLASSES, RECIPE, render_stills
-from permenv.data.source import DataError, StillImages
+from permenv.data.scenes import CLASSES, RECIPE, deal_labels, render_clip, render_stills
+from permenv.data.source import DataError, StillImages, VideoClips
+from permenv.data.videos import video_folder
 
-__all__ = ["DataError", "StillImages", "embedded_scenes", "image_folder"]
+__all__ = [
+    "DataError",
+    "StillImages",
+    "VideoClips",
+    "embedded_clips",
+    "embedded_scenes",
+    "image_folder",
+    "video_folder",
+]
 
 
 @functools.lru_cache(maxsize=4)
@@ -30,4 +42,36 @@ def embedded_scenes(count: int, size: int, seed: int = 0) -> StillImages:
         classes=CLASSES,
         name="embedded scenes",
         fingerprint=f"scenes-{RECIPE}-{count}-{size}-{seed}",
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def embedded_clips(count: int, frames: int, size: int, seed: int = 0) -> VideoClips:
+    """Film the embedded scenes, once: the clips are kept in the cache.
+
+    Args:
+        count: V, number of clips.
+        frames: Frames of each.
+        size: S, pixels of a frame's side, at least 16.
+        seed: Other seeds give other scenes of the same kind.
+
+    Returns:
+        The clips, memory-mapped from the cache; shared by all who ask for the same.
+
+    Raises:
+        DataError: If the cache cannot be written.
+    """
+    labels = deal_labels(count, seed)
+
+    def film(append: Append) -> dict[str, str]:
+        for index in tqdm(range(count), desc="filming scenes", unit="clip", disable=None):
+            append(render_clip(index, int(labels[index]), frames, size, seed))
+        return {}
+
+    fingerprint = f"clips-{RECIPE}-{count}-{frames}-{size}-{seed}"
+    pixels, _ = cached_rows(fingerprint, (count * frames, size, size, 3), film)
+    return VideoClips(
+        frames=StillImages(pixels, labels.repeat(frames), CLASSES, "embedded clips", fingerprint),
+        starts=np.arange(count + 1) * frames,
+        names=tuple(f"scene {index}" for index in range(count)),
     )

@@ -8,28 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 from permenv.data.cache import Append, cached_rows
+from permenv.data.files import UNREADABLE, fingerprint, in_parallel, labels_by_folder, require_folder, summary, walk
 from permenv.data.source import DataError, StillImages
 
 RECIPE = 1  # raise it when the same files would give other pixels: their cache entries are made again
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-UNLABELLED = -1
 MAX_PIXELS = 2**28  # of one image, 0.8 GB decoded; WebP cannot hold more
 MAX_BYTES = 2**30  # of one file
 IN_FLIGHT = 128  # files handed to the threads before the first one's result is used
-NAMED_IN_LOG = 5  # skipped files
 
 JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 JPEG_SCAN = 0xDA  # the marker that ends a JPEG's header
@@ -37,9 +30,6 @@ JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers t
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 log = logging.getLogger("permenv")
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def image_folder(root: str | Path, size: int, *, progress: bool = True) -> StillImages:
@@ -69,15 +59,19 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
         raise DataError(f"images of size {size} were asked for; the size is a number of pixels from 1 on")
     folder = Path(root).expanduser()
     files = _image_files(folder)
-    digests = list(_in_parallel(lambda file: _digest(_read(folder / file)), files, "reading", progress))
-    fingerprint = _fingerprint(files, digests, size)
+    digests = list(
+        in_parallel(lambda file: digest(read(folder / file)), files, "reading", progress, "image", IN_FLIGHT)
+    )
+    key = fingerprint(f"permenv image folder, recipe {RECIPE}, size {size}", files, digests)
 
     def build(append: Append) -> dict[str, Any]:
-        squares = _in_parallel(
-            lambda item: _load(folder / item[0], item[1], size),
+        squares = in_parallel(
+            lambda item: load(folder / item[0], item[1], size),
             list(zip(files, digests, strict=True)),
             "decoding",
             progress,
+            "image",
+            IN_FLIGHT,
         )
         skipped = []
         for file, square in zip(files, squares, strict=True):
@@ -86,15 +80,15 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
             else:
                 append(square[None])
         if len(skipped) == len(files):
-            raise DataError(f"{folder} holds no image that can be read: {_summary(skipped)}; {_expected()}")
+            raise DataError(f"{folder} holds no image that can be read: {summary(skipped)}; {_expected()}")
         return {"folder": str(folder.resolve()), "skipped": skipped}
 
-    pixels, metadata = cached_rows(fingerprint, (len(files), size, size, 3), build)
+    pixels, metadata = cached_rows(key, (len(files), size, size, 3), build)
     skipped = tuple((file, reason) for file, reason in metadata["skipped"])
     if skipped:
-        log.warning("%s: %d of %d image files skipped: %s", folder, len(skipped), len(files), _summary(skipped))
-    labels, classes = _labels(files, {file for file, _ in skipped})
-    return StillImages(pixels, labels, classes, folder.resolve().name, fingerprint, skipped)
+        log.warning("%s: %d of %d image files skipped: %s", folder, len(skipped), len(files), summary(skipped))
+    labels, classes = labels_by_folder(files, {file for file, _ in skipped})
+    return StillImages(pixels, labels, classes, folder.resolve().name, key, skipped)
 
 
 # ---------------------------------------------------------------------------------------------- what is there
@@ -106,76 +100,27 @@ def _image_files(root: Path) -> list[str]:
     Raises:
         DataError: If there are none, or `root` is missing, a file or not allowed.
     """
-    try:
-        os.scandir(root).close()
-    except OSError as fault:
-        raise DataError(f"the image folder {root} cannot be listed: {fault.strerror}; {_expected()}") from fault
-    files = sorted(_walk(root, "", frozenset()))
+    require_folder(root, "image", _expected())
+    files = []
+    for folder, names in walk(root):
+        if names is None:
+            files.append(folder.removesuffix("/"))  # to be named as skipped
+        else:
+            files += [folder + name for name in names if name.lower().endswith(EXTENSIONS)]
+    files.sort()
     if not files:
         raise DataError(f"there are no image files in {root}; {_expected()}")
     return files
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[str]:
-    """Yield the image files below a folder, and the folders that cannot be listed, to be named as skipped."""
-    place = folder.resolve()
-    if place in above:  # a link back to a folder that we are in
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except OSError:
-        yield prefix.removesuffix("/")
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if _is_folder(entry):
-            yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", above | {place})
-        elif entry.name.lower().endswith(EXTENSIONS):
-            yield prefix + entry.name
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a place that is closed to us
-        return False
-
-
-def _labels(files: Sequence[str], skipped: set[str]) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """Label the files that were read by the first folder of their paths.
-
-    Returns:
-        (N,) int64 labels, or None where there are no class folders; and the classes' names, sorted. A class
-        keeps its number even if none of its files could be read.
-    """
-    folders = [file.partition("/")[0] if "/" in file else None for file in files]
-    classes = sorted({name for name in folders if name is not None})
-    if not classes:
-        return None, ()
-    number = {name: index for index, name in enumerate(classes)}
-    labels = [
-        number[name] if name is not None else UNLABELLED
-        for file, name in zip(files, folders, strict=True)
-        if file not in skipped
-    ]
-    return np.array(labels, dtype=np.int64), tuple(classes)
-
-
-def _fingerprint(files: Sequence[str], digests: Sequence[bytes], size: int) -> str:
-    key = hashlib.blake2b(f"permenv image folder, recipe {RECIPE}, size {size}\0".encode(), digest_size=16)
-    for file, digest in zip(files, digests, strict=True):
-        key.update(os.fsencode(file) + b"\0" + digest)  # neither part can be mistaken for another
-    return key.hexdigest()
-
-
 # ------------------------------------------------------- one file: the result or, as a str, why there is none
 
 
-def _read(path: Path) -> bytes | str:
+def read(path: Path) -> bytes | str:
+    """Read an image file."""
     try:
         if not path.is_file():  # nor wait for a pipe
-            return "not a regular file, a dangling link, or a folder that cannot be listed"
+            return UNREADABLE
         if path.stat().st_size > MAX_BYTES:
             return f"larger than {MAX_BYTES} bytes"
         return path.read_bytes()
@@ -183,24 +128,33 @@ def _read(path: Path) -> bytes | str:
         return str(fault.strerror)
 
 
-def _digest(content: bytes | str) -> bytes:
+def digest(content: bytes | str) -> bytes:
+    """16 bytes that tell one content, or one reason why there is none, from another."""
     return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=16).digest()
 
 
-def _load(path: Path, digest: bytes, size: int) -> np.ndarray | str:
-    """Read a file as a square of RGB.
+def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
+    """Read an image file as a square of RGB.
+
+    Args:
+        path: The file.
+        expected: Digest of its content, or of the reason why there is none.
+        size: Side of the square in pixels.
+
+    Returns:
+        (size, size, 3) uint8.
 
     Raises:
         DataError: If the content is not what the fingerprint was made from. It would be kept under a wrong
             key, and one failure of a network drive would cost the image for good.
     """
-    content = _read(path)
-    if _digest(content) != digest:
+    content = read(path)
+    if digest(content) != expected:
         raise DataError(f"{path} changed while it was read; start again when the folder is complete and still")
     if isinstance(content, str):
         return content
     image = _decode(content)
-    return image if isinstance(image, str) else _centre_square(image, size)
+    return image if isinstance(image, str) else centre_square(image, size)
 
 
 def _decode(content: bytes) -> np.ndarray | str:
@@ -215,7 +169,7 @@ def _decode(content: bytes) -> np.ndarray | str:
     return "OpenCV cannot decode it" if image is None else image
 
 
-def _centre_square(image: np.ndarray, size: int) -> np.ndarray:
+def centre_square(image: np.ndarray, size: int) -> np.ndarray:
     """Cut out the centre square of (H, W, 3) BGR and resize it to (size, size, 3) RGB.
 
     Cut first: it is the short side that gives the scale, so the pixels are the same as if the whole image
@@ -271,23 +225,6 @@ def _jpeg_header(content: bytes) -> tuple[int, int]:
     return pixels, len(content)
 
 
-# ------------------------------------------------------------------------------------------------- many files
-
-
-def _in_parallel(work: Callable[[T], R], items: Sequence[T], label: str, progress: bool) -> Iterator[R]:
-    """Map with threads (OpenCV, hashing and reading free the interpreter), in order and in bounded memory."""
-    todo = iter(items)
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(items), desc=label, unit="image", disable=None if progress else True) as bar,
-    ):
-        waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(todo, IN_FLIGHT))
-        while waiting:
-            yield waiting.popleft().result()
-            bar.update()
-            waiting.extend(pool.submit(work, item) for item in islice(todo, 1))
-
-
 # ---------------------------------------------------------------------------------------------------- wording
 
 
@@ -296,9 +233,3 @@ def _expected() -> str:
         f"give a folder of {', '.join(EXTENSIONS)} files, directly in it or at any depth; "
         "the first folder below it is read as the class: folder/<class>/.../image.jpg"
     )
-
-
-def _summary(skipped: Sequence[tuple[str, str]]) -> str:
-    named = [f"{file} ({reason})" for file, reason in skipped[:NAMED_IN_LOG]]
-    more = len(skipped) - len(named)
-    return ", ".join(named) + (f" and {more} more" if more else "")

@@ -6,7 +6,8 @@ the horizon, the ground shrinks towards a vanishing point, one light models ever
 an object has its parts where its class has them. Where in the picture all this lies is up to the camera, which pans,
 zooms and tilts at random, often until sky or ground fills the view: so a tile seldom betrays its place, and most of
 what solves a jigsaw puzzle is the object. Clips have a direction of time: vehicles drive forwards, balloons rise,
-sails turn clockwise, and smoke and clouds drift with the wind, which mostly blows to the right.
+sails turn clockwise, and smoke and clouds drift with the wind, which mostly blows to the right. The camera pans
+meanwhile, mostly to the right as well.
 
 Everything random but the sensor's noise is drawn once, into a frozen :class:`Scene`; a picture is then a function of
 the scene, a size and a time. A scene's points are (x, y), x to the right of the object and y downwards from the
@@ -111,6 +112,7 @@ class Scene:
     shore: float  # how far below the horizon there is water
     clutter: Array  # (n, 5) bushes and stones, the furthest first: x, y, and in [0, 1) kind, width and hue
     traits: Array  # (8,) in [0, 1): phases of ridges and textures
+    pan: Array  # (2,) how far the camera moves over the whole clip, in picture sides, rightwards and downwards
 
 
 def render_stills(count: int, size: int, seed: int = 0) -> tuple[Array, Array]:
@@ -153,17 +155,21 @@ def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[Arr
     for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, 16), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}; pass at least {least}")
-    times = np.linspace(0, 1, frames) if frames > 1 else (0.5,)
-    labels = _labels(count, seed)
+    labels = deal_labels(count, seed)
     clips = np.empty((count, frames, size, size, 3), np.uint8)
-    for i, label in enumerate(labels):
-        scene = _sample(np.random.default_rng([seed, 0, i]), int(label))
-        for frame, t in zip(clips[i], times, strict=True):
-            frame[:] = _draw(scene, size, float(t))
+    for i in range(count):
+        clips[i] = render_clip(i, int(labels[i]), frames, size, seed)
     return clips, labels
 
 
-def _labels(count: int, seed: int) -> Array:
+def render_clip(index: int, label: int, frames: int, size: int, seed: int) -> Array:
+    """Draws the film of one scene, (frames, size, size, 3) uint8 RGB, see `render_clips`; `label` is the scene's."""
+    scene = _sample(np.random.default_rng([seed, 0, index]), label)
+    times = np.linspace(0, 1, frames) if frames > 1 else (0.5,)
+    return np.stack([_draw(scene, size, float(t)) for t in times])
+
+
+def deal_labels(count: int, seed: int) -> Array:
     """Deals every class once per block of scenes, each block shuffled for itself, so that prefixes agree."""
     blocks = range(-(-count // len(CLASSES)))
     deals = [np.random.default_rng([seed, 1, block]).permutation(len(CLASSES)) for block in blocks]
@@ -205,6 +211,7 @@ def _sample(rng: np.random.Generator, label: int) -> Scene:
         shore=shore,
         clutter=_sample_clutter(rng, camera, shore),
         traits=rng.random(8, np.float32),
+        pan=_sample_pan(rng),
     )
 
 
@@ -224,6 +231,11 @@ def _sample_camera(rng: np.random.Generator, thing: Thing) -> Camera:
         noise=rng.uniform(1.0, 8.0),
         noise_seed=int(rng.integers(1 << 32)),
     )
+
+
+def _sample_pan(rng: np.random.Generator) -> Array:
+    """Draws how the camera moves: sideways, a little up or down, and in one of eight clips to the left."""
+    return np.array([rng.choice((1, -1), p=(7 / 8, 1 / 8)) * rng.uniform(0.15, 0.5), rng.uniform(-0.1, 0.1)])
 
 
 def _sample_clutter(rng: np.random.Generator, camera: Camera, shore: float) -> Array:
@@ -272,7 +284,8 @@ def _draw(scene: Scene, size: int, t: float) -> Array:
     camera = scene.camera
     side = math.ceil(ROOM * size)
     centres = (np.arange(side) + 0.5 - 0.5 * side) * (camera.side / size)
-    x, y = (centres + offset for offset in (camera.x, camera.y))
+    moved = (t - 0.5) * camera.side * scene.pan
+    x, y = (centres + offset for offset in (camera.x + moved[0], camera.y + moved[1]))
     view = View(x.astype(np.float32)[None, :], y.astype(np.float32)[:, None], size / camera.side)
     picture = np.empty((3, side, side), np.float32)
     skyline = view.row(0.0)

@@ -1,4 +1,4 @@
-"""What a data source hands to the environment: a set of square still images."""
+"""What a data source hands to the environment: a set of square still images, or of video clips made of them."""
 
 from __future__ import annotations
 
@@ -81,6 +81,72 @@ class StillImages:
         if isinstance(self.pixels, torch.Tensor):
             return replace(self, pixels=self.pixels.to(device))
         return replace(self, pixels=_copy_to(self.pixels, device))
+
+
+@dataclass(frozen=True, eq=False)
+class VideoClips:
+    """A set of video clips, each a run of square frames.
+
+    Args:
+        frames: The frames of all clips, one clip after the other, each in the order of time. A frame has its clip's
+            label; name, fingerprint and skipped files are the set's.
+        starts: (V + 1,) int64: clip v has the frames `starts[v]` to `starts[v + 1] - 1`.
+        names: (V,) what each clip is called: its path below the folder.
+        irregular: (relative path, remark) of every clip that is used although its file promised something else.
+    """
+
+    frames: StillImages
+    starts: np.ndarray
+    names: tuple[str, ...]
+    irregular: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def name(self) -> str:
+        """What logs call the set."""
+        return self.frames.name
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the content, see `StillImages`."""
+        return self.frames.fingerprint
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """(relative path, reason) of everything that was found but could not be used."""
+        return self.frames.skipped
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(V,) int64, frames of each clip."""
+        return np.diff(self.starts)
+
+    def take(self, clips: np.ndarray, places: np.ndarray, device: torch.device) -> torch.Tensor:
+        """Gather frames onto a device.
+
+        Args:
+            clips: (B,) integers in [0, V), repeats allowed.
+            places: (B, n) integers, which frames of each clip, in [0, length of the clip), in any order.
+            device: Where the frames are wanted.
+
+        Returns:
+            A copy, (B, n, S, S, 3) uint8 on `device`.
+
+        Raises:
+            IndexError: If a clip or a place lies outside.
+        """
+        if np.any(clips < 0):  # numpy would count from the end
+            raise IndexError(f"a clip lies outside the set: clips go from 0 to {len(self) - 1}")
+        if np.any(places < 0) or np.any(places >= self.lengths[clips][:, None]):
+            raise IndexError("a place lies outside its clip: places go from 0 to the clip's length - 1")
+        rows = self.starts[clips][:, None] + places
+        return self.frames.take(rows.reshape(-1), device).unflatten(0, rows.shape)
+
+    def to(self, device: torch.device) -> VideoClips:
+        """Move the frames to a device where they fit, see `StillImages.to`."""
+        return replace(self, frames=self.frames.to(device))
 
 
 def _copy_to(pixels: np.ndarray, device: torch.device) -> torch.Tensor:

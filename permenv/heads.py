@@ -1,0 +1,215 @@
+"""Ordering heads: from the pool5 features of a sample's pieces to one logit φ_l a permutation (Fig. 1C, appendix B).
+
+Training gives a head shuffled pieces. Validation asks for the logits of *all* permutations of every sample, which a
+head finds without looking at a piece twice: `permuted` gives what `forward` would give for features permuted one way
+after another, but shares whatever several permutations have in common (DESIGN section 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_CHUNK_BYTES = {
+    "cpu": 2**26,
+    "cuda": 2**30,
+}  # of one chunk's activations: about the last-level cache, or a GPU's fill
+
+_SMALLEST_VARIANCE = 1e-3  # of a feature over a sample's frames: what does not change is not blown up
+
+
+class OrderingHead(nn.Module):
+    """A head names the permutation that its input is shuffled by.
+
+    A head of your own defines `forward` and its last layer, `classifier`; `permuted` then works as it is, and is worth
+    replacing where permutations share work.
+    """
+
+    classifier: nn.Linear
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
+        raise NotImplementedError
+
+    def permuted(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+        """Yield the logits of every permutation of every sample.
+
+        Args:
+            features: (V, n, features) pool5 features of pieces in their true order.
+            permutations: (|Ψ|, n) int, Ψ.
+
+        Yields:
+            (rows, |Ψ|) each: all pairs, sample by sample, in the order of Ψ, in chunks of any length.
+        """
+        order = torch.tensor(permutations, device=features.device)
+        for sample in features:
+            yield self(sample[order])
+
+
+HeadFactory = Callable[[int], OrderingHead]  # from the length of a piece's features to a new head
+
+
+class SpatialHead(OrderingHead):
+    """fc6 for every tile, stacked in order, fc7, classifier (Fig. 1C).
+
+    Args:
+        features: Length of a tile's flat pool5 features.
+        num_pieces: n, tiles a sample.
+        num_permutations: |Ψ|, number of logits.
+        fc6: Width of the layer that every tile has to itself.
+        fc7: Width of the layer that sees all tiles.
+    """
+
+    def __init__(self, features: int, num_pieces: int, num_permutations: int, fc6: int, fc7: int):
+        super().__init__()
+        self.fc6 = nn.Sequential(nn.Linear(features, fc6), nn.ReLU())
+        self.fc7 = nn.Linear(num_pieces * fc6, fc7)
+        self.classifier = nn.Linear(fc7, num_permutations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
+        return self.classifier(self.fc7(self.fc6(features).flatten(1)).relu_())
+
+    def permuted(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+        """Yield the logits of every permutation of every sample, see `OrderingHead.permuted`.
+
+        A tile's fc6 output does not depend on where the tile lies, and fc7 is linear in the stacked tiles: fc7's
+        output is its bias plus n rows of a table of n² rows a sample.
+        """
+        count, num_pieces = permutations.shape
+        order = torch.tensor(permutations, device=features.device)
+        # a row of `places` marks the n rows (tile, position) of the table that a permutation adds up: a matrix product
+        # with these ones and zeros reads the table once, where a gather reads n rows a permutation
+        rows = order * num_pieces + torch.arange(num_pieces, device=features.device)
+        places = torch.zeros(count, num_pieces**2, device=features.device).scatter_(1, rows, 1.0)  # [|Ψ|, n²]
+        chunk = _rows_of(4 * (self.fc7.out_features + 3 * self.classifier.out_features), features.device)
+        tables = self._place_table(features).flatten(1, 2)  # [V, n², fc7]
+        for block in tables.split(max(1, chunk // count)):
+            for part in places.split(chunk):
+                # [v, l, fc7], the bias added within the product
+                stacked = torch.baddbmm(self.fc7.bias, part.expand(len(block), *part.shape), block)
+                yield _linear(stacked.relu_().flatten(0, 1), self.classifier.weight, self.classifier.bias)
+
+    def _place_table(self, features: Tensor) -> Tensor:
+        """(V, n, n, fc7): entry [v, i, k] is what tile i adds to fc7 when it lies at position k."""
+        tiles = self.fc6(features)  # [V, n, fc6]
+        positions = self.fc7.weight.split(tiles.shape[2], dim=1)  # n × [fc7, fc6], views: 151 MB stay where they are
+        return torch.stack([tiles @ weight.T for weight in positions], dim=2)
+
+
+class TemporalHead(OrderingHead):
+    """fc6 for every frame, an LSTM over the frames in their shuffled order, classifier on its last output (Fig. 1C).
+
+    Args:
+        features: Length of a frame's flat pool5 features.
+        num_permutations: |Ψ|, number of logits.
+        fc6: Width of the layer that every frame has to itself.
+        lstm: Hidden units of the recurrent layer.
+        relative: Whether fc6 sees each feature relative to its mean over the sample's frames, in units of its
+            deviation. Neither depends on the frames' order.
+    """
+
+    def __init__(self, features: int, num_permutations: int, fc6: int, lstm: int, relative: bool = False):
+        super().__init__()
+        self.relative = relative
+        self.fc6 = nn.Sequential(nn.Linear(features, fc6), nn.ReLU())
+        self.lstm = nn.LSTM(fc6, lstm, batch_first=True)
+        self.classifier = nn.Linear(lstm, num_permutations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
+        outputs, _ = self.lstm(self._frames(features))  # [B, n, lstm]
+        return self.classifier(outputs[:, -1])
+
+    def permuted(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+        """Yield the logits of every permutation of every sample, see `OrderingHead.permuted`.
+
+        fc6 and the LSTM's product with its input see every frame once. What is left of the recurrence is computed
+        once for all permutations that begin with the same frames.
+        """
+        levels, leaves = _prefixes(permutations, features.device)
+        from_input, _, bias, second_bias = self.lstm.all_weights[0]
+        projected = _linear(self._frames(features).flatten(0, 1), from_input, bias + second_bias)
+        projected = projected.view(*features.shape[:2], -1)  # [V, n, 4 · lstm]
+        rows = _rows_of(4 * (12 * self.lstm.hidden_size + 3 * len(permutations)), features.device)
+        for block in projected.split(max(1, rows // len(permutations))):
+            hidden = self._recur(block, levels)[:, leaves]  # [v, |Ψ|, lstm]
+            yield _linear(hidden.flatten(0, 1), self.classifier.weight, self.classifier.bias)
+
+    def _frames(self, features: Tensor) -> Tensor:
+        """fc6 (B, n, fc6) of pool5 features (B, n, features)."""
+        if self.relative:
+            features = features.float()  # a variance has no room in eight bits
+            variance, mean = torch.var_mean(features, dim=1, keepdim=True, correction=0)
+            features = (features - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()
+        return self.fc6(features)
+
+    def _recur(self, projected: Tensor, levels: list[_Level]) -> Tensor:
+        """The hidden states (v, leaves, lstm) at the end of every permutation, of projected inputs (v, n, 4 · lstm)."""
+        _, from_state, _, _ = self.lstm.all_weights[0]
+        hidden = cell = None
+        for level in levels:
+            gates = projected[:, level.pieces]  # [v, nodes, 4 · lstm], in torch's order: input, forget, cell, output
+            if hidden is not None:
+                states = _linear(hidden.flatten(0, 1), from_state, None).unflatten(0, hidden.shape[:2])
+                gates += states if level.parents is None else states[:, level.parents]
+            enter, keep, new, leave = gates.chunk(4, dim=2)
+            entering = enter.sigmoid() * new.tanh()
+            if cell is None:
+                cell = entering
+            else:
+                before = cell if level.parents is None else cell[:, level.parents]
+                cell = torch.addcmul(entering, keep.sigmoid(), before)
+            hidden = leave.sigmoid() * cell.tanh()
+        assert hidden is not None, "a permutation has at least one piece"
+        return hidden
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The different beginnings of one length that permutations have.
+
+    Attributes:
+        pieces: (nodes,) int64, the last piece of each.
+        parents: (nodes,) int64, which beginning of the level before each continues; None where the k-th continues the
+            k-th, so that nothing needs to be gathered.
+    """
+
+    pieces: Tensor
+    parents: Tensor | None
+
+
+def _prefixes(permutations: np.ndarray, device: torch.device) -> tuple[list[_Level], Tensor]:
+    """The tree of all beginnings of Ψ (|Ψ|, n): n levels, and (|Ψ|,) where on the last each permutation is."""
+    levels: list[_Level] = []
+    found = np.zeros(len(permutations), dtype=np.int64)  # which node of the level each permutation goes through
+    nodes = 1
+    for length in range(1, permutations.shape[1] + 1):
+        _, first, inverse = np.unique(permutations[:, :length], axis=0, return_index=True, return_inverse=True)
+        above = found[first]  # unique sorts, so a node's number orders it as its parent's does
+        parents = None if len(first) == nodes else torch.from_numpy(above).to(device)
+        levels.append(_Level(torch.from_numpy(permutations[first, length - 1]).to(device), parents))
+        found, nodes = inverse.reshape(-1), len(first)
+    return levels, torch.from_numpy(found).to(device)
+
+
+def _rows_of(row_bytes: int, device: torch.device) -> int:
+    """How many rows of activations of that many bytes make a chunk."""
+    return max(1, _CHUNK_BYTES["cpu" if device.type == "cpu" else "cuda"] // row_bytes)
+
+
+def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Apply a linear layer to (rows, features).
+
+    On a CPU as a convolution of one pixel: the same product in the same precision, but torch gives it to oneDNN, and
+    `nn.Linear` to MKL, which took two to three times as long on the AMD processor of the benchmark.
+    """
+    if inputs.device.type != "cpu":
+        return nn.functional.linear(inputs, weight, bias)
+    pixels = inputs.view(1, len(inputs), 1, -1).permute(0, 3, 1, 2)  # channels last, as the rows lie
+    outputs = nn.functional.conv2d(pixels, weight[:, :, None, None], bias)
+    return outputs.permute(0, 2, 3, 1).reshape(len(inputs), -1)

@@ -1,0 +1,384 @@
+"""The two tasks: what a sample is, which are held out, and which pixels become which piece."""
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from permenv import ConfigurationError, DataError, StillImages, VideoClips, make_config
+from permenv.permutations import maximally_different
+from permenv.tasks import SpatialTask, TemporalTask, make_tasks
+
+CPU = torch.device("cpu")
+NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}
+UNCOLOURED = {"jitter": 0.0, "grey_probability": 0.0}
+
+
+def stills(pixels: np.ndarray, name: str = "stills") -> StillImages:
+    return StillImages(torch.from_numpy(pixels), labels=None, classes=(), name=name, fingerprint=name)
+
+
+def coded_clips(lengths, side: int) -> VideoClips:
+    """Clips whose every pixel tells its clip and its place: red is the clip, green the place, blue where it lies."""
+    lengths = np.asarray(lengths)
+    starts = np.concatenate([[0], lengths.cumsum()])
+    pixels = np.empty((starts[-1], side, side, 3), dtype=np.uint8)
+    for clip, (start, length) in enumerate(zip(starts, lengths, strict=False)):
+        pixels[start : start + length, ..., 0] = clip
+        pixels[start : start + length, ..., 1] = np.arange(length)[:, None, None]
+    pixels[..., 2] = np.arange(side * side).reshape(side, side)
+    return VideoClips(stills(pixels, "coded clips"), starts, tuple(f"clip {clip}" for clip in range(len(lengths))))
+
+
+def noisy_clips(num_clips: int, length: int, side: int) -> VideoClips:
+    pixels = np.random.default_rng(0).integers(0, 256, (num_clips * length, side, side, 3), dtype=np.uint8)
+    names = tuple(f"clip {clip}" for clip in range(num_clips))
+    return VideoClips(stills(pixels), np.arange(num_clips + 1) * length, names)
+
+
+def temporal(clips: VideoClips, **overrides) -> TemporalTask:
+    """A task on clips of side 7, with pieces of 6, unless told otherwise; Ψ are all permutations of few frames."""
+    sizes = {"cell_size": 6, "piece_size": 6, "num_frames": 4}
+    config = make_config("tiny", **{**NUMBERS, **sizes, "merge_reversed": False, "shared_crop": False, **overrides})
+    permutations = np.array(list(itertools.permutations(range(config.num_frames))))
+    return TemporalTask(config, permutations, clips, CPU)
+
+
+def spatial(num_images: int = 20, **overrides) -> SpatialTask:
+    config = make_config("tiny", **{**NUMBERS, "cell_size": 8, "piece_size": 6, "grid": 2, **overrides})
+    side = config.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, side, side, 3), dtype=np.uint8)
+    return SpatialTask(config, maximally_different(config.num_tiles, 24), stills(pixels), CPU)
+
+
+def make_task(name: str, **overrides) -> SpatialTask | TemporalTask:
+    return spatial(**overrides) if name == "spatial" else temporal(noisy_clips(20, 9, 7), **overrides)
+
+
+def plainly_normalised(piece: np.ndarray) -> np.ndarray:
+    """(h, w, 3) uint8 to (3, h, w), each channel of mean 0 and deviation 1."""
+    values = piece.astype(np.float64) / 255
+    return ((values - values.mean((0, 1))) / values.std((0, 1))).transpose(2, 0, 1)
+
+
+def cells(task, sample: np.ndarray) -> list[np.ndarray]:
+    """What the pieces of a sample are cropped from, in their true order: the cells of an image, or frames."""
+    if isinstance(task, TemporalTask):
+        first = task.data.starts[sample[0]]
+        return [task.data.frames.pixels[first + place].numpy() for place in sample[1:]]
+    image, cell = task.data.pixels[sample[0]].numpy(), task.config.cell_size
+    corners = itertools.product(range(0, len(image), cell), repeat=2)
+    return [image[top : top + cell, left : left + cell] for top, left in corners]
+
+
+def crops(cell: np.ndarray, size: int) -> list[np.ndarray]:
+    reach = range(len(cell) - size + 1)
+    return [cell[top : top + size, left : left + size] for top, left in itertools.product(reach, repeat=2)]
+
+
+def cut_from(piece: np.ndarray, cell: np.ndarray) -> bool:
+    return any(np.allclose(piece, plainly_normalised(crop), atol=1e-4) for crop in crops(cell, piece.shape[1]))
+
+
+# Samples
+
+
+def test_a_sample_of_the_spatial_task_is_an_image():
+    task, rng = spatial(), np.random.default_rng(0)
+    held_out = task.hold_out(rng)
+    assert held_out.shape == (12, 1)
+    assert held_out.dtype == np.int64
+    assert len(np.unique(held_out)) == 12
+    samples = task.draw(task.trainable(held_out), 6, rng)
+    assert samples.shape == (6, 1)
+    assert task.originals(samples).shape == (6, 16, 16, 3)
+
+
+@given(st.lists(st.integers(4, 12), min_size=2, max_size=8), st.booleans(), st.integers(0, 100))
+@settings(deadline=None, max_examples=40)
+def test_a_samples_frames_are_different_ones_of_its_clip_in_the_order_of_time(lengths, merge_reversed, seed):
+    task, rng = temporal(coded_clips(lengths, 7), merge_reversed=merge_reversed), np.random.default_rng(seed)
+    for samples in (task.hold_out(rng), task.draw(np.arange(len(lengths)), 30, rng)):
+        assert samples.shape[1] == 5
+        assert samples.dtype == np.int64
+        clips, places = samples[:, 0], samples[:, 1:]
+        assert (places >= 0).all()
+        assert (places < np.array(lengths)[clips][:, None]).all()  # never beyond the end of the clip
+        steps = np.diff(places, axis=1)
+        assert ((steps > 0).all(1) | ((steps < 0).all(1) & merge_reversed)).all()
+        seen = task.originals(samples)
+        np.testing.assert_array_equal(seen[..., 0], np.broadcast_to(clips[:, None, None, None], seen.shape[:4]))
+        np.testing.assert_array_equal(seen[..., 1], np.broadcast_to(places[:, :, None, None], seen.shape[:4]))
+
+
+@pytest.mark.parametrize("merge_reversed", [False, True])
+def test_every_set_of_frames_is_as_likely_as_any_other(merge_reversed):
+    """Beside a longer clip, whose frames must not lend their chances to the shorter one's."""
+    task = temporal(coded_clips([6, 30, 5], 7), merge_reversed=merge_reversed)
+    samples = task.draw(np.array([0, 1, 2]), 9000, np.random.default_rng(0))
+    for clip, length in ((0, 6), (2, 5)):
+        drawn = Counter(tuple(sorted(sample[1:])) for sample in samples if sample[0] == clip)
+        subsets = list(itertools.combinations(range(length), 4))
+        expected = drawn.total() / len(subsets)
+        chi_square = sum((drawn[subset] - expected) ** 2 / expected for subset in subsets)
+        assert set(drawn) == set(subsets)
+        assert chi_square < len(subsets) - 1 + 4 * (2 * (len(subsets) - 1)) ** 0.5
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_every_image_or_clip_is_drawn_as_often_and_no_other(name):
+    task, among = make_task(name), np.array([1, 4, 5, 17])
+    counts = np.bincount(task.draw(among, 4000, np.random.default_rng(0))[:, 0], minlength=20)
+    assert set(np.flatnonzero(counts)) == set(among)
+    assert ((counts[among] - 1000) ** 2 / 1000).sum() < 16
+
+
+def test_half_of_the_samples_run_backwards_where_directions_are_merged():
+    clips = coded_clips([9] * 6, 7)
+    for merge_reversed, share in ((True, 0.5), (False, 0)):
+        task = temporal(clips, merge_reversed=merge_reversed)
+        samples = task.draw(np.arange(6), 2000, np.random.default_rng(0))
+        assert (samples[:, 1] > samples[:, -1]).mean() == pytest.approx(share, abs=0.04)
+
+
+def test_the_seed_decides_the_samples():
+    for name in ("spatial", "temporal"):
+        task = make_task(name)
+        first, same, other = (task.draw(np.arange(20), 30, np.random.default_rng(seed)) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(first, same)
+        assert not np.array_equal(first, other)
+
+
+# X_val
+
+
+@given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 100))
+@settings(deadline=None, max_examples=40)
+def test_at_most_a_fifth_of_the_clips_is_held_out_each_about_as_often(num_clips, num_validation, seed):
+    task = temporal(coded_clips([5] * num_clips, 7), num_validation=num_validation)
+    held_out = task.hold_out(np.random.default_rng(seed))
+    assert held_out.shape == (num_validation, 5)
+    clips, counts = np.unique(held_out[:, 0], return_counts=True)
+    assert len(clips) == min(num_validation, max(1, num_clips // 5))
+    assert counts.max() - counts.min() <= 1
+    trainable = task.trainable(held_out)
+    np.testing.assert_array_equal(np.sort(np.concatenate([clips, trainable])), np.arange(num_clips))
+    assert len(trainable) >= 1
+
+
+def test_a_clip_that_gives_several_samples_gives_other_frames_in_each():
+    task = temporal(coded_clips([30] * 10, 7), num_validation=20)
+    held_out = task.hold_out(np.random.default_rng(0))
+    assert len(np.unique(held_out[:, 0])) == 2
+    assert len(np.unique(held_out, axis=0)) == 20
+
+
+@given(st.integers(1, 19), st.integers(0, 100))
+@settings(deadline=None, max_examples=20)
+def test_images_that_are_held_out_are_not_for_training(num_validation, seed):
+    task = spatial(num_validation=num_validation)
+    held_out = task.hold_out(np.random.default_rng(seed))
+    trainable = task.trainable(held_out)
+    assert held_out.shape == (num_validation, 1)
+    np.testing.assert_array_equal(np.sort(np.concatenate([held_out[:, 0], trainable])), np.arange(20))
+    np.testing.assert_array_equal(trainable, np.sort(trainable))
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_every_image_or_clip_may_be_held_out(name):
+    task = make_task(name, num_validation=3)
+    found = {int(i) for seed in range(60) for i in task.hold_out(np.random.default_rng(seed))[:, 0]}
+    assert found == set(range(20))
+
+
+# Pieces
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_position_k_holds_the_piece_that_the_permutation_names(name):
+    task, rng = make_task(name, **UNCOLOURED), np.random.default_rng(0)
+    samples, labels = task.draw(np.arange(20), 6, rng), rng.integers(24, size=6)
+    pieces = task.training_pieces(samples, labels, rng)
+    assert pieces.shape == (6, 4, 3, 6, 6)
+    assert pieces.dtype == torch.float32
+    for sample, label, shuffled in zip(samples, labels, pieces.numpy(), strict=True):
+        there = cells(task, sample)
+        for k, piece in enumerate(shuffled):
+            assert [cut_from(piece, cell) for cell in there] == [i == task.permutations[label][k] for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "shared_crop", "num_places"), [("spatial", True, 9), ("temporal", False, 4), ("temporal", True, 4)]
+)
+def test_every_piece_is_cropped_at_a_random_place_of_its_own_or_the_frames_of_a_sample_at_one(
+    name, shared_crop, num_places
+):
+    task = make_task(name, shared_crop=shared_crop, **UNCOLOURED)
+    samples, labels = task.draw(np.arange(20), 40, np.random.default_rng(1)), np.zeros(40, dtype=int)
+    pieces = task.training_pieces(samples, labels, np.random.default_rng(2)).numpy()
+    places = np.empty((40, 4), dtype=int)
+    for b, (sample, shuffled) in enumerate(zip(samples, pieces, strict=True)):
+        there = cells(task, sample)
+        for k, i in enumerate(task.permutations[0]):
+            found = [np.allclose(shuffled[k], plainly_normalised(crop), atol=1e-4) for crop in crops(there[i], 6)]
+            assert sum(found) == 1
+            places[b, k] = found.index(True)
+    counts = np.bincount(places.ravel())
+    assert len(counts) == num_places
+    assert counts.max() < 2.5 * counts.min()
+    at_one_place = (places == places[:, :1]).all(1)
+    assert at_one_place.all() if name == "temporal" and shared_crop else at_one_place.mean() < 0.1
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_training_pieces_are_jittered_one_by_one_and_normalised(name):
+    task = make_task(name, jitter=1.0, grey_probability=0.0)
+    samples = task.draw(np.arange(20), 8, np.random.default_rng(0))
+    pieces = task.training_pieces(samples, np.zeros(8, dtype=int), np.random.default_rng(0)).numpy()
+    np.testing.assert_allclose(pieces.mean((3, 4)), 0, atol=1e-4)
+    kept = [
+        cut_from(piece, cell)
+        for b, s in enumerate(samples)
+        for piece, cell in zip(pieces[b], cells(task, s), strict=True)
+    ]
+    assert not any(kept)  # as they were without jitter
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_validation_pieces_are_centre_crops_in_true_order_with_their_own_colours(name):
+    task = make_task(name, jitter=1.0, grey_probability=1.0)
+    samples = task.hold_out(np.random.default_rng(0))
+    pieces = task.validation_pieces(samples)
+    assert pieces.shape == (12, 4, 3, 6, 6)
+    slack = {"spatial": 2, "temporal": 1}[name]
+    middle = slice(slack // 2, slack // 2 + 6)
+    for sample, straight in zip(samples, pieces.numpy(), strict=True):
+        for piece, cell in zip(straight, cells(task, sample), strict=True):
+            np.testing.assert_allclose(piece, plainly_normalised(cell[middle, middle]), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
+def test_centre_pieces_come_in_the_orders_that_are_asked_for(name):
+    task = make_task(name)
+    samples = task.draw(np.arange(20), 2, np.random.default_rng(0))
+    orders = np.array([[2, 0, 3, 1], [3, 2, 1, 0]])
+    straight, shuffled = (task.centre_pieces(samples, order) for order in (np.tile(np.arange(4), (2, 1)), orders))
+    assert shuffled.dtype == torch.uint8
+    for b in range(2):
+        assert torch.equal(shuffled[b], straight[b, orders[b].tolist()])
+
+
+def test_a_clip_that_runs_backwards_keeps_its_label():
+    """ψ shuffles the sample as it is played: position k holds its ψ[k]-th frame in the order of playing."""
+    task = temporal(noisy_clips(6, 9, 7), merge_reversed=True, **UNCOLOURED)
+    samples, labels = np.array([[2, 8, 5, 3, 0], [1, 7, 6, 2, 1]]), np.array([3, 17])
+    for sample, label, shuffled in zip(
+        samples, labels, task.training_pieces(samples, labels, np.random.default_rng(0)).numpy(), strict=True
+    ):
+        played = cells(task, sample)
+        assert all(cut_from(piece, played[i]) for piece, i in zip(shuffled, task.permutations[label], strict=True))
+
+
+# Data that does not do
+
+
+def test_too_few_images_are_named():
+    assert len(spatial(13).data) == 13
+    with pytest.raises(DataError, match=r"num_validation=12, but stills has only 12 images and at least one must be"):
+        spatial(12)
+
+
+def test_a_single_clip_is_not_enough():
+    assert len(temporal(coded_clips([5, 5], 7)).data) == 2
+    with pytest.raises(DataError, match=r"coded clips has 1 clip, but one is held out"):
+        temporal(coded_clips([5], 7))
+
+
+def test_a_clip_that_is_too_short_is_named():
+    assert temporal(coded_clips([5, 4, 5], 7)).num_pieces == 4
+    with pytest.raises(DataError, match=r"clip clip 1 has 3 frames, a sample needs num_frames=4: lower num_frames or"):
+        temporal(coded_clips([5, 3, 4], 7))
+
+
+# All tasks by their names
+
+
+def small(**overrides):
+    return make_config("tiny", **{**NUMBERS, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [("spatial", ["spatial"]), ("temporal", ["temporal"]), ("spatiotemporal", ["spatial", "temporal"])],
+)
+def test_what_a_name_stands_for(name, parts):
+    tasks = make_tasks(name, small(), None, None, CPU)
+    assert list(tasks) == parts
+    if "spatial" in tasks:
+        assert isinstance(tasks["spatial"], SpatialTask)
+        assert tasks["spatial"].permutations.shape == (24, 9)
+        assert tasks["spatial"].data.pixels.shape == (60, 108, 108, 3)
+    if "temporal" in tasks:
+        assert isinstance(tasks["temporal"], TemporalTask)
+        assert tasks["temporal"].permutations.shape == (24, 8)
+        np.testing.assert_array_equal(tasks["temporal"].data.lengths, [10] * 16)
+        assert tasks["temporal"].data.frames.size == 37  # 32 · 256 / 224
+
+
+def test_the_head_fits_the_task():
+    tasks = make_tasks("spatiotemporal", small(), None, None, CPU)
+    for task in tasks.values():
+        assert task.head(20)(torch.zeros(3, task.num_pieces, 20)).shape == (3, 24)
+    spatial_head, temporal_head = (task.head(20) for task in tasks.values())
+    assert (spatial_head.fc6[0].out_features, spatial_head.fc7.out_features) == (16, 32)
+    assert (temporal_head.fc6[0].out_features, temporal_head.lstm.hidden_size) == (16, 16)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_the_temporal_head_is_relative_as_configured(relative):
+    task = make_tasks("temporal", small(relative_frames=relative), None, None, CPU)["temporal"]
+    assert task.head(20).relative == relative
+
+
+def test_the_sets_of_permutations_are_the_configured_ones():
+    config = small(permutation_seed=5, merge_reversed=True)
+    tasks = make_tasks("spatiotemporal", config, None, None, CPU)
+    np.testing.assert_array_equal(tasks["spatial"].permutations, maximally_different(9, 24, 5))
+    np.testing.assert_array_equal(tasks["temporal"].permutations, maximally_different(8, 24, 5, merge_reversed=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "folders", "overrides", "message"),
+    [
+        ("spatial", ("", "/v"), {}, r"videos='/v': task 'spatial' shuffles stills; pass images instead"),
+        ("temporal", ("/i", ""), {}, r"images='/i': task 'temporal' shuffles frames; pass videos instead"),
+        # before any folder is read: these do not exist
+        ("spatiotemporal", ("/i", "/v"), {"num_frames": 4, "num_permutations": 25}, r"25: 4 pieces have only 24"),
+        ("spatiotemporal", ("/i", "/v"), {"grid": 2, "num_permutations": 25}, r"25: 4 pieces have only 24"),
+        ("temporal", ("", "/v"), {"num_permutations": 40_321}, r"40321: 8 pieces have only 40320 permutations;"),
+        (
+            "temporal",
+            ("", "/v"),
+            {"num_permutations": 20_161, "merge_reversed": True},
+            r"20161: 8 pieces have only 20160 permutations that are not reverses of others",
+        ),
+        ("spatial", ("/i", ""), {"num_permutations": 362_881}, r"362881: 9 pieces have only 362880 permutations;"),
+    ],
+)
+def test_settings_that_no_data_can_satisfy_are_refused(name, folders, overrides, message):
+    images, videos = (folder or None for folder in folders)
+    with pytest.raises(ConfigurationError, match=message):
+        make_tasks(name, small(**overrides), images, videos, CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "videos"), [("spatiotemporal", "/nowhere", None), ("temporal", None, "/no")]
+)
+def test_folders_that_are_not_there_are_named(name, images, videos):
+    with pytest.raises(DataError, match=images or videos):
+        make_tasks(name, small(), images, videos, CPU)

@@ -163,6 +163,7 @@ def _relative_accuracy(ours: dict[str, Any], theirs: dict[str, Any]) -> float | 
 def train(config: Config) -> dict[str, Any]:
     """Train one run to its end, or go on with it, and sum it up in its folder."""
     _check_data(config)
+    runs.keep_freed_memory()
     folder = runs.RunFolder(config.folder, config.resume)
     saved = checkpoint.read(folder.checkpoint) if config.resume else None
     if saved is not None:

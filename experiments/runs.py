@@ -7,7 +7,9 @@ the rows so far, so that one file is enough to continue; the others are made aga
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import ctypes
 import dataclasses
 import io
 import json
@@ -54,6 +56,19 @@ def machine(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: version(name) for name in _LIBRARIES},
     }
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep what is freed for this process; without glibc, do nothing.
+
+    It gives large blocks back to the system at once, and every iteration then pays for fresh pages: a fifth of a
+    CaffeNet step of 288 pieces on a CPU, and more of a larger one.
+    """
+    most_mapped_blocks, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or none that can be asked
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(most_mapped_blocks, 0)
+        mallopt(trim_threshold, -1)  # never
 
 
 def _processor() -> str:

@@ -331,7 +331,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         """
         self._check_identity(state["identity"])
         trainer = self._new_trainer(seed=0)
-        trainer.load_state_dict(state["trainer"])
+        try:
+            trainer.load_state_dict(state["trainer"])
+        except RuntimeError as error:  # a backbone of one's own that was changed, but not its name
+            raise CheckpointError(f"the checkpoint has another network under the same names: {error}") from error
         self.trainer = trainer
         self.np_random = np.random.default_rng()
         self.np_random.bit_generator.state = state["generator"]
@@ -374,7 +377,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         if trunk is not None:
             self.trainer.start_from(trunk)
         self._hold_out({name: task.hold_out(self.np_random) for name, task in self.tasks.items()})
-        self._validate()
+        if not self._validate():
+            raise ConfigurationError("what the untrained network predicts is not finite: check the backbone")
         self._regroup()
         errors = {name: current.error for name, current in self.validation.items()}
         now = _Progress(
@@ -465,7 +469,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     def _trunk_in(self, path: str | Path) -> dict[str, torch.Tensor]:
         """The trunk of a saved run, checked to be of our kind before anything of this run is touched."""
         saved = _saved_environment(path)
-        theirs, ours = (x["identity"]["backbone"] for x in (saved, {"identity": self._identity()}))
+        theirs, ours = saved["identity"]["backbone"], self._identity()["backbone"]
         if theirs != ours:
             raise CheckpointError(
                 f"{path} has the trunk backbone={theirs!r}, this environment backbone={ours!r}: make the environment "
@@ -475,7 +479,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         try:
             self._new_trainer(seed=0).start_from(trunk)
         except RuntimeError as error:  # a backbone of one's own that was changed, but not its name
-            raise CheckpointError(f"{path} has another trunk under the name {ours!r}: {error}") from error
+            raise CheckpointError(f"{path} has another trunk under the same name {ours!r}: {error}") from error
+        if not all(value.isfinite().all() for value in trunk.values()):
+            raise CheckpointError(f"{path} has a trunk that is not finite, its run diverged: use an earlier checkpoint")
         return trunk
 
     def _new_trainer(self, seed: int) -> Trainer:

@@ -759,15 +759,38 @@ def test_reset_options_that_do_not_do_leave_the_run_as_it_was(make_env, tmp_path
     np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])  # the generator too
 
 
-def test_a_trunk_of_another_shape_under_the_same_name_leaves_the_run_as_it_was(make_env, tmp_path):
+@pytest.mark.parametrize("option", ["trunk", "checkpoint"])
+def test_a_trunk_of_another_shape_under_the_same_name_leaves_the_run_as_it_was(make_env, tmp_path, option):
     saved_run(make_env, tmp_path / "run", backbone=own_backbone)
-    env, twin = (make_env(task="temporal", backbone=anothers_backbone) for _ in range(2))
+    env, twin = (make_env(backbone=anothers_backbone) for _ in range(2))
     env.reset(seed=1)
     twin.reset(seed=1)
-    with pytest.raises(CheckpointError, match="trunk"):
-        env.reset(seed=9, options={"trunk": tmp_path / "run"})
+    with pytest.raises(CheckpointError, match="under the same name"):
+        env.reset(seed=9, options={option: tmp_path / "run"})
     actions = actions_of(env, 12)
     assert_same(rollout(env, actions), rollout(twin, actions))
+
+
+def test_the_trunk_of_a_run_that_diverged_is_refused(make_env, tmp_path):
+    broken, env, twin = (make_env() for _ in range(3))
+    for each in (broken, env, twin):
+        each.reset(seed=1)
+    with torch.no_grad():
+        for network in (broken.unwrapped.trainer.network, broken.unwrapped.trainer.evaluated):
+            network.trunk[0].weight.fill_(torch.nan)
+    broken.unwrapped.save(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="not finite"):
+        env.reset(seed=9, options={"trunk": tmp_path / "run"})
+    assert_same(rollout(env, actions_of(env, 12)), rollout(twin, actions_of(env, 12)))
+
+
+def backbone_without_numbers() -> torch.nn.Module:
+    return torch.nn.Sequential(own_backbone(), torch.nn.Threshold(1e9, float("nan")))
+
+
+def test_a_backbone_that_predicts_nothing_finite_is_told_at_once(make_env):
+    with pytest.raises(ConfigurationError, match="not finite: check the backbone"):
+        make_env(backbone=backbone_without_numbers).reset(seed=0)
 
 
 # Bad input

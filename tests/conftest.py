@@ -42,6 +42,14 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture
+def cache(tmp_path_factory, monkeypatch) -> Path:
+    """Give one test a cache of its own."""
+    place = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("PERMENV_CACHE", str(place))
+    return place
+
+
+@pytest.fixture
 def make_env():
     """Return a function that makes `PermShuffle-v0` as small as a test needs it."""
     made: list[gym.Env] = []

@@ -23,12 +23,7 @@ CPU = torch.device("cpu")
 PHOTOS = Path(os.environ.get("PERMENV_DATA", Path(__file__).parents[2] / "shared" / "data")) / "imagenette" / "val"
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """The cache of one test."""
-    place = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("PERMENV_CACHE", str(place))
-    return place
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

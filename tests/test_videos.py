@@ -31,12 +31,7 @@ FOURCC = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """The cache of one test."""
-    place = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("PERMENV_CACHE", str(place))
-    return place
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

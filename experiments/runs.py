@@ -61,8 +61,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed for this process; without glibc, do nothing.
 
-    It gives large blocks back to the system at once, and every iteration then pays for fresh pages: a fifth of a
-    CaffeNet step of 288 pieces on a CPU, and more of a larger one.
+    It gives large blocks back to the system at once, and every iteration on a CPU then pays for fresh pages, the more
+    the larger its batch.
     """
     most_mapped_blocks, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library, or none that can be asked

@@ -2,6 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -15,6 +17,31 @@ Action = int | np.ndarray  # a group, or (T,) of them: one for each task of a jo
 Tree = dict[str, Any]  # nested dicts and lists of tensors and JSON-able values
 
 
+@dataclass(frozen=True, eq=False)
+class Transition:
+    """One step of the environment, as an agent learns from it.
+
+    Attributes:
+        observation: ŝ on which the action was taken.
+        action: The group that was chosen; joint (T,), the groups.
+        reward: r_t where the step ended an update, else 0; joint: the mean of the tasks'.
+        observation_next: ŝ after the step.
+        terminated: Whether the run ended for good (the network diverged).
+        truncated: Whether the run ended because its time was up.
+        info: At least "validated" (bool), whether the step ended with a validation, and "phase", "update" where the
+            policy is to be credited for the action, "free" where it is not. Joint: also "task_rewards", each task's
+            r_t by the task's name, in the order of the observation's rows.
+    """
+
+    observation: np.ndarray
+    action: Action
+    reward: SupportsFloat
+    observation_next: np.ndarray
+    terminated: bool
+    truncated: bool
+    info: dict[str, Any]
+
+
 class Agent(ABC):
     """Chooses groups of permutations from the network's state ŝ, and may learn from what came of it.
 
@@ -25,7 +52,8 @@ class Agent(ABC):
     while not done:
         action = agent.act(observation)
         observation_next, reward, terminated, truncated, info = env.step(action)
-        metrics = agent.learn(observation, action, reward, observation_next, terminated, truncated, info)
+        agent.learn(Transition(observation, action, reward, observation_next, terminated, truncated, info))
+        observation, done = observation_next, terminated or truncated
     ```
 
     An agent draws from generators of its own; the global random states stay untouched.
@@ -94,28 +122,8 @@ class Agent(ABC):
         groups = (self._cumulative <= numbers[..., None]).sum(axis=-1, dtype=np.int64)  # [*tasks]
         return groups if self._tasks else int(groups)
 
-    def learn(
-        self,
-        observation: np.ndarray,
-        action: Action,
-        reward: SupportsFloat,
-        observation_next: np.ndarray,
-        terminated: bool,
-        truncated: bool,
-        info: dict[str, Any],
-    ) -> dict[str, float]:
+    def learn(self, transition: Transition) -> dict[str, float]:
         """Take in one step of the environment; an agent that does not learn ignores it.
-
-        Args:
-            observation: ŝ on which the action was taken.
-            action: The group that was chosen; joint (T,), the groups.
-            reward: r_t where the step ended an update, else 0; joint: the mean of the tasks'.
-            observation_next: ŝ after the step.
-            terminated: Whether the run ended for good (the network diverged).
-            truncated: Whether the run ended because its time was up.
-            info: At least "validated" (bool), whether the step ended with a validation, and "phase",
-                "update" where the policy is to be credited for the action, "free" where it is not. Joint: also
-                "task_rewards", each task's r_t by the task's name, in the order of the observation's rows.
 
         Returns:
             What is worth logging when the policy was updated, else nothing.
@@ -196,6 +204,145 @@ class Agent(ABC):
                 f"got {observation.tolist()}. Pass the environment's observation as it is."
             )
         return fractions / total  # float32 fractions sum to 1 only to seven digits
+
+
+class Learner(Agent):
+    """An agent that learns once an update: its K actions share one ŝ and one reward.
+
+    A subclass defines `probabilities` and `_update`.
+
+    Args:
+        observation_space: See `Agent`.
+        action_space: See `Agent`.
+        seed: Seeds everything the agent draws, >= 0.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, *, seed: int) -> None:
+        super().__init__(observation_space, action_space, seed=seed)
+        self._counts = np.zeros((*self._tasks, self.num_groups), dtype=np.int64)  # the update's actions so far
+
+    def learn(self, transition: Transition, behaviour: np.ndarray | None = None) -> dict[str, float]:
+        """Collect the action; where its update ends, learn from it.
+
+        An update ends with its validation, or early with a termination, whose reward its actions so far have
+        earned. Actions of a "free" phase are the training between updates (section 3.2) and not credited.
+
+        Args:
+            transition: One step.
+            behaviour: The probabilities, (|C|,), with which the update's actions were drawn, if not by this policy;
+                joint (T, |C|).
+
+        Returns:
+            What `update` returns; nothing where no update ended.
+
+        Raises:
+            ValueError: If the action is not a group, or `info` lacks the phase, the validation or, of a joint task,
+                the tasks' rewards.
+        """
+        action, info = transition.action, transition.info
+        if not self.action_space.contains(action):
+            raise ValueError(f"The action {action!r} is no group of {self.action_space}. Pass what `act` returned.")
+        metrics = {}
+        if _in_update(info):
+            self._counts += np.arange(self.num_groups) == np.expand_dims(action, -1)
+            if info["validated"] or transition.terminated:
+                gain = _task_rewards(info) if self._tasks else float(transition.reward)
+                metrics = self.update(transition.observation, self._counts, gain, behaviour)
+                self._counts[:] = 0
+        if transition.terminated or transition.truncated:
+            self._end_episode()
+        return metrics
+
+    def update(
+        self,
+        observation: np.ndarray,
+        counts: np.ndarray,
+        reward: float | Mapping[str, float],
+        behaviour: np.ndarray | None = None,
+    ) -> dict[str, float]:
+        """Learn from the reward of one update's actions.
+
+        Args:
+            observation: ŝ that the actions share, (|C|, 2); joint (T, |C|, 2).
+            counts: How often each group was chosen, (|C|,) ints, K >= 1 in all; joint (T, |C|), K a row.
+            reward: r_t, finite. Joint: the tasks' by their names, in the order of the observation's rows.
+            behaviour: Probabilities that drew the actions, (|C|,), joint (T, |C|); None for this policy's own.
+
+        Returns:
+            What is worth logging.
+
+        Raises:
+            ValueError: If there is not one finite reward a task, the counts or the probabilities have another shape,
+                or an action was counted that could not be drawn.
+        """
+        for name, given in {"counts": counts, "behaviour": behaviour}.items():
+            if given is not None and np.shape(given) != (*self._tasks, self.num_groups):
+                raise ValueError(
+                    f"{name} has shape {np.shape(given)}, this agent has {(*self._tasks, self.num_groups)} groups. "
+                    "Give a number for each group, of a joint task in a row for each task."
+                )
+        gains = self._task_gains(reward)
+        drawn_from = self.probabilities(observation) if behaviour is None else np.asarray(behaviour)
+        if ((np.asarray(counts) > 0) & (drawn_from <= 0)).any():
+            raise ValueError(
+                f"Groups were chosen {np.asarray(counts).tolist()} times with probabilities {drawn_from.tolist()}. "
+                "Learn from this agent's own actions, or give the probabilities they were drawn with: `behaviour`."
+            )
+        metrics = self._update(observation, np.asarray(counts), gains, behaviour)
+        self._version += 1
+        return metrics
+
+    @abstractmethod
+    def _update(
+        self, observation: np.ndarray, counts: np.ndarray, gains: dict[str, float], behaviour: np.ndarray | None
+    ) -> dict[str, float]:
+        """Learn, see `update`; `gains` are the tasks' rewards, by the prefix of their metrics ("" or "spatial/")."""
+
+    def state_dict(self) -> Tree:
+        """Return everything that moves, see `Agent.state_dict`."""
+        return {**super().state_dict(), "counts": self._counts.tolist()}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Continue where the state was taken, see `Agent.load_state_dict`."""
+        super().load_state_dict(state)
+        self._counts[:] = state["counts"]
+
+    def _task_gains(self, reward: float | Mapping[str, float]) -> dict[str, float]:
+        """Return each task's reward by the prefix of the task's metrics: "spatial/", "" for a single task."""
+        if isinstance(reward, Mapping):
+            gains = {f"{task}/": float(own) for task, own in reward.items()}
+        else:
+            gains = {"": float(reward)}
+        if isinstance(reward, Mapping) != bool(self._tasks) or len(gains) != self.num_tasks:
+            raise ValueError(
+                f"The reward is {reward}, this agent was built for {self.action_space}. Give a single task's as a "
+                "number, a joint task's as info['task_rewards'], a number for each task."
+            )
+        if not all(math.isfinite(own) for own in gains.values()):
+            raise ValueError(f"The reward is {reward}. End the run where the network diverges, with a finite one.")
+        return gains
+
+    def _end_episode(self) -> None:
+        """Forget what no later reward may be credited to."""
+        self._counts[:] = 0
+
+
+def _in_update(info: dict[str, Any]) -> bool:
+    if info.get("phase") not in ("update", "free") or "validated" not in info:
+        raise ValueError(
+            f"info['phase'] must be 'update' or 'free' and info['validated'] given, got {info}. "
+            "Pass the info that `env.step` returned."
+        )
+    return info["phase"] == "update"
+
+
+def _task_rewards(info: dict[str, Any]) -> Mapping[str, float]:
+    if "task_rewards" not in info:
+        raise ValueError(
+            "A joint task's agent is credited task by task: info['task_rewards'] must hold each task's reward by its "
+            f"name, in the order of the observation's rows, got {info}. Pass the info that `env.step` returned."
+        )
+    return info["task_rewards"]
 
 
 def _policy_shape(observation_space: gym.Space, action_space: gym.Space) -> tuple[int, ...]:

@@ -1,10 +1,8 @@
 """The policies that the paper's is compared with, appendix F."""
 
-from typing import Any, SupportsFloat
-
 import numpy as np
 
-from agents.base import Action, Agent, Tree
+from agents.base import Agent, Transition, Tree
 from agents.reinforce import Reinforce
 
 
@@ -68,23 +66,12 @@ class InversePolicy(Agent):
         inverse = np.exp(log_inverse - log_inverse.max(axis=-1, keepdims=True))
         return inverse / inverse.sum(axis=-1, keepdims=True)
 
-    def learn(
-        self,
-        observation: np.ndarray,
-        action: Action,
-        reward: SupportsFloat,
-        observation_next: np.ndarray,
-        terminated: bool,
-        truncated: bool,
-        info: dict[str, Any],
-    ) -> dict[str, float]:
-        """Let the given policy learn where it should, see `Agent.learn` and `Reinforce.learn`."""
+    def learn(self, transition: Transition) -> dict[str, float]:
+        """Let the given policy learn where it should, see `Agent.learn` and `Learner.learn`."""
         if not (self.policy_learns and isinstance(self.policy, Reinforce)):
             return {}
-        self._refresh(observation)
-        return self.policy.learn(
-            observation, action, reward, observation_next, terminated, truncated, info, self._probabilities
-        )
+        self._refresh(transition.observation)
+        return self.policy.learn(transition, self._probabilities)
 
     def state_dict(self) -> Tree:
         """Return everything that moves, the given policy's state included, see `Agent.state_dict`."""

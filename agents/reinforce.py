@@ -3,20 +3,20 @@
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any, Literal, SupportsFloat, get_args
+from typing import Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.base import Action, Agent, Tree
+from agents.base import Learner, Tree
 
 Credit = Literal["own", "sum"]  # which of a joint task's gains a head answers for
 EPSILON = 1e-8  # added to what is divided by (Adam's default): advantages of rounding errors alone stay small
 
 
-class Reinforce(Agent):
+class Reinforce(Learner):
     """REINFORCE on groups of permutations, Eq. 9 and section 4.1.
 
     Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep Reinforcement Learning",
@@ -137,7 +137,6 @@ class Reinforce(Agent):
         self._trace = {  # z_t, [tasks, *parameter]
             name: value.new_zeros(self.num_tasks, *value.shape) for name, value in self._parameters.items()
         }
-        self._counts = np.zeros((*self._tasks, self.num_groups), dtype=np.int64)  # the update's actions so far
         self._reward_averages = [_MovingAverage(baseline_decay) for _ in range(self.num_tasks)]
         self._square_averages = [_MovingAverage(baseline_decay) for _ in range(self.num_tasks)]  # of the advantages
 
@@ -147,74 +146,21 @@ class Reinforce(Agent):
             log_prior, lean = self._log_policy(observation)
             return (log_prior + lean).exp().cpu().numpy()
 
-    def learn(
-        self,
-        observation: np.ndarray,
-        action: Action,
-        reward: SupportsFloat,
-        observation_next: np.ndarray,
-        terminated: bool,
-        truncated: bool,
-        info: dict[str, Any],
-        behaviour: np.ndarray | None = None,
+    def _update(
+        self, observation: np.ndarray, counts: np.ndarray, gains: dict[str, float], behaviour: np.ndarray | None
     ) -> dict[str, float]:
-        """Collect the action; where its update ends, take one step of Adam.
-
-        An update ends with its validation, or early with a termination, whose reward its actions so far have
-        earned. Actions of a "free" phase are the training between updates (section 3.2) and not credited.
-
-        The arguments are those of `Agent.learn`, and `behaviour`: the probabilities, (|C|,), with which the
-        update's actions were drawn, if not by this policy; joint (T, |C|).
-
-        Returns:
-            What `update` returns; nothing where no update ended.
-
-        Raises:
-            ValueError: If the action is not a group, or `info` lacks the phase, the validation or, of a joint task,
-                the tasks' rewards.
-        """
-        if not self.action_space.contains(action):
-            raise ValueError(f"The action {action!r} is no group of {self.action_space}. Pass what `act` returned.")
-        metrics = {}
-        if _in_update(info):
-            self._counts += np.arange(self.num_groups) == np.expand_dims(action, -1)
-            if info["validated"] or terminated:
-                gain = _task_rewards(info) if self._tasks else float(reward)
-                metrics = self.update(observation, self._counts, gain, behaviour)
-                self._counts[:] = 0
-        if terminated or truncated:
-            self._end_episode()
-        return metrics
-
-    def update(
-        self,
-        observation: np.ndarray,
-        counts: np.ndarray,
-        reward: float | Mapping[str, float],
-        behaviour: np.ndarray | None = None,
-    ) -> dict[str, float]:
-        """Step the policy by the reward of one update's actions (Eq. 9).
+        """Step the policy by the reward of one update's actions (Eq. 9), see `Learner.update`.
 
         Actions that other probabilities q drew are weighted one by one with π(a) / q(a). A weighted score has
         mean 0 as well, so where the reward is a sum over the actions the expected direction is the on-policy
         one; the product of all K weights would be right for any reward, with a useless variance.
 
-        Args:
-            observation: ŝ that the actions share, (|C|, 2); joint (T, |C|, 2).
-            counts: How often each group was chosen, (|C|,) ints, K >= 1 in all; joint (T, |C|), K a row.
-            reward: r_t, finite. Joint: the tasks' by their names, in the order of the observation's rows.
-            behaviour: q, (|C|,), joint (T, |C|); None for actions that this policy drew.
-
         Returns:
             "loss" (minus what this update alone ascends), "entropy" (over groups, nats), "divergence"
             (KL(π || prior), nats), both before the step, "baseline" and "advantage" (as used). Joint: the same of
             every task, "spatial/loss".
-
-        Raises:
-            ValueError: If there is not one finite reward a task, the counts or q have another shape, or an action was
-                counted that could not be drawn.
         """
-        rewards = self._rewards(reward)
+        rewards = gains if self.credit == "own" else dict.fromkeys(gains, sum(gains.values()))
         log_prior, lean = self._log_policy(observation)  # [*tasks, groups] each
         policy = (log_prior + lean).exp()  # [*tasks, groups]
         weights = self._action_weights(counts, policy.detach(), behaviour)  # [*tasks, groups]
@@ -230,7 +176,6 @@ class Reinforce(Agent):
             parameter.grad = self.entropy_weight * divergence_gradient[name] - ascent
         self._adam.step()
         self._adam.zero_grad()
-        self._version += 1
         metrics = {}
         for task, prefix in enumerate(rewards):
             divergence, log_likelihood = divergences[task].item(), log_likelihoods[task].item()
@@ -248,7 +193,6 @@ class Reinforce(Agent):
             "network": _copies(self._parameters),
             "adam": {name: _copies(self._adam.state.get(p, {})) for name, p in self._parameters.items()},
             "trace": _copies(self._trace),
-            "counts": self._counts.tolist(),
             "reward_averages": [average.state_dict() for average in self._reward_averages],
             "square_averages": [average.state_dict() for average in self._square_averages],
         }
@@ -267,7 +211,6 @@ class Reinforce(Agent):
         )
         for name, trace in self._trace.items():
             trace.copy_(state["trace"][name])
-        self._counts[:] = state["counts"]
         for task in range(self.num_tasks):
             self._reward_averages[task].load_state_dict(state["reward_averages"][task])
             self._square_averages[task].load_state_dict(state["square_averages"][task])
@@ -292,43 +235,16 @@ class Reinforce(Agent):
 
     def _action_weights(self, counts: np.ndarray, policy: Tensor, behaviour: np.ndarray | None) -> Tensor:
         """Return each group's weight in 1/√K Σ_k [π(a_k) / q(a_k)] log π(a_k), (|C|,) or (T, |C|)."""
-        for name, given in {"counts": counts, "behaviour": behaviour}.items():
-            if given is not None and np.shape(given) != policy.shape:
-                raise ValueError(
-                    f"{name} has shape {np.shape(given)}, this agent has {tuple(policy.shape)} groups. "
-                    "Give a number for each group, of a joint task in a row for each task."
-                )
         num_actions = np.sum(counts, axis=-1, keepdims=True)  # K, [*tasks, 1]
         weights = torch.as_tensor(counts / np.sqrt(num_actions), device=self.device)  # [*tasks, groups]
-        drawn_from = policy if behaviour is None else torch.as_tensor(behaviour, device=self.device)
-        if ((weights > 0) & (drawn_from <= 0)).any():
-            raise ValueError(
-                f"Groups were chosen {counts.tolist()} times with probabilities {drawn_from.tolist()}. Learn "
-                "from this agent's own actions, or give the probabilities they were drawn with: `behaviour`."
-            )
         if behaviour is None:
             return weights
-        return torch.where(weights > 0, weights * policy / drawn_from, 0.0)
+        return torch.where(weights > 0, weights * policy / torch.as_tensor(behaviour, device=self.device), 0.0)
 
     def _gradient(self, value: Tensor) -> dict[str, Tensor]:
         """Return ∇ value by parameter; the graph stays, for an update asks for several."""
         gradients = torch.autograd.grad(value, list(self._parameters.values()), retain_graph=True)
         return dict(zip(self._parameters, gradients, strict=True))
-
-    def _rewards(self, reward: float | Mapping[str, float]) -> dict[str, float]:
-        """Return what each task's head is credited with, by the prefix of the task's metrics."""
-        if isinstance(reward, Mapping):
-            rewards = {f"{task}/": float(own) for task, own in reward.items()}
-        else:
-            rewards = {"": float(reward)}
-        if isinstance(reward, Mapping) != bool(self._tasks) or len(rewards) != self.num_tasks:
-            raise ValueError(
-                f"The reward is {reward}, this agent was built for {self.action_space}. Give a single task's as a "
-                "number, a joint task's as info['task_rewards'], a number for each task."
-            )
-        if not all(math.isfinite(own) for own in rewards.values()):
-            raise ValueError(f"The reward is {reward}. End the run where the network diverges, with a finite one.")
-        return rewards if self.credit == "own" else dict.fromkeys(rewards, sum(rewards.values()))
 
     def _advantage(self, task: int, reward: float) -> tuple[float, float]:
         """Return a task's baseline, from the earlier rewards alone, and its advantage; take the reward in."""
@@ -344,7 +260,7 @@ class Reinforce(Agent):
 
     def _end_episode(self) -> None:
         """Credit no later reward to what this episode did."""
-        self._counts[:] = 0
+        super()._end_episode()
         for trace in self._trace.values():
             trace.zero_()
 
@@ -387,24 +303,6 @@ def _policy_network(inputs: int, hidden: int, groups: int, seed: int) -> nn.Sequ
     for parameter in last.parameters():
         nn.init.zeros_(parameter)
     return nn.Sequential(OrderedDict(first=first, tanh=nn.Tanh(), last=last))
-
-
-def _in_update(info: dict[str, Any]) -> bool:
-    if info.get("phase") not in ("update", "free") or "validated" not in info:
-        raise ValueError(
-            f"info['phase'] must be 'update' or 'free' and info['validated'] given, got {info}. "
-            "Pass the info that `env.step` returned."
-        )
-    return info["phase"] == "update"
-
-
-def _task_rewards(info: dict[str, Any]) -> Mapping[str, float]:
-    if "task_rewards" not in info:
-        raise ValueError(
-            "A joint task's agent is credited task by task: info['task_rewards'] must hold each task's reward by its "
-            f"name, in the order of the observation's rows, got {info}. Pass the info that `env.step` returned."
-        )
-    return info["task_rewards"]
 
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import tyro
 
-from agents import Agent, RandomPolicy, Reinforce
+from agents import Agent, RandomPolicy, Reinforce, Transition
 from experiments import runs
 from permenv import PermShuffleEnv
 
@@ -104,7 +104,7 @@ def _run(policy: Policy, seed: int, config: Config) -> list[dict[str, Any]]:
     while not over:
         action = agent.act(observation)
         observation_next, gain, terminated, truncated, info = env.step(action)
-        agent.learn(observation, action, gain, observation_next, terminated, truncated, info)
+        agent.learn(Transition(observation, action, gain, observation_next, terminated, truncated, info))
         observation, over = observation_next, terminated or truncated
         if info["validated"] and info["phase"] == "update":
             rows.append({"errors": info["task_errors"], "rewards": info["task_rewards"]})

@@ -27,7 +27,7 @@ import tyro
 from tqdm import tqdm
 
 import permenv
-from agents import Agent, InversePolicy, RandomPolicy, Reinforce
+from agents import Agent, InversePolicy, RandomPolicy, Reinforce, Transition
 from experiments import runs
 from permenv import PermShuffleEnv, StillImages, VideoClips, checkpoint, render
 from permenv.data import files
@@ -256,7 +256,7 @@ def _run(
                 row = _task_columns(info, chosen, agent.probabilities(observation), observation)
                 chosen[:] = 0
             before = time.perf_counter()
-            agent.learn(observation, action, gain, observation_next, terminated, truncated, info)
+            agent.learn(Transition(observation, action, gain, observation_next, terminated, truncated, info))
             policy_seconds += time.perf_counter() - before
             observation = observation_next
             bar.update(info["iteration"] - bar.n)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,39 @@ from permenv.validation import Validation, validate
 _FREE_TO_CHANGE = ("total_updates",)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One validation, as a run remembers it.
+
+    Attributes:
+        iteration: SGD iterations before it.
+        phase: What it ended: "update", "free" iterations, or "reset".
+        errors: By task, E.
+        cross_entropies: By task, mean of -log y_l over all (permutation, sample) pairs, in nats.
+        observation: ŝ, as an observation.
+        choices: (tasks, |C|) int64, how often each group was chosen since the validation before.
+    """
+
+    iteration: int
+    phase: str
+    errors: dict[str, float]
+    cross_entropies: dict[str, float]
+    observation: np.ndarray
+    choices: np.ndarray
+
+
 @dataclass
 class _Progress:
     """Where a run stands, but for the network, the groups and the generator.
 
     Attributes:
         actions: (B / m, tasks) int64, the groups chosen for the mini-batches that are being filled.
+        choices: (tasks, |C|) int64, how often full mini-batches chose each group since the last validation.
         phase: Of the last action, "free" or "update".
         losses: By task, of the last SGD iteration.
         baseline_errors: By task, E^BL of the last validation.
-        history: By task, (iteration, E) of every validation.
+        records: All validations.
+        rewards: r_t of all completed updates.
         num_actions: How many of `actions` are taken.
         iterations_in_cycle: SGD iterations since the last update was completed.
         update: Updates completed.
@@ -45,10 +69,12 @@ class _Progress:
     """
 
     actions: np.ndarray
+    choices: np.ndarray
     phase: str
     losses: dict[str, float]
     baseline_errors: dict[str, float]
-    history: dict[str, list[tuple[int, float]]]
+    records: list[Record]
+    rewards: list[float] = field(default_factory=list)
     num_actions: int = 0
     iterations_in_cycle: int = 0
     update: int = 0
@@ -108,7 +134,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     iterations are taken: for which of the two this step's action counted), `update` (updates completed), `iteration`,
     `loss` (of the last SGD iteration; log |Ψ|, that of a uniform guess, before the first; the tasks' sum), `error` and
     `baseline_error` (E and E^BL of the last validation; the tasks' means), `task_losses`, `task_errors`,
-    `task_baseline_errors` and `task_rewards` (the same by task; rewards as in the step's), `diverged`.
+    `task_baseline_errors` and `task_rewards` (the same by task; rewards as in the step's), `task_cross_entropies` (of the
+    last validation, in nats; log |Ψ| where the run diverged), `diverged`.
 
     ## Arguments
     Any field of `permenv.config.Config` is a keyword: `gym.make("PermShuffle-v0", num_permutations=300)`.
@@ -142,6 +169,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         validation: By task, the last `Validation`: s, what was recognised, E.
         validation_samples: By task, (|X_val|, k) int64, X_val; the first column is the number of the image or clip.
         groups: By task, (|Ψ|,) int64, the group of each permutation.
+        records: Every validation since the run began, see `Record`.
+        rewards: r_t of every update since the run began.
         permutations: By task, (|Ψ|, n) int64, Ψ.
         seconds: Wall-clock spent by this object on "training", "validation" and "grouping".
     """
@@ -258,9 +287,20 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     # what researchers look at
 
     @property
+    def records(self) -> list[Record]:
+        """Every validation since the run began, the one at its beginning first."""
+        return list(self._begun().records)
+
+    @property
+    def rewards(self) -> list[float]:
+        """r_t of every update since the run began."""
+        return list(self._begun().rewards)
+
+    @property
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """By task, (iteration, E) of every validation since the run began."""
-        return self._begun().history
+        records = self._begun().records
+        return {name: [(record.iteration, record.errors[name]) for record in records] for name in self.tasks}
 
     def network(self, task: str, pieces: torch.Tensor) -> torch.Tensor:
         """Ask Φ, as validation sees it, which permutation was applied.
@@ -316,7 +356,6 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
                     "validation_samples": self.validation_samples[name],
                     "ratios": self.validation[name].ratios,
                     "correct": self.validation[name].correct,
-                    "error": self.validation[name].error,
                     "groups": self.groups[name],
                 }
                 for name in self.tasks
@@ -341,19 +380,17 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         self._np_random_seed = state["generator_seed"]
         tasks = state["tasks"]
         self._hold_out({name: np.array(tasks[name]["validation_samples"]) for name in self.tasks})
+        progress = copy.deepcopy(state["progress"])
+        progress["records"] = [Record(**record) for record in progress["records"]]
+        self._progress = now = _Progress(**progress)
+        last = now.records[-1]
         self.validation = {
-            name: Validation(np.array(saved["ratios"]), np.array(saved["correct"]), saved["error"])
+            name: Validation(
+                np.array(saved["ratios"]), np.array(saved["correct"]), last.errors[name], last.cross_entropies[name]
+            )
             for name, saved in tasks.items()
         }
         self._look_at({name: np.array(saved["groups"]) for name, saved in tasks.items()})
-        progress = dict(state["progress"])
-        progress["actions"] = np.array(progress["actions"])
-        for name in ("losses", "baseline_errors"):
-            progress[name] = dict(progress[name])
-        progress["history"] = {
-            name: [(iteration, error) for iteration, error in history] for name, history in progress["history"].items()
-        }
-        self._progress = _Progress(**progress)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -380,20 +417,22 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         if not self._validate():
             raise ConfigurationError("what the untrained network predicts is not finite: check the backbone")
         self._regroup()
-        errors = {name: current.error for name, current in self.validation.items()}
         now = _Progress(
             actions=np.zeros((config.actions_per_iteration, len(self.tasks)), dtype=np.int64),
+            choices=np.zeros((len(self.tasks), config.num_groups), dtype=np.int64),
             phase="",
             losses=dict.fromkeys(self.tasks, math.log(config.num_permutations)),
-            baseline_errors=errors,
-            history={name: [(0, error)] for name, error in errors.items()},
+            baseline_errors={name: current.error for name, current in self.validation.items()},
+            records=[],
         )
         now.phase = self._next_phase(now)
+        self._remember(now, "reset")
         self._progress = now
 
     def _iterate(self, now: _Progress) -> tuple[dict[str, float], bool]:
         """One SGD iteration on the full mini-batches and, where one is due, a validation: (rewards, validated)."""
         start = time.perf_counter()
+        np.add.at(now.choices, (np.arange(len(self.tasks)), now.actions), 1)
         chosen = now.actions.repeat(self.config.samples_per_action, axis=0)  # [B, tasks]
         batches = {}
         for column, (name, task) in enumerate(self.tasks.items()):
@@ -414,23 +453,39 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     def _close_phase(self, now: _Progress, credited: bool) -> tuple[dict[str, float], bool]:
         if not self._validate():
             return self._diverge(now, self.trainer.iteration), False
-        iteration, gains = self.trainer.iteration, {}
+        history, gains = self.history, {}
         for name, current in self.validation.items():
-            now.baseline_errors[name] = extrapolated_error(now.history[name], iteration)
-            now.history[name].append((iteration, current.error))
+            now.baseline_errors[name] = extrapolated_error(history[name], self.trainer.iteration)
             gains[name] = reward(now.baseline_errors[name], current.error)
         self._regroup()
+        self._remember(now, now.phase)
         if not credited:
             return self._no_gains, True
         now.iterations_in_cycle = 0
         now.update += 1
+        now.rewards.append(_mean(gains))
         return gains, True
+
+    def _remember(self, now: _Progress, phase: str) -> None:
+        now.records.append(
+            Record(
+                iteration=self.trainer.iteration,
+                phase=phase,
+                errors={name: current.error for name, current in self.validation.items()},
+                cross_entropies={name: current.cross_entropy for name, current in self.validation.items()},
+                observation=self._observation.copy(),
+                choices=now.choices,
+            )
+        )
+        now.choices = np.zeros_like(now.choices)
 
     def _diverge(self, now: _Progress, iteration: int) -> dict[str, float]:
         """End the run with the worst errors; the last observation stays."""
         now.diverged = True
-        now.baseline_errors = {name: extrapolated_error(now.history[name], iteration) for name in self.tasks}
-        return {name: reward(baseline, 1.0) for name, baseline in now.baseline_errors.items()}
+        now.baseline_errors = {name: extrapolated_error(past, iteration) for name, past in self.history.items()}
+        gains = {name: reward(baseline, 1.0) for name, baseline in now.baseline_errors.items()}
+        now.rewards.append(_mean(gains))
+        return gains
 
     def _validate(self) -> bool:
         """Validate all tasks; where a score is not finite, return False and keep what was known before."""
@@ -514,7 +569,11 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         return "free" if now.iterations_in_cycle < self.config.free_iterations else "update"
 
     def _info(self, now: _Progress, validated: bool, gains: dict[str, float]) -> dict[str, Any]:
-        errors = {name: 1.0 if now.diverged else history[-1][1] for name, history in now.history.items()}
+        last = now.records[-1]
+        errors, cross_entropies = dict(last.errors), dict(last.cross_entropies)
+        if now.diverged:
+            errors = dict.fromkeys(self.tasks, 1.0)
+            cross_entropies = dict.fromkeys(self.tasks, math.log(self.config.num_permutations))
         return {
             "validated": validated,
             "phase": now.phase,
@@ -525,6 +584,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             "baseline_error": _mean(now.baseline_errors),
             "task_losses": dict(now.losses),
             "task_errors": errors,
+            "task_cross_entropies": cross_entropies,
             "task_baseline_errors": dict(now.baseline_errors),
             "task_rewards": dict(gains),
             "diverged": now.diverged,

@@ -28,11 +28,13 @@ class Validation:
             probability of the true permutation l and y_p the largest of the others.
         correct: (|Ψ|, |X_val|) bool, whether l was the most probable; then its ratio is above 1.
         error: E in [0, 1] (Eq. 6).
+        cross_entropy: Mean of -log y_l over all pairs, in nats; log |Ψ| for a uniform guess.
     """
 
     ratios: np.ndarray
     correct: np.ndarray
     error: float
+    cross_entropy: float
 
     @property
     def permutation_errors(self) -> np.ndarray:
@@ -41,8 +43,8 @@ class Validation:
 
     @property
     def finite(self) -> bool:
-        """Whether every ratio is a number."""
-        return bool(np.isfinite(self.ratios).all())
+        """Whether every ratio is a number, and the cross-entropy too."""
+        return bool(np.isfinite(self.ratios).all() and np.isfinite(self.cross_entropy))
 
 
 def validate(network: OrderingNetwork, task: str, pieces: Tensor, permutations: np.ndarray) -> Validation:
@@ -59,9 +61,11 @@ def validate(network: OrderingNetwork, task: str, pieces: Tensor, permutations: 
     """
     scores = [_score(*block) for block in permuted_logits(network, task, pieces, permutations)]
     shape = (len(pieces), len(permutations))
-    truth, other = (torch.cat(parts).view(shape).T.cpu().numpy() for parts in zip(*scores, strict=True))
+    truth, other, surprise = (torch.cat(parts).view(shape).T.cpu().numpy() for parts in zip(*scores, strict=True))
     correct = truth > other
-    return Validation((truth + 1) / (other + 1), correct, 1 - float(correct.mean()))
+    return Validation(
+        (truth + 1) / (other + 1), correct, 1 - float(correct.mean()), float(surprise.mean(dtype=np.float64))
+    )
 
 
 @torch.no_grad()
@@ -90,11 +94,12 @@ def permuted_logits(
 
 
 @torch.no_grad()
-def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities (rows,) of the true class and of the best other class (Eq. 2)."""
+def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (rows,) of the true class and of the best other class (Eq. 2), and -log of the former."""
     truth = logits.gather(1, labels[:, None])
     other = logits.scatter_(1, labels[:, None], -torch.inf).amax(dim=1, keepdim=True)
     largest = torch.maximum(truth, other)
     # in place: a million logits are written once, and no memory is asked for
     total = logits.sub_(largest).exp_().sum(dim=1, keepdim=True) + (truth - largest).exp()
-    return ((truth - largest).exp() / total).squeeze(1), ((other - largest).exp() / total).squeeze(1)
+    scores = (truth - largest).exp() / total, (other - largest).exp() / total, total.log() - (truth - largest)
+    return tuple(score.squeeze(1) for score in scores)  # type: ignore[return-value]  # three of them

@@ -255,7 +255,7 @@ def test_info_has_the_documented_keys_and_plain_values(make_env, task):
     infos = [env.reset(seed=0)[1], *(step[4] for step in rollout(env, actions_of(env, 12)))]
     numbers = {"update": int, "iteration": int, "loss": float, "error": float, "baseline_error": float}
     kinds = {"validated": bool, "phase": str, "diverged": bool, **numbers}
-    by_task = {"task_losses", "task_errors", "task_baseline_errors", "task_rewards"}
+    by_task = {"task_losses", "task_errors", "task_cross_entropies", "task_baseline_errors", "task_rewards"}
     for info in infos:
         assert info.keys() == kinds.keys() | by_task
         assert all(type(info[key]) is kind for key, kind in kinds.items())

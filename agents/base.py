@@ -243,7 +243,7 @@ class Learner(Agent):
         if not self.action_space.contains(action):
             raise ValueError(f"The action {action!r} is no group of {self.action_space}. Pass what `act` returned.")
         metrics = {}
-        if _in_update(info):
+        if in_update(info):
             self._counts += np.arange(self.num_groups) == np.expand_dims(action, -1)
             if info["validated"] or transition.terminated:
                 gain = _task_rewards(info) if self._tasks else float(transition.reward)
@@ -327,7 +327,44 @@ class Learner(Agent):
         self._counts[:] = 0
 
 
-def _in_update(info: dict[str, Any]) -> bool:
+def leaning(fractions: np.ndarray, group: int | np.ndarray, share: float) -> np.ndarray:
+    """Return the distribution that leans to one group: (1 - share) f + share e_group.
+
+    One group alone for a whole update is destructive (README: with m = B nothing is learned), so most of those who
+    lean leave a share to all permutations alike.
+
+    Args:
+        fractions: f, the groups' sizes, (|C|,), joint (T, |C|); rows sum to 1.
+        group: The group leant to, joint (T,). Where it is empty, the easiest that is not stands in for it, as in the
+            environment itself.
+        share: Chance of the group beside its chance as a part of f, in [0, 1].
+
+    Returns:
+        Probabilities of the shape of `fractions`.
+    """
+    groups = np.arange(fractions.shape[-1])
+    easiest = np.where(fractions > 0, groups, 0).max(axis=-1, keepdims=True)  # [*tasks, 1]
+    wanted = np.broadcast_to(np.expand_dims(group, -1), easiest.shape)  # [*tasks, 1]
+    full = np.take_along_axis(fractions, wanted, axis=-1) > 0  # [*tasks, 1]
+    return (1 - share) * fractions + share * (groups == np.where(full, wanted, easiest))
+
+
+def require(name: str, value: float | str, satisfied: bool, required: str) -> None:
+    """Refuse an option that is out of its range.
+
+    Raises:
+        ValueError: If it is.
+    """
+    if not satisfied:
+        raise ValueError(f"{name} is {value}, it must be {required}.")
+
+
+def in_update(info: dict[str, Any]) -> bool:
+    """Return whether a step's action belongs to an update rather than to the free iterations before it.
+
+    Raises:
+        ValueError: If `info` does not say so, or not whether the step ended with a validation.
+    """
     if info.get("phase") not in ("update", "free") or "validated" not in info:
         raise ValueError(
             f"info['phase'] must be 'update' or 'free' and info['validated'] given, got {info}. "

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from agents.base import Learner, Tree
+from agents.base import Learner, Tree, require
 
 Credit = Literal["own", "sum"]  # which of a joint task's gains a head answers for
 EPSILON = 1e-8  # added to what is divided by (Adam's default): advantages of rounding errors alone stay small
@@ -117,12 +117,12 @@ class Reinforce(Learner):
         device: str = "cpu",
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed)
-        _require("hidden", hidden, hidden >= 1, "at least 1")
-        _require("learning_rate", learning_rate, learning_rate > 0, "above 0")
-        _require("discount", discount, 0 <= discount <= 1, "in [0, 1]")
-        _require("baseline_decay", baseline_decay, 0 <= baseline_decay < 1, "in [0, 1)")
-        _require("entropy_weight", entropy_weight, entropy_weight >= 0, "at least 0")
-        _require("credit", credit, credit in get_args(Credit), " or ".join(get_args(Credit)))
+        require("hidden", hidden, hidden >= 1, "at least 1")
+        require("learning_rate", learning_rate, learning_rate > 0, "above 0")
+        require("discount", discount, 0 <= discount <= 1, "in [0, 1]")
+        require("baseline_decay", baseline_decay, 0 <= baseline_decay < 1, "in [0, 1)")
+        require("entropy_weight", entropy_weight, entropy_weight >= 0, "at least 0")
+        require("credit", credit, credit in get_args(Credit), " or ".join(get_args(Credit)))
         self.hidden = hidden
         self.discount = discount
         self.entropy_weight = entropy_weight
@@ -307,8 +307,3 @@ def _policy_network(inputs: int, hidden: int, groups: int, seed: int) -> nn.Sequ
 
 def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone().cpu() for name, tensor in tensors.items()}
-
-
-def _require(name: str, value: float | str, satisfied: bool, required: str) -> None:
-    if not satisfied:
-        raise ValueError(f"{name} is {value}, it must be {required}.")

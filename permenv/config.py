@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from permenv.networks import BACKBONES, Backbone
+from permenv.networks import Backbone, find_backbone
 
 TASKS = ("spatial", "temporal", "spatiotemporal")
 PRECISIONS = ("auto", "float32", "bf16")
@@ -52,8 +52,9 @@ class Config:
             0.58 without after 1000 iterations (`experiments/temporal.py`).
         jitter: Strength of the colour jitter, 0 to 1 (appendix B gives none).
         grey_probability: Chance that a training sample is grey, 0 to 1.
-        backbone: Name in `permenv.networks.BACKBONES`, or a function without arguments that returns a new trunk
-            for pieces (N, 3, piece_size, piece_size); at module level, or the environment does not pickle.
+        backbone: Name in `permenv.networks.BACKBONES`; "timm/NAME", a model of timm with random weights and no
+            dropout (the extra `permenv[timm]`); or a function without arguments that returns a new trunk for pieces
+            (N, 3, piece_size, piece_size), at module level, or the environment does not pickle.
         fc6: Width of the spatial head's fc6 (appendix B).
         fc7: Width of the spatial head's fc7 (appendix B).
         temporal_fc6: Width of the temporal head's fc6 (appendix B).
@@ -154,10 +155,10 @@ class Config:
                 f"piece_size={self.piece_size} is larger than cell_size={self.cell_size}: a piece is cropped from "
                 f"its cell; lower piece_size or raise cell_size"
             )
-        if isinstance(self.backbone, str) and self.backbone not in BACKBONES:
-            raise ConfigurationError(
-                f"unknown backbone {self.backbone!r}; choose one of {', '.join(BACKBONES)} or pass a function"
-            )
+        try:
+            find_backbone(self.backbone)
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
         if self.precision not in PRECISIONS:
             raise ConfigurationError(f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}")
 

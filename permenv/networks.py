@@ -8,8 +8,10 @@ the trunk as one folded batch.
 from __future__ import annotations
 
 import contextlib
+import difflib
+import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from permenv.heads import HeadFactory, OrderingHead
 
 Backbone = Callable[[], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
+_TIMM = "timm/"  # begins the name of a backbone that timm makes
 
 
 def _convolution(
@@ -70,6 +73,74 @@ def quarter_caffenet() -> nn.Sequential:
 
 
 BACKBONES: Mapping[str, Backbone] = {"caffenet": caffenet, "quarter-caffenet": quarter_caffenet}
+
+
+class _TimmTrunk(nn.Module):
+    """The last feature map of a timm model, without pretrained weights.
+
+    Args:
+        name: One of `timm.list_models()`.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        timm = _import_timm(name)
+        # of all that timm offers, this alone is a map whatever the model, and leaves no unused classifier
+        self.model: nn.Module = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-1,))
+        self._channels_at_the_end = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
+        for module in self.model.modules():  # what drops at random draws from the global generator: a few models do
+            if isinstance(module, timm.layers.DropPath):
+                module.drop_prob = 0.0
+            elif isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        """Feature map (N, c, y, x) of pieces (N, 3, h, w)."""
+        (features,) = self.model(pieces)
+        return features.permute(0, 3, 1, 2) if self._channels_at_the_end else features
+
+
+def find_backbone(backbone: str | Backbone) -> Backbone:
+    """What makes the trunk that a name stands for; timm is imported only for a name of its own.
+
+    Args:
+        backbone: A name in `BACKBONES`; "timm/NAME" with one of `timm.list_models()`; a function is returned as it is.
+
+    Returns:
+        A function that returns a new trunk.
+
+    Raises:
+        ValueError: If there is no such name, or timm is needed and does not import.
+    """
+    if not isinstance(backbone, str):
+        return backbone
+    if backbone in BACKBONES:
+        return BACKBONES[backbone]
+    if not backbone.startswith(_TIMM):
+        known = ", ".join(BACKBONES)
+        raise ValueError(f"unknown backbone {backbone!r}; choose one of {known}, 'timm/NAME' or pass a function")
+    name = backbone.removeprefix(_TIMM)
+    names = _import_timm(name).list_models()
+    if name not in names:
+        close = ", ".join(repr(_TIMM + other) for other in difflib.get_close_matches(name, names))
+        raise ValueError(
+            f"unknown backbone {backbone!r}: timm has no model {name!r} (weights are random, so a name has no tag); "
+            + (f"the nearest are {close}" if close else "timm.list_models() lists them")
+        )
+    return functools.partial(_TimmTrunk, name)
+
+
+def _import_timm(name: str) -> Any:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:  # the latter where torchvision is not of torch's build
+        if isinstance(error, ModuleNotFoundError) and error.name == "timm":
+            raise ValueError(f'backbone {_TIMM + name!r} needs timm: pip install "permenv[timm]"') from error
+        raise ValueError(
+            f"backbone {_TIMM + name!r}: timm does not import ({error}); it needs a torchvision of the same build as "
+            f"torch {torch.__version__}: install both from one index"
+        ) from error
+    return timm
 
 
 class OrderingNetwork(nn.Module):
@@ -131,8 +202,8 @@ def build_network(
     near zero, so that the first predictions are nearly uniform. The global generator of torch is left as it was.
 
     Args:
-        backbone: A name in `BACKBONES`, or a function that returns a new trunk for (N, 3, piece_size, piece_size).
-            What such a function makes keeps its own initial weights.
+        backbone: What `find_backbone` knows: a name, or a function that returns a new trunk for
+            (N, 3, piece_size, piece_size). What such a function or timm makes keeps its own initial weights.
         heads: By task, what makes its head.
         piece_size: h = w of a piece in pixels.
         seed: Decides all initial weights.
@@ -141,13 +212,13 @@ def build_network(
         The network, on the CPU, channels last.
 
     Raises:
-        ValueError: If the trunk cannot take pieces of this size.
+        ValueError: If the backbone is unknown, or cannot take pieces of this size.
     """
     # modules draw their first weights from the global generator: seed it in here, and give it back as it was
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = BACKBONES[backbone]() if isinstance(backbone, str) else backbone()
-        if isinstance(backbone, str):
+        trunk = find_backbone(backbone)()
+        if isinstance(backbone, str) and backbone in BACKBONES:
             trunk.apply(_he_initialise)
         features = _feature_length(trunk, piece_size)
         made: dict[str, OrderingHead] = {}
@@ -169,5 +240,8 @@ def _feature_length(trunk: nn.Module, piece_size: int) -> int:
     try:
         with torch.no_grad(), evaluating(trunk):  # one sample more must not enter the batch statistics
             return trunk(torch.zeros(1, 3, piece_size, piece_size)).flatten(1).shape[1]
-    except RuntimeError as error:
-        raise ValueError(f"the backbone cannot take pieces of {piece_size} × {piece_size}: {error}") from error
+    except (RuntimeError, AssertionError, ValueError) as error:  # timm's models assert
+        raise ValueError(
+            f"the backbone cannot take pieces of {piece_size} × {piece_size}: {str(error) or repr(error)}; change "
+            f"piece_size or the backbone"
+        ) from error

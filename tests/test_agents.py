@@ -1,7 +1,9 @@
 """The agents: exact gradients, what they may choose, what they learn, and that they continue bit for bit."""
 
+import copy
 import random
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +13,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents import Agent, InversePolicy, RandomPolicy, Reinforce, Transition
+from agents import AGENTS as REGISTRY
+from agents import (
+    Agent,
+    EasiestFirst,
+    ErrorProportional,
+    Exp3,
+    FixedGroup,
+    HardestFirst,
+    InversePolicy,
+    Lookahead,
+    RandomPolicy,
+    Reinforce,
+    Transition,
+    Ucb,
+    UniformGroups,
+    make,
+)
 from permenv import CheckpointError
 
 FRACTIONS = np.array([0.1, 0.2, 0.0, 0.3, 0.4])  # group 2 is empty
@@ -38,13 +56,14 @@ class Bandit(gym.Env):
 
     observation_space, action_space = SINGLE
     free_steps, update_steps, num_updates = 3, 8, 6
+    config = SimpleNamespace(total_updates=num_updates)
 
     def __init__(self, fractions: np.ndarray = FRACTIONS, best: dict[str, int] = BEST):
         self.fractions, self.best = fractions, best
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
-        self.steps, self.hits = 0, 0
+        self.steps, self.hits, self.error = 0, 0, 1.0
         return self._observe(), {}
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -57,9 +76,13 @@ class Bandit(gym.Env):
         if validated and phase == "update":
             reward = 0.01 * (self.hits / self.update_steps + 0.1 * self.np_random.normal())
             self.hits = 0
+            self.error = 0.5 - reward
         observation = self._observe() if validated else self.observation
         truncated = self.steps == period * self.num_updates
-        return observation, reward, False, truncated, {"validated": validated, "phase": phase}
+        return observation, reward, False, truncated, {"validated": validated, "phase": phase, "error": self.error}
+
+    def fork(self) -> "Bandit":
+        return copy.deepcopy(self)
 
     def _observe(self) -> np.ndarray:
         self.context = "early" if self.np_random.random() < 0.5 else "late"
@@ -72,9 +95,10 @@ class JointBandit(gym.Env):
     """Two bandits at once, each with groups, contexts and rewards of its own."""
 
     observation_space, action_space = JOINT
+    config = Bandit.config
 
-    def __init__(self):
-        self.bandits = [Bandit(), Bandit(JOINT_FRACTIONS[1], OTHER_BEST)]
+    def __init__(self, best: dict[str, int] = BEST, other_best: dict[str, int] = OTHER_BEST):
+        self.bandits = [Bandit(best=best), Bandit(JOINT_FRACTIONS[1], other_best)]
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         for number, bandit in enumerate(self.bandits):
@@ -85,7 +109,11 @@ class JointBandit(gym.Env):
         steps = [bandit.step(group) for bandit, group in zip(self.bandits, action, strict=True)]
         observations, rewards, _, (truncated, _), (info, _) = zip(*steps, strict=True)
         info["task_rewards"] = dict(zip(TASKS, rewards, strict=True))
+        info["error"] = float(np.mean([bandit.error for bandit in self.bandits]))
         return np.stack(observations), float(np.mean(rewards)), False, truncated, info
+
+    def fork(self) -> "JointBandit":
+        return copy.deepcopy(self)
 
 
 def reinforce(seed: int = 0, spaces: tuple = SINGLE, **options: Any) -> Reinforce:
@@ -104,23 +132,50 @@ def twice_inverse(seed: int = 0, spaces: tuple = SINGLE) -> InversePolicy:
     return InversePolicy(inverse(seed, spaces), seed=seed + 1)
 
 
+def on_spaces(kind: type[Agent], seed: int = 0, spaces: tuple = SINGLE, **options: Any) -> Agent:
+    return kind(*spaces, seed=seed, **options)
+
+
+def lookahead(seed: int = 0, spaces: tuple = SINGLE) -> Lookahead:
+    env = Bandit() if spaces is SINGLE else JointBandit()
+    env.reset(seed=seed)
+    return Lookahead(env, seed=seed)
+
+
 AGENTS = {
     "random": random_policy,
+    "uniform": partial(on_spaces, UniformGroups),
+    "fixed": partial(on_spaces, FixedGroup, group=1),
+    "hardest-first": partial(on_spaces, HardestFirst, updates=10),
+    "easiest-first": partial(on_spaces, EasiestFirst, updates=10),
+    "error-proportional": partial(on_spaces, ErrorProportional),
+    "exp3": partial(on_spaces, Exp3),
+    "ucb": partial(on_spaces, Ucb),
+    "lookahead": lookahead,
     "reinforce": reinforce,
     "reinforce-trace": partial(reinforce, discount=0.7, size_prior=False, normalise=False, credit="sum"),
     "inverse": inverse,
     "inverse-learning": partial(inverse, policy_learns=True),
     "inverse-inverse": twice_inverse,
 }
+DRAWING = {name: build for name, build in AGENTS.items() if name != "lookahead"}  # which plays what it has tried
+ONE_SIDED = ("fixed", "hardest-first", "easiest-first")  # they leave groups out
+
+
+def of_both_kinds(builders: dict[str, Any]) -> pytest.MarkDecorator:
+    """Return the parametrisation over agents of a single task and of a joint one."""
+    return pytest.mark.parametrize(
+        "build",
+        [
+            pytest.param(partial(build, spaces=spaces), id=f"{kind}-{name}")
+            for kind, spaces in (("single", SINGLE), ("joint", JOINT))
+            for name, build in builders.items()
+        ],
+    )
+
+
 each_agent = pytest.mark.parametrize("build", AGENTS.values(), ids=AGENTS)
-all_agents = pytest.mark.parametrize(
-    "build",
-    [
-        pytest.param(partial(build, spaces=spaces), id=f"{kind}-{name}")
-        for kind, spaces in (("single", SINGLE), ("joint", JOINT))
-        for name, build in AGENTS.items()
-    ],
-)
+all_agents = of_both_kinds(AGENTS)
 
 
 def observe(seed: int = 0, fractions: np.ndarray = FRACTIONS) -> np.ndarray:
@@ -143,9 +198,11 @@ def lean(agent: Reinforce, scale: float = 1.0) -> Reinforce:
     return agent
 
 
-def run(agent: Agent, seed: int, steps: int) -> list[Any]:
+def run(agent: Agent, seed: int, steps: int, env: gym.Env | None = None) -> list[Any]:
     """Return the actions of some steps in the agent's bandit, as many episodes as it takes."""
-    env, actions = Bandit() if agent.num_tasks == 1 else JointBandit(), []
+    if isinstance(agent, Lookahead):
+        env = agent.env
+    env, actions = env or (Bandit() if agent.num_tasks == 1 else JointBandit()), []
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
         action = agent.act(observation)
@@ -201,7 +258,16 @@ def test_probabilities_are_a_distribution_over_groups_that_are_not_empty(build):
     assert probabilities.shape == fractions.shape
     assert probabilities.dtype == np.float64
     np.testing.assert_allclose(probabilities.sum(axis=-1), 1, atol=1e-14)
-    assert ((probabilities == 0) == (fractions == 0)).all()
+    assert (probabilities >= 0).all()
+    assert (probabilities[fractions == 0] == 0).all()
+
+
+@of_both_kinds({name: build for name, build in AGENTS.items() if name not in ONE_SIDED})
+def test_no_group_is_left_out_but_the_empty_ones(build):
+    agent = build()
+    run(agent, seed=0, steps=150)
+    fractions = fractions_of(agent)
+    assert ((agent.probabilities(observe(fractions=fractions)) > 0) == (fractions > 0)).all()
 
 
 @each_agent
@@ -211,7 +277,7 @@ def test_an_action_is_a_group_or_one_a_task(build):
     assert (actions.shape, actions.dtype) == ((2,), np.int64)
 
 
-@all_agents
+@of_both_kinds(DRAWING)
 def test_act_draws_with_the_probabilities(build):
     agent, draws = build(), 4000
     observation = observe(fractions=fractions_of(agent))
@@ -316,7 +382,7 @@ def test_every_head_of_reinforce_has_its_own_prior(size_prior):
         np.testing.assert_allclose(joint[task], single, rtol=1e-14)
 
 
-@each_agent
+@pytest.mark.parametrize("build", DRAWING.values(), ids=DRAWING)
 def test_a_joint_task_of_one_is_the_single_task_bit_for_bit(build):
     single, joint = build(seed=1), build(seed=1, spaces=spaces_of(1))
     env = Bandit()
@@ -358,6 +424,252 @@ def test_inverse_of_a_policy_that_all_but_discards_a_group():
     assert np.isfinite(inverse).all()
     assert inverse.sum() == pytest.approx(1)
     assert inverse[2] == 0
+
+
+# Curricula
+
+
+def test_uniform_groups_ignore_the_sizes():
+    expected = [[0.25, 0.25, 0, 0.25, 0.25], [0.25, 0.25, 0.25, 0, 0.25]]
+    agent = UniformGroups(*JOINT, seed=0)
+    np.testing.assert_array_equal(agent.probabilities(observe(fractions=JOINT_FRACTIONS)), expected)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "group", "chosen"),
+    [
+        (FRACTIONS, 0, 0),
+        (FRACTIONS, 3, 3),
+        (FRACTIONS, 2, 4),
+        ([0.7, 0.2, 0.1, 0, 0], 3, 2),
+        ([1, 0, 0, 0, 0], 4, 0),
+        ([0, 0, 0, 0, 1], 0, 4),
+    ],
+)
+def test_a_fixed_group_that_is_empty_stands_for_the_easiest_that_is_not(fractions, group, chosen):
+    agent = FixedGroup(*SINGLE, seed=0, group=group)
+    np.testing.assert_array_equal(agent.probabilities(observe(fractions=np.array(fractions))), np.eye(GROUPS)[chosen])
+
+
+def test_a_fixed_group_is_every_tasks():
+    agent = FixedGroup(*JOINT, seed=0, group=3)
+    assert {tuple(agent.act(observe(fractions=JOINT_FRACTIONS))) for _ in range(20)} == {(3, 4)}
+
+
+def slow_pool(sizes: list[int], pool: int, easiest_first: bool) -> list[int]:
+    """Return how many of the first permutations in the curriculum's order are each group's, one by one."""
+    permutations = [group for group, size in enumerate(sizes) for _ in range(size)]
+    inside = permutations[::-1][:pool] if easiest_first else permutations[:pool]
+    return [inside.count(group) for group in range(len(sizes))]
+
+
+@pytest.mark.parametrize("kind", [HardestFirst, EasiestFirst])
+@settings(max_examples=100, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 20), min_size=GROUPS, max_size=GROUPS).filter(any),
+    completed=st.integers(0, 12),
+)
+def test_a_pool_holds_its_permutations_alike(kind, sizes, completed):
+    size = sum(sizes)
+    agent = kind(*SINGLE, seed=0, start=1 / size, updates=10)
+    for _ in range(completed):
+        feed(agent, 0, phase="update", validated=True)
+    share = 1 / size + (1 - 1 / size) * min(completed / 10, 1)
+    assert agent.share == pytest.approx(share)
+    fractions = np.array(sizes) / size
+    probabilities = agent.probabilities(observe(fractions=fractions))
+    assert probabilities.sum() == pytest.approx(1, abs=1e-14)
+    assert (probabilities[fractions == 0] == 0).all()
+    chances = [probabilities[group] / fractions[group] for group in range(GROUPS) if sizes[group]]  # of a permutation
+    ranked = chances if kind is HardestFirst else chances[::-1]
+    boundary = max(rank for rank, chance in enumerate(ranked) if chance > 1e-4)  # ŝ is float32; beyond it is outside
+    np.testing.assert_allclose(ranked[:boundary], 1 / share, rtol=1e-4)
+    assert ranked[boundary] <= 1 / share * (1 + 1e-4)
+    # between the pools of whole permutations on either side
+    inside, pool = probabilities * share * size, share * size
+    assert (inside >= np.array(slow_pool(sizes, int(np.floor(pool + 1e-9)), kind is EasiestFirst)) - 1e-4).all()
+    assert (inside <= np.array(slow_pool(sizes, int(np.ceil(pool - 1e-9)), kind is EasiestFirst)) + 1e-4).all()
+
+
+@pytest.mark.parametrize(("kind", "easiest_first"), [(HardestFirst, False), (EasiestFirst, True)])
+def test_a_pool_equals_a_slow_reference_task_by_task(kind, easiest_first):
+    agent = kind(*JOINT, seed=0, start=0.2, updates=8)
+    for completed in range(12):
+        pool = min(20 + 10 * completed, 100)  # of 100 permutations
+        members = [slow_pool(np.round(100 * row).astype(int).tolist(), pool, easiest_first) for row in JOINT_FRACTIONS]
+        probabilities = agent.probabilities(observe(completed, JOINT_FRACTIONS))
+        np.testing.assert_allclose(probabilities, np.array(members) / pool, atol=1e-6)
+        feed(agent, 0)
+        feed(agent, 0, validated=True)
+        feed(agent, 0, phase="free", validated=True)
+    np.testing.assert_allclose(probabilities, JOINT_FRACTIONS, rtol=1e-6)
+
+
+def test_error_proportional_weights_permutations_by_how_hard_their_group_is():
+    observation = observe(fractions=JOINT_FRACTIONS)
+    probabilities = ErrorProportional(*JOINT, seed=0).probabilities(observation)
+    for row, chances in zip(observation.tolist(), probabilities, strict=True):
+        weights = [fraction * (2 - median) for fraction, median in row]
+        np.testing.assert_allclose(chances, np.array(weights) / sum(weights), rtol=1e-12)
+
+
+def test_error_proportional_draws_perfect_groups_only_where_all_are():
+    agent = ErrorProportional(*SINGLE, seed=0)
+    observation = observe()
+    observation[3:, 1] = 2
+    assert (agent.probabilities(observation)[3:] == 0).all()
+    observation[:, 1] = 2
+    np.testing.assert_allclose(agent.probabilities(observation), FRACTIONS, rtol=1e-6)
+
+
+# Bandits
+
+
+def slow_scaled(rewards: list[float], reward: float) -> float:
+    """Return a reward as its place between the lowest and the highest so far."""
+    low, high = min(rewards), max(rewards)
+    return (reward - low) / (high - low) if high > low else 0.0
+
+
+@pytest.mark.parametrize("behaves", ["on-policy", "off-policy"])
+@pytest.mark.parametrize("eta", [None, 0.7])
+@pytest.mark.parametrize("case", ["single", "joint"])
+def test_exp3_equals_a_slow_reference(case, eta, behaves):
+    gamma, num_actions = 0.2, 6
+    joint = case == "joint"
+    generator = np.random.default_rng(0)
+    agent = Exp3(*(JOINT if joint else SINGLE), seed=0, gamma=gamma, eta=eta)
+    tasks = range(2 if joint else 1)
+    weights = [[1.0] * GROUPS for _ in tasks]
+    rewards: list[list[float]] = [[] for _ in tasks]
+
+    def slow_probabilities(task: int) -> list[float]:
+        total = sum(fractions[task][j] * weights[task][j] for j in range(GROUPS))
+        return [
+            (1 - gamma) * fractions[task][j] * weights[task][j] / total + gamma * fractions[task][j]
+            for j in range(GROUPS)
+        ]
+
+    for t in range(12):
+        rows = generator.permuted(JOINT_FRACTIONS, axis=1)  # other groups are empty every time
+        observation = observe(t, rows if joint else rows[0])
+        fractions = observation[..., 0].astype(float).reshape(-1, GROUPS)
+        fractions = fractions / fractions.sum(axis=1, keepdims=True)
+        drawn_from = np.array([slow_probabilities(task) for task in tasks])
+        np.testing.assert_allclose(agent.probabilities(observation).reshape(-1, GROUPS), drawn_from, rtol=1e-12)
+        if behaves == "off-policy":
+            drawn_from = fractions
+        actions = [generator.choice(GROUPS, size=num_actions, p=p) for p in drawn_from]
+        gains = generator.normal(size=len(tasks)).tolist()
+        counts = np.array([np.bincount(row, minlength=GROUPS) for row in actions])
+        metrics = agent.update(
+            observation,
+            counts if joint else counts[0],
+            dict(zip(TASKS, gains, strict=True)) if joint else gains[0],
+            (drawn_from if joint else drawn_from[0]) if behaves == "off-policy" else None,
+        )
+        for task in tasks:
+            rewards[task].append(gains[task])
+            x = slow_scaled(rewards[task], gains[task])
+            assert metrics[f"{TASKS[task]}/scaled_reward" if joint else "scaled_reward"] == pytest.approx(x)
+            for j in range(GROUPS):
+                estimates = [x / drawn_from[task][j] if action == j else 0.0 for action in actions[task]]
+                estimate = sum(estimates) / num_actions if drawn_from[task][j] else x
+                weights[task][j] *= np.exp((num_actions**0.5 / 10 if eta is None else eta) * estimate)
+
+
+def test_exp3_starts_as_the_random_policy_and_one_first_reward_moves_nothing():
+    agent = Exp3(*SINGLE, seed=0)
+    np.testing.assert_allclose(agent.probabilities(observe()), random_policy().probabilities(observe()), rtol=1e-14)
+    agent.update(observe(), np.array([5, 0, 0, 0, 0]), reward=100.0)
+    np.testing.assert_allclose(agent.probabilities(observe()), random_policy().probabilities(observe()), rtol=1e-14)
+
+
+def test_the_weights_of_exp3_do_not_overflow():
+    agent = Exp3(*SINGLE, seed=0, eta=1e3)
+    for reward in (0.0, 1.0, 1.0, 1.0):
+        agent.update(observe(), np.array([5, 0, 0, 0, 0]), reward)
+    np.testing.assert_allclose(agent.probabilities(observe()), 0.9 * np.eye(GROUPS)[0] + 0.1 * FRACTIONS, rtol=1e-6)
+    assert agent.probabilities(observe(fractions=np.roll(FRACTIONS, 2)))[0] > 0.9  # and others are empty
+    without = np.array([0, 0, 0, 0.5, 0.5])  # nor where the heavy one is
+    np.testing.assert_allclose(agent.probabilities(observe(fractions=without)), without, rtol=1e-6)
+
+
+def slow_ucb_indices(rewards: list[list[float]], c: float) -> list[float]:
+    """Return UCB1's index of every arm, given the rewards of its plays."""
+    all_rewards = [reward for own in rewards for reward in own]
+    t = len(all_rewards)
+    return [
+        float(np.mean([slow_scaled(all_rewards, reward) for reward in own]) + c * (2 * np.log(t) / len(own)) ** 0.5)
+        if own
+        else np.inf
+        for own in rewards
+    ]
+
+
+@pytest.mark.parametrize("case", ["single", "joint"])
+@pytest.mark.parametrize("c", [0.3, 1.0])
+def test_ucb_equals_a_slow_reference(case, c):
+    joint = case == "joint"
+    generator = np.random.default_rng(0)
+    agent = Ucb(*(JOINT if joint else SINGLE), seed=0, share=0.25, c=c)
+    tasks = range(2 if joint else 1)
+    rewards: list[list[list[float]]] = [[[] for _ in range(GROUPS)] for _ in tasks]  # by task and arm
+    for t in range(60):
+        rows = generator.permuted(JOINT_FRACTIONS, axis=1) if t % 3 else JOINT_FRACTIONS
+        observation = observe(t, rows if joint else rows[0])
+        probabilities = agent.probabilities(observation).reshape(-1, GROUPS)
+        gains = generator.normal(size=len(tasks)).tolist()
+        counts = np.round(100 * probabilities).astype(int)
+        metrics = agent.update(
+            observation,
+            counts if joint else counts[0],
+            dict(zip(TASKS, gains, strict=True)) if joint else gains[0],
+        )
+        for task in tasks:
+            arm = metrics[f"{TASKS[task]}/arm" if joint else "arm"]
+            np.testing.assert_allclose(probabilities[task], 0.75 * rows[task] + 0.25 * np.eye(GROUPS)[arm], rtol=1e-6)
+            indices = np.array(slow_ucb_indices(rewards[task], c))
+            indices[rows[task] == 0] = -np.inf
+            assert indices[arm] == pytest.approx(indices.max(), rel=1e-12)
+            rewards[task][arm].append(gains[task])
+    assert all(own for by_arm in rewards for own in by_arm)
+
+
+def test_ucb_tries_every_group_once_in_random_order():
+    orders = []
+    for seed in range(200):
+        agent = Ucb(*JOINT, seed=seed)
+        observation = observe(fractions=JOINT_FRACTIONS)
+        counts = (JOINT_FRACTIONS > 0).astype(int)
+        arms = [agent.update(observation, counts, dict.fromkeys(TASKS, float(t))) for t in range(4)]
+        orders.append([[arm[f"{task}/arm"] for arm in arms] for task in TASKS])
+    first, second = np.moveaxis(np.array(orders), 1, 0)
+    assert (np.sort(first) == [0, 1, 3, 4]).all()
+    assert (np.sort(second) == [0, 1, 2, 4]).all()
+    assert np.bincount(first[:, 0], minlength=GROUPS)[[0, 1, 3, 4]].min() > 30  # of 50 expected
+    assert 10 < (first[:, 0] == second[:, 0]).sum() < 70  # of 37.5, were the tasks' orders independent
+
+
+def test_ucb_leans_to_one_group_for_a_whole_update():
+    agent, leant_to = Ucb(*SINGLE, seed=0), []
+    env = Bandit()
+    observation, _ = env.reset(seed=0)
+    for _ in range(5):
+        for _ in range(env.free_steps + env.update_steps):
+            leant_to.append(int(np.argmax(agent.probabilities(observation) - FRACTIONS)))
+            action = agent.act(observation)
+            observation_next, reward, terminated, truncated, info = env.step(action)
+            agent.learn(Transition(observation, action, reward, observation_next, terminated, truncated, info))
+            observation = observation_next
+    cycles = np.array(leant_to).reshape(5, -1)
+    assert (cycles == cycles[:, :1]).all()
+    assert set(cycles[:4, 0]) == {0, 1, 3, 4}
+
+
+def test_ucb_does_not_learn_from_others():
+    with pytest.raises(ValueError, match=r"Ucb judges the arms it played.*Exp3"):
+        Ucb(*SINGLE, seed=0).update(observe(), np.array([1, 1, 0, 1, 1]), 0.5, behaviour=FRACTIONS)
 
 
 # Exact gradients
@@ -675,6 +987,31 @@ def test_reinforce_learns_a_best_group_for_each_task_of_the_joint_bandit(credit,
     assert (np.mean(chances, axis=0) > 0.6).all()
 
 
+@pytest.mark.parametrize("best", [0, 1, 3, 4])
+def test_the_bandits_learn_the_best_arm(best):
+    env = Bandit(best=dict.fromkeys(BEST, best))
+    chances, shares = [], []
+    for seed in range(3):
+        exp3, ucb = Exp3(*SINGLE, seed=seed), Ucb(*SINGLE, seed=seed)
+        for agent in (exp3, ucb):
+            run(agent, seed, steps=300 * (env.free_steps + env.update_steps), env=env)
+        chances.append(exp3.probabilities(observe())[best])
+        plays = np.array(ucb.state_dict()["plays"])
+        shares.append(plays[best] / plays.sum())
+    assert np.mean(chances) > 0.7  # the random policy's is at most 0.4
+    assert np.min(shares) > 0.75  # of 0.25 in turn
+
+
+def test_the_bandits_learn_the_best_arm_of_every_task():
+    env = JointBandit(dict.fromkeys(BEST, 3), dict.fromkeys(BEST, 1))
+    exp3, ucb = Exp3(*JOINT, seed=0), Ucb(*JOINT, seed=0)
+    for agent in (exp3, ucb):
+        run(agent, seed=0, steps=300 * (Bandit.free_steps + Bandit.update_steps), env=env)
+    assert (exp3.probabilities(observe(fractions=JOINT_FRACTIONS))[[0, 1], [3, 1]] > 0.6).all()
+    plays = np.array(ucb.state_dict()["plays"])
+    assert (plays[[0, 1], [3, 1]] > 0.75 * plays.sum(axis=1)).all()
+
+
 # State
 
 
@@ -742,6 +1079,17 @@ def test_another_agents_file_is_refused(other, tmp_path):
 
 
 @each_agent
+def test_the_state_of_another_class_is_refused(build):
+    agent = build()
+    before = agent.state_dict()
+    for other in AGENTS.values():
+        if type(other()) is not type(agent):
+            with pytest.raises(ValueError, match=r"does not fit.*Build the agent as the saved one was built"):
+                agent.load_state_dict(other().state_dict())
+    assert_equal_trees(agent.state_dict(), before)
+
+
+@each_agent
 def test_a_state_of_another_number_of_tasks_is_refused(build):
     for one, other in ((SINGLE, JOINT), (JOINT, SINGLE)):
         agent = build(spaces=one)
@@ -766,7 +1114,8 @@ def test_the_seed_decides_everything(build):
     np.random.seed(99)  # noqa: NPY002
     torch.manual_seed(99)
     assert run(build(seed=3), seed=0, steps=100) == actions
-    assert run(build(seed=4), seed=0, steps=100) != actions
+    if not isinstance(build(), FixedGroup):  # which draws nothing
+        assert run(build(seed=4), seed=0, steps=100) != actions
 
 
 @all_agents
@@ -851,6 +1200,28 @@ def test_options_out_of_range_are_refused(option, value):
         reinforce(**{option: value})
 
 
+@pytest.mark.parametrize(
+    ("kind", "option", "value"),
+    [
+        (FixedGroup, "group", -1),
+        (FixedGroup, "group", GROUPS),
+        (HardestFirst, "start", 0.0),
+        (EasiestFirst, "start", 1.1),
+        (EasiestFirst, "updates", 0),
+        (Exp3, "gamma", 0.0),
+        (Exp3, "gamma", 1.1),
+        (Exp3, "eta", 0.0),
+        (Exp3, "eta", float("inf")),
+        (Ucb, "share", 1.1),
+        (Ucb, "c", -1.0),
+        (Ucb, "c", float("nan")),
+    ],
+)
+def test_options_of_the_others_out_of_range_are_refused(kind, option, value):
+    with pytest.raises(ValueError, match=f"{option} is {value}, it must be"):
+        kind(*SINGLE, seed=0, **{option: value})
+
+
 @pytest.mark.parametrize("action", [-1, GROUPS, 1.5])
 def test_actions_outside_the_space_are_refused(action):
     with pytest.raises(ValueError, match="no group"):
@@ -905,3 +1276,57 @@ def test_impossible_updates_are_refused():
         reinforce().update(observe(), np.array([0, 0, 1, 0, 0]), 0.0)
     with pytest.raises(ValueError, match="cannot learn"):
         InversePolicy(random_policy(), seed=0, policy_learns=True)
+
+
+# By name
+
+
+@pytest.mark.parametrize("bandit", [Bandit, JointBandit])
+def test_every_agent_is_made_by_its_name_and_acts(bandit):
+    classes = set()
+    for name in REGISTRY:
+        env = bandit()
+        env.reset(seed=0)
+        agent = make(name, env, seed=0)
+        classes.add(type(agent))
+        actions = run(agent, 0, 60, env)
+        assert all(env.action_space.contains(np.array(action)) for action in actions)
+        assert run(make(name, env, seed=0), 0, 60, env) == actions
+    assert len(classes) == len(REGISTRY) == 11
+
+
+def test_make_derives_its_seeds_as_the_main_job_does():
+    env = Bandit()
+    outer, inner = (int(word) for word in np.random.SeedSequence(5).generate_state(2))
+    for name, expected in {
+        "random": RandomPolicy(*SINGLE, seed=outer),
+        "reinforce": Reinforce(*SINGLE, seed=inner),
+        "inverse": InversePolicy(Reinforce(*SINGLE, seed=inner), seed=outer, policy_learns=True),
+    }.items():
+        agent = make(name, env, seed=5)
+        assert_equal_trees(agent.state_dict(), expected.state_dict())
+        assert run(agent, seed=5, steps=60) == run(expected, seed=5, steps=60)
+
+
+def test_make_passes_options_on(make_env):
+    env = make_env(total_updates=7)
+    assert make("hardest-first", env, seed=0).updates == 7
+    assert make("easiest-first", env, seed=0, updates=3, start=0.2).updates == 3
+    assert make("inverse", env, seed=0, hidden=5).policy.hidden == 5
+    assert make("fixed", env, seed=0, group=2).group == 2
+    assert make("lookahead", env, seed=0, share=0.3).env is env
+
+
+def test_the_seed_of_an_agent_made_may_be_the_environments():
+    env = Bandit()
+    env.reset(seed=3)
+    numbers = env.np_random.random(20)
+    for name in REGISTRY:
+        assert not np.isin(make(name, env, seed=3)._generator.random(20), numbers).any()
+
+
+def test_an_unknown_name_is_refused_with_the_close_ones():
+    with pytest.raises(ValueError, match="no agent 'uniforn': did you mean 'uniform'"):
+        make("uniforn", Bandit(), seed=0)
+    with pytest.raises(ValueError, match="no agent 'zzz': choose one of random, uniform, fixed"):
+        make("zzz", Bandit(), seed=0)

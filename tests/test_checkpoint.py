@@ -2,10 +2,8 @@
 
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -109,25 +107,53 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-WRITE_FOREVER = """
-import sys, torch
+KILL_WRITERS = """
+import os, random, signal, sys, time, torch
+from pathlib import Path
 from permenv import checkpoint
-number = 0
-while True:
-    number += 1
-    checkpoint.write(sys.argv[1], {"number": number, "weights": torch.full((300_000,), float(number))})
-    print(number, flush=True)
+
+torch.set_num_threads(1)
+path, trials, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(0)
+
+def write(number):
+    checkpoint.write(path, {"number": number, "weights": torch.full((300_000,), float(number))})
+
+started = time.perf_counter()
+write(0)
+duration = time.perf_counter() - started  # of a save, on this machine now
+last = in_a_save = 0
+for trial in range(trials):
+    ready, begin = os.pipe()
+    writer = os.fork()
+    if not writer:
+        number = last
+        os.write(begin, b"!")
+        while True:
+            number += 1
+            write(number)
+    os.read(ready, 1)
+    time.sleep(rng.uniform(0, 3 * duration))
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    tree = checkpoint.read(path)  # raises if it is not whole
+    assert torch.equal(tree["weights"], torch.full((300_000,), float(tree["number"])))
+    assert tree["number"] >= last
+    last = tree["number"]
+    begun = list(path.parent.glob(f".{path.name}.*.tmp"))
+    in_a_save += len(begun)
+    for file in begun:
+        file.unlink()
+    os.close(ready)
+    os.close(begin)
+print(last, in_a_save)
 """
 
 
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    path = tmp_path / "file"
-    for trial in range(3):
-        process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(path)], stdout=subprocess.PIPE, text=True)
-        first = process.stdout.readline()  # at least one is written
-        time.sleep(0.007 * trial)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        tree = checkpoint.read(path)
-        assert first.strip() == "1"
-        assert torch.equal(tree["weights"], torch.full((300_000,), float(tree["number"])))
+    """Kill -9 at a random moment, 100 times; most of them fall into a save, and none costs the previous checkpoint."""
+    command = [sys.executable, "-W", "ignore", "-c", KILL_WRITERS, str(tmp_path / "file"), "100"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    written, in_a_save = map(int, result.stdout.split())
+    assert written > 10
+    assert in_a_save > 20

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_the_paper_has_one_preset_for_all_tasks():
         ({"batch_size": 64, "samples_per_action": 5}, r"batch_size=64 is not divisible by samples_per_action=5"),
         ({"num_permutations": 1}, r"num_permutations=1: must be at least 2"),
         ({"piece_size": 40}, r"piece_size=40 is larger than cell_size=36"),
-        ({"backbone": "vgg"}, r"unknown backbone 'vgg'; choose one of caffenet, quarter-caffenet or pass a function"),
+        ({"backbone": "vgg"}, r"unknown backbone 'vgg'; choose one of caffenet, quarter-caffenet, 'timm/NAME' or"),
         ({"precision": "fp8"}, r"precision='fp8': choose one of auto, float32, bf16"),
         ({"ema_decay": 1.0}, r"ema_decay=1.0: must lie in \[0, 1\)"),
         ({"grey_probability": 1.5}, r"grey_probability=1.5: must lie in \[0, 1\]"),
@@ -93,6 +94,21 @@ def test_the_paper_has_one_preset_for_all_tasks():
 def test_bad_values_are_named(overrides, message):
     with pytest.raises(ConfigurationError, match=message):
         make_config(**{"preset": "tiny", **overrides})
+
+
+def test_timm_is_asked_for_where_a_backbone_needs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
+    make_config("tiny")
+    with pytest.raises(ConfigurationError, match=r"'timm/resnet18' needs timm: pip install \"permenv\[timm\]\""):
+        make_config("tiny", backbone="timm/resnet18")
+
+
+def test_a_timm_that_does_not_import_is_reported_with_its_reason(monkeypatch, tmp_path):
+    (tmp_path / "timm.py").write_text('raise RuntimeError("operator torchvision::nms does not exist")')
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigurationError, match=r"timm does not import \(operator torchvision::nms .*from one index"):
+        make_config("tiny", backbone="timm/resnet18")
 
 
 def test_as_dict_is_json_and_names_a_backbone_of_ones_own():

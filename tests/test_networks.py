@@ -1,9 +1,16 @@
 """The network: CaffeNet's sizes, seeded weights, any backbone, one trunk for all tasks."""
 
+import json
+import pickle
+import random
+import warnings
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from permenv import ConfigurationError
 from permenv.heads import SpatialHead, TemporalHead
 from permenv.networks import BACKBONES, build_network, caffenet, evaluating
 
@@ -153,3 +160,111 @@ def test_evaluating_gives_the_mode_back():
     with evaluating(network):
         pass
     assert not network.training
+
+
+# timm
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """Import the real timm, whatever build torch has.
+
+    timm imports torchvision, whose import fails where its compiled operators are of another build than torch: beside a
+    CPU torch from a registry that has it with CUDA alone. Its Python part, all that timm's models use, asks no more
+    than that two of them are declared.
+    """
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError:
+        for operator in ("nms", "qnms"):
+            schema = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            torch.library.define(f"torchvision::{operator}", schema)
+    with warnings.catch_warnings():  # of what a newer torch wants otherwise: timm's to heed
+        warnings.simplefilter("ignore")
+        import timm
+    return timm
+
+
+def global_states():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
+
+
+def test_a_timm_model_is_a_trunk_with_its_own_seeded_weights(timm):
+    before = global_states()
+    network, same, other = (build("timm/test_resnet", seed=seed) for seed in (1, 1, 2))
+    assert global_states() == before
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        theirs = timm.create_model("test_resnet", features_only=True).parameters()
+    weights = [list(each.trunk.parameters()) for each in (network, same, other)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], theirs, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not torch.equal(weights[0][0], weights[2][0])
+    for task in PIECES:
+        network(task, noise(2, task)).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_mambaout", "test_vit"])
+def test_a_timm_trunk_gives_a_map_with_the_channels_first(timm, name):
+    trunk = build(f"timm/{name}").trunk.eval()
+    channels = trunk.model.feature_info.channels()[-1]
+    side = 96 // trunk.model.feature_info.reduction()[-1]
+    with torch.no_grad():
+        assert trunk(torch.zeros(2, 3, 96, 96)).shape == (2, channels, side, side)
+
+
+@pytest.mark.parametrize("name", ["cpubone_nano", "fasternet_t1"])  # one drops features, the other whole paths
+def test_a_timm_trunk_draws_nothing_in_its_forward_pass(timm, name):
+    pieces = torch.zeros(2, 3, 32, 32)
+    with torch.random.fork_rng(devices=[]):
+        before = global_states()
+        timm.create_model(name, features_only=True).train()(pieces)
+        assert global_states() != before
+    trunk = build(f"timm/{name}").trunk.train()
+    before = global_states()
+    trunk(pieces)
+    assert global_states() == before
+
+
+def test_a_run_with_a_timm_backbone_trains_forks_saves_and_pickles(timm, make_env, tmp_path):
+    env = make_env(backbone="timm/test_resnet", learning_rate=0.05, total_updates=4)
+    env.reset(seed=0)
+    world = env.unwrapped
+    assert json.loads(json.dumps(world.config.as_dict()))["backbone"] == "timm/test_resnet"
+    initial = [p.detach().clone() for p in world.trainer.network.trunk.parameters()]
+    actions = np.random.default_rng(0).integers(4, size=48).tolist()  # 4 updates of 3 iterations of 4 actions
+    for action in actions[:24]:
+        env.step(action)
+    assert all(not torch.equal(a, b) for a, b in zip(initial, world.trainer.network.trunk.parameters(), strict=True))
+    env.unwrapped.save(tmp_path / "run.safetensors")
+    restored = make_env(backbone="timm/test_resnet", learning_rate=0.05, total_updates=4)
+    restored.reset(options={"checkpoint": tmp_path / "run.safetensors"})
+    runs = [world, world.fork(), restored.unwrapped, pickle.loads(pickle.dumps(world))]
+    for action in actions[24:]:
+        results = [run.step(action) for run in runs]
+    for observation, reward, terminated, truncated, info in results:
+        assert np.array_equal(observation, results[0][0])
+        assert (reward, terminated, truncated) == (results[0][1], False, True)
+        assert info["update"] == 4
+        assert info["loss"] == results[0][4]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "message"),
+    [
+        ("timm/resnet81", r"timm has no model 'resnet81'.*; the nearest are .*'timm/resnet18'"),
+        ("timm/resnet18.a1_in1k", r"weights are random, so a name has no tag\); the nearest are .*'timm/resnet18'"),
+        ("timm/hf-hub:someone/something", r"unknown backbone 'timm/hf-hub:someone/something'"),
+        ("timm/", r"timm has no model ''.*; timm.list_models\(\) lists them"),
+    ],
+)
+def test_an_unknown_timm_model_is_refused_when_the_environment_is_made(timm, make_env, backbone, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make_env(backbone=backbone)
+
+
+def test_a_timm_model_of_another_size_is_refused_when_the_run_begins(timm, make_env):
+    env = make_env(backbone="timm/vit_tiny_patch16_224")
+    with pytest.raises(ConfigurationError, match=r"pieces of 32 × 32: Input height \(32\) .*; change piece_size"):
+        env.reset(seed=0)

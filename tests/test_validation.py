@@ -91,6 +91,8 @@ def check(network, task, pieces, permutations):
     np.testing.assert_allclose(result.ratios, ratios, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(result.correct, correct)
     assert result.error == pytest.approx(error)
+    surprises = [-np.log(probabilities[label, :, label]) for label in range(len(permutations))]
+    assert result.cross_entropy == pytest.approx(np.mean(surprises), rel=1e-5)
     assert (labels == torch.arange(len(permutations))).all()
 
 
@@ -161,6 +163,15 @@ def test_a_ratio_above_one_is_a_recognised_permutation(joint, task):
     assert result.ratios.min() >= 0.5
     assert result.ratios.max() <= 2
     np.testing.assert_allclose(result.permutation_errors.mean(), result.error)
+
+
+def test_the_cross_entropy_of_an_answer_that_is_certainly_wrong_is_finite():
+    """Its probability is 0 in float32, minus its logarithm is not infinite."""
+    network = trained_a_little(["spatial"], count=6)
+    network.heads["spatial"].classifier.bias.data[0] += 1000
+    result = validate(network, "spatial", noise(2, 9), maximally_different(9, 6))
+    assert result.cross_entropy == pytest.approx(1000 * 5 / 6, rel=0.05)
+    assert result.finite
 
 
 def test_a_network_that_answers_always_the_same_recognises_nothing():

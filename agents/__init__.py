@@ -8,7 +8,8 @@
   advance (`baselines.py`).
 - `Exp3`, `Ucb`: bandits, to which the groups are arms (`bandits.py`).
 - `Lookahead`: the upper reference of one step, which tries everything on forks of the environment (`lookahead.py`).
-- `make`: any of them by its name in `AGENTS`, for an environment.
+- `agents.sb3`: Stable-Baselines3's algorithms, with numbers that make sense here (`sb3.py`; nothing here imports it).
+- `make`: any of ours by its name in `AGENTS`, for an environment.
 """
 
 import difflib

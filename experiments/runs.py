@@ -11,6 +11,7 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -27,7 +28,6 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from permenv import PermShuffleEnv, StillImages, checkpoint, render
-from permenv.augment import normalise
 
 CHECKPOINT = "checkpoint.safetensors"
 _LIBRARIES = (
@@ -85,12 +85,20 @@ def _processor() -> str:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON for people, atomically."""
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=_jsonable) + "\n")
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=_jsonable) + "\n")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Write a text, atomically."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Save a figure, atomically."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    figure.savefig(temporary)
     temporary.replace(path)
 
 
@@ -141,7 +149,7 @@ class RunFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.rows = [dict(row) for row in rows]
         if self.rows:
-            _write_text(self.path / "metrics.csv", _csv(self.rows, header=True))
+            write_text(self.path / "metrics.csv", _csv(self.rows, header=True))
         self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
 
     def append(self, row: dict[str, float]) -> None:
@@ -154,11 +162,11 @@ class RunFolder:
             if name != "update":
                 self._writer.add_scalar(name, value, global_step=int(row["update"]))
 
-    def save(self, env: PermShuffleEnv, agent: Any, **job: Any) -> None:
-        """Write the checkpoint: environment, agent, rows, and whatever else the job must remember."""
+    def save(self, env: PermShuffleEnv, agent: Mapping[str, Any], **job: Any) -> None:
+        """Write the checkpoint: environment, the agent's state, rows, and whatever else the job must remember."""
         tree = {
             "environment": env.state_dict(),
-            "agent": agent.state_dict(),
+            "agent": agent,
             "job": {"rows": self.rows, **job},
         }
         checkpoint.write(self.checkpoint, tree)
@@ -171,9 +179,7 @@ class RunFolder:
 
     def picture(self, name: str, figure: Figure) -> None:
         """Save a figure as `name`.png."""
-        temporary = self.path / f".{name}.tmp.png"
-        figure.savefig(temporary)
-        temporary.replace(self.path / f"{name}.png")
+        write_picture(self.path / f"{name}.png", figure)
 
     def close(self) -> None:
         """Flush TensorBoard."""
@@ -225,15 +231,8 @@ def example_figure(env: PermShuffleEnv, task: str, seed: int) -> Figure:
     stills = isinstance(env.tasks[task].data, StillImages)
     samples = env.validation_samples[task][: _EXAMPLE_IMAGES if stills else _EXAMPLE_CLIPS]
     labels = np.random.default_rng(seed).integers(env.config.num_permutations, size=len(samples))
-    orders = env.permutations[task][labels]
-    pieces = env.tasks[task].centre_pieces(samples, orders)
-    probabilities = torch.softmax(env.network(task, normalise(pieces)), dim=1).cpu().numpy()
-    guesses = []
-    for label, probability in zip(labels, probabilities, strict=True):
-        place = int((probability > probability[label]).sum()) + 1
-        verdict = "recognised" if place == 1 else f"taken for {probability.argmax()}, true is no. {place}"
-        guesses.append(f"ψ {label}: {verdict}\np = {probability[label]:.2f}")
-    originals = env.tasks[task].originals(samples).cpu().numpy()
+    answers = render.ask(env.tasks[task], functools.partial(env.network, task), samples, labels)
+    verdicts = [f"ψ {label}: {answers.verdict(index)}" for index, label in enumerate(labels)]
     if stills:
-        return render.shuffle_figure(originals, pieces.cpu().numpy(), guesses)
-    return render.frames_figure(originals, pieces.cpu().numpy(), orders, guesses)
+        return render.shuffle_figure(answers.originals, answers.pieces, verdicts)
+    return render.frames_figure(answers.originals, answers.pieces, answers.orders, verdicts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from matplotlib.figure import Figure
 
 from permenv import checkpoint, render
 from permenv.checkpoint import CheckpointError
@@ -118,6 +120,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     flat before there are two). All other steps return 0, the validation that ends the free iterations too: it only
     renews ŝ and the line. "spatiotemporal": the mean of the two tasks' rewards, which are in `info`.
 
+    Other actions, observations and rewards of the same run are views of it: `permenv.wrappers`.
+
     ## Starting State
     `reset(seed=...)` draws new weights, a new X_val and all later randomness from the seed; the network is validated,
     so the first observation is that of an untrained network, with an error near 1 - 1 / |Ψ|. Ψ depends on
@@ -134,8 +138,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     iterations are taken: for which of the two this step's action counted), `update` (updates completed), `iteration`,
     `loss` (of the last SGD iteration; log |Ψ|, that of a uniform guess, before the first; the tasks' sum), `error` and
     `baseline_error` (E and E^BL of the last validation; the tasks' means), `task_losses`, `task_errors`,
-    `task_baseline_errors` and `task_rewards` (the same by task; rewards as in the step's), `task_cross_entropies` (of the
-    last validation, in nats; log |Ψ| where the run diverged), `diverged`.
+    `task_baseline_errors` and `task_rewards` (the same by task; rewards as in the step's), `task_cross_entropies` (of
+    the last validation, in nats; log |Ψ| where the run diverged), `diverged`.
 
     ## Arguments
     Any field of `permenv.config.Config` is a keyword: `gym.make("PermShuffle-v0", num_permutations=300)`.
@@ -147,7 +151,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     | `images`      | `None`      | a folder of images, or None for the embedded scenes                            |
     | `videos`      | `None`      | a folder of videos or of folders of frames, or None for the embedded clips     |
     | `device`      | `"auto"`    | "auto", "cpu" or "cuda"                                                        |
-    | `render_mode` | `None`      | None or "rgb_array"                                                            |
+    | `render_mode` | `None`      | None, "rgb_array", or "human": a window that follows the run                   |
 
     `samples_per_action` is 1, so that every sample of a mini-batch has a permutation of its own choice. The more
     samples share a group, the more a mini-batch drills a few classes, and the less is learned: after 600 iterations
@@ -175,7 +179,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         seconds: Wall-clock spent by this object on "training", "validation" and "grouping".
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's
 
     def __init__(
         self,
@@ -197,6 +201,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         self.render_mode = render_mode
         self.config: Config = make_config(preset, task, **overrides)
         self.device = resolve_device(device)
+        # before the data, which may take minutes to read
+        self._window = render.Window(f"PermShuffle: {task}") if render_mode == "human" else None
         self.tasks: dict[str, Task] = make_tasks(task, self.config, images, videos, self.device)
         self.permutations = {name: each.permutations for name, each in self.tasks.items()}
         bounds = np.array([[0, LOWEST_RATIO], [1, HIGHEST_RATIO]], dtype=np.float32)
@@ -211,6 +217,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         self._no_gains = dict.fromkeys(self.tasks, 0.0)
         self.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
         self._progress: _Progress | None = None
+        self._drawn: tuple[_Progress, tuple[int, bool], np.ndarray] | None = None
 
     # Gymnasium's API
 
@@ -246,6 +253,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             trunk = self._trunk_in(options["trunk"]) if "trunk" in options else None
             super().reset(seed=seed)
             self._begin(trunk)
+        if self._window is not None:
+            self.render()
         return self._observation.copy(), self._info(self._begun(), validated=True, gains=self._no_gains)
 
     def step(self, action: np.int64 | int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -272,17 +281,70 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         if now.num_actions == len(now.actions):
             now.num_actions = 0
             gains, validated = self._iterate(now)
+            if self._window is not None:  # not only where the picture changes: a window has events to answer
+                self.render()
         truncated = not now.diverged and self._is_over(now)
         info = self._info(now, validated, gains)
         return self._observation.copy(), _mean(gains), now.diverged, truncated, info
 
     def render(self) -> np.ndarray | None:
-        """Draw the run so far as an (H, W, 3) uint8 picture in the render mode "rgb_array"."""
+        """Show the run as of its last validation, see `permenv.render.dashboard_figure`.
+
+        `metadata["render_fps"]` is for a picture a validation. `RecordVideo` keeps one a step, and an update of the
+        tiny preset has 3200 steps: record a view whose step is a phase (`permenv.wrappers`), or pass it a higher `fps`.
+
+        Returns:
+            "rgb_array": (H, W, 3) uint8, read-only and the same array until the picture changes, so that a video of
+            many steps holds few pictures; `.copy()` is yours to draw on. "human": None, the window shows it; after
+            `reset` and at every validation it does so without being asked.
+        """
         if self.render_mode is None:
             gym.logger.warn("render() does nothing without a render mode: gym.make(..., render_mode='rgb_array')")
             return None
-        history, observations = self.history, self._observation.reshape(len(self.tasks), -1, 2)
-        return render.to_array(render.run_figure(history, dict(zip(self.tasks, observations, strict=True))))
+        now = self._begun()
+        if self.render_mode == "rgb_array":
+            return self._picture(now)
+        if self._window is not None:
+            self._window.show(self._picture(now))
+        return None
+
+    def dashboard(self) -> Figure:
+        """The run as of its last validation as a figure, see `permenv.render.dashboard_figure`."""
+        now = self._begun()
+        config, records, last = self.config, now.records, now.records[-1]
+        chosen_from = records[max(len(records) - 2, 0)].observation.reshape(len(self.tasks), -1, 2)
+        observations = last.observation.reshape(len(self.tasks), -1, 2)
+        cycle = config.free_iterations + config.iterations_per_update
+        place = last.iteration % cycle
+        following = last.iteration - place + (config.free_iterations if place < config.free_iterations else cycle)
+        rng = np.random.default_rng(len(records))  # its own: a picture draws nothing that the run would draw
+        panels = {}
+        for row, (name, task) in enumerate(self.tasks.items()):
+            samples, label = self.validation_samples[name][:1], rng.integers(config.num_permutations, size=1)
+            panels[name] = render.Panel(
+                history=self.history[name],
+                credited=[record.phase == "update" for record in records],
+                next_validation=None if self._is_over(now) else following,
+                diverged=max(self.trainer.iteration, last.iteration + 1) if now.diverged else None,
+                observation=observations[row],
+                choices=last.choices[row],
+                sizes=chosen_from[row, :, 0],
+                answers=render.ask(task, functools.partial(self.network, name), samples, label),
+            )
+        error = 1.0 if now.diverged else _mean(last.errors)
+        gain = f"{now.rewards[-1]:+.3f}" if now.rewards else "–"
+        status = (
+            f"update {now.update} of {config.total_updates}   iteration {last.iteration}   error {error:.3f}   "
+            f"last reward {gain}"
+        )
+        return render.dashboard_figure(f"PermShuffle: {self.task}", status, panels, config.total_updates * cycle)
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+        super().close()
 
     # what researchers look at
 
@@ -295,6 +357,11 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     def rewards(self) -> list[float]:
         """r_t of every update since the run began."""
         return list(self._begun().rewards)
+
+    @property
+    def choices(self) -> np.ndarray:
+        """(tasks, |C|) int64, how often full mini-batches chose each group since the last validation."""
+        return self._begun().choices.copy()
 
     @property
     def history(self) -> dict[str, list[tuple[int, float]]]:
@@ -325,6 +392,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # loading a state replaces all that moves, and only reads the rest
         twin.seconds = dict(self.seconds)
+        twin._window = None  # it shows this run
         twin.load_state_dict(self.state_dict())
         return twin
 
@@ -589,6 +657,15 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             "task_rewards": dict(gains),
             "diverged": now.diverged,
         }
+
+    def _picture(self, now: _Progress) -> np.ndarray:
+        """The run's picture, drawn again only where a validation, a divergence or another run has changed it."""
+        moment = len(now.records), now.diverged
+        if self._drawn is None or self._drawn[0] is not now or self._drawn[1] != moment:
+            picture = render.to_array(self.dashboard())
+            picture.flags.writeable = False
+            self._drawn = now, moment, picture
+        return self._drawn[2]
 
     def _identity(self) -> dict[str, Any]:
         numbers = self.config.as_dict()

@@ -1,20 +1,29 @@
 """The environment's contract, for every registered id and task: DESIGN section 4, word by word."""
 
+import functools
 import json
 import pickle
 import random
 import re
+import sys
+import types
 import warnings
+from typing import ClassVar
 
+import cv2
 import gymnasium as gym
+import matplotlib
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL
 from gymnasium.utils.env_checker import check_env
-from gymnasium.wrappers import FlattenObservation
+from gymnasium.wrappers import FlattenObservation, RecordEpisodeStatistics, RecordVideo
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib import pyplot
+from matplotlib.backend_bases import FigureManagerBase
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from permenv import TASKS, CheckpointError, ConfigurationError, DataError, PermShuffleEnv, checkpoint
@@ -68,6 +77,7 @@ def mean(values):
 
 @every_id
 @every_task
+@pytest.mark.usefixtures("windows")  # it renders in every mode
 def test_gymnasiums_checker_has_nothing_to_say(name, task):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -557,23 +567,63 @@ def test_what_it_sees_is_what_a_video_player_shows(make_env):
         assert torch.equal(shown, film[sorted(places), 2:34, 2:34])  # 32 of 37 pixels
 
 
-# Fork, save, restore
+# Records
 
 
 @every_task
-@given(st.integers(0, 40), st.integers(1, 40), st.integers(0, 100))
-@settings(deadline=None, max_examples=4)
-def test_fork_and_parent_continue_identically_and_do_not_touch_each_other(task, depth, length, seed):
-    env = gym.make("PermShuffle-v0", task=task, **SMALL)
+def test_a_run_remembers_every_validation(make_env, task):
+    env = make_env(task=task)
+    observation, info = env.reset(seed=0)
+    world = env.unwrapped
+    seen, counts, rewards = [(observation, info)], [np.zeros((len(world.tasks), 4), int)], []
+    running = np.zeros_like(counts[0])
+    for action in actions_of(env, 60):
+        observation, reward, _, _, info = env.step(action)
+        running[np.arange(len(world.tasks)), action] += 1
+        if info["iteration"] > seen[-1][1]["iteration"] and not info["validated"]:
+            assert world.choices.sum() % 4 == 0  # only full mini-batches count
+        if info["validated"]:
+            assert not world.choices.any()
+            seen.append((observation, info))
+            counts.append(running.copy())
+            running[:] = 0
+            rewards += [reward] if info["phase"] == "update" else []
+    assert world.rewards == rewards
+    assert [record.phase for record in world.records] == ["reset", *(info["phase"] for _, info in seen[1:])]
+    for record, (observation, info), choices in zip(world.records, seen, counts, strict=True):
+        assert record.iteration == info["iteration"]
+        assert record.errors == info["task_errors"]
+        assert record.cross_entropies == info["task_cross_entropies"]
+        np.testing.assert_array_equal(record.observation, observation)
+        np.testing.assert_array_equal(record.choices, choices)
+
+
+# Fork, save, restore
+
+
+@functools.cache
+def one_environment(task):
+    return gym.make("PermShuffle-v0", task=task, **SMALL)
+
+
+@every_task
+@given(st.integers(0, 25), st.integers(1, 3), st.integers(1, 20), st.integers(0, 2**31 - 1))
+@settings(deadline=None, max_examples=34)  # 102 in all
+def test_fork_and_parent_continue_identically_and_do_not_touch_each_other(task, start, generation, length, seed):
+    """At a random point of a run, some generations deep: the last fork, given the same actions, is its ancestor."""
+    env = one_environment(task)
     env.reset(seed=seed)
-    rollout(env, actions_of(env, depth, seed))
-    parent = env.unwrapped
-    fork, stray = parent.fork(), parent.fork()
-    rollout(stray, actions_of(env, length, seed + 1))
-    actions = actions_of(env, length, seed + 2)
+    rollout(env, actions_of(env, start, seed))
+    parent = fork = env.unwrapped
+    stray = parent.fork()
+    for _ in range(generation):
+        fork = fork.fork()
+    rollout(stray, actions_of(env, length, [seed, 1]))
+    actions = actions_of(env, length, [seed, 2])
     assert_same(rollout(parent, actions), rollout(fork, actions))
     assert all(map(torch.equal, weights_of(parent), weights_of(fork)))
     assert parent.history == fork.history
+    assert parent.rewards == fork.rewards
 
 
 @every_task
@@ -844,17 +894,207 @@ def test_a_render_mode_that_does_not_exist():
 
 
 @every_task
-def test_render_gives_a_picture_that_changes_with_the_run(make_env, task):
+def test_the_picture_changes_at_validations_only(make_env, task):
     env = make_env(task=task, render_mode="rgb_array")
     env.reset(seed=0)
-    first = env.render()
-    assert first.shape == (320 * len(PARTS[task]), 800, 3)
-    assert first.dtype == np.uint8
+    last, pictures = env.render(), 1
+    for action in actions_of(env, 20):
+        info = env.step(action)[4]
+        picture = env.render()
+        assert picture.shape == (36 + 364 * len(PARTS[task]), 1000, 3)
+        assert picture.dtype == np.uint8
+        assert not picture.flags.writeable  # it may be handed out again
+        assert (picture is last) == (not info["validated"])
+        for part in range(len(PARTS[task]) if info["validated"] else 0):
+            rows = slice(36 + 364 * part, 400 + 364 * part)
+            assert not np.array_equal(picture[rows], last[rows])
+        last, pictures = picture, pictures + info["validated"]
+    assert pictures == 4
+
+
+@every_task
+def test_rendering_does_not_change_the_run(make_env, task):
+    env, twin = make_env(task=task, render_mode="rgb_array"), make_env(task=task)
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    for action in actions_of(env, 16):
+        env.render()
+        assert_same([env.step(action)], [twin.step(action)])
+    np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])  # the generator too
+
+
+def drawn_anew(make_env, env):
+    """The picture of a run that has never been drawn."""
+    fresh = make_env(task=env.task, render_mode="rgb_array").unwrapped
+    fresh.load_state_dict(env.state_dict())
+    return fresh.render()
+
+
+def test_forks_copies_and_continued_runs_are_drawn_as_they_are(make_env, tmp_path):
+    env = make_env(render_mode="rgb_array").unwrapped
+    env.reset(seed=0)
+    rollout(env, [0] * 12)
+    env.save(tmp_path / "run")
+    saved, fork, copy = env.render(), env.fork(), pickle.loads(pickle.dumps(env))
+    for each, group in ((fork, 1), (copy, 2), (env, 3)):
+        np.testing.assert_array_equal(each.render(), saved)
+        rollout(each, [group] * 12)
+    pictures = [each.render() for each in (fork, copy, env)]
+    for each, picture in zip((fork, copy, env), pictures, strict=True):
+        np.testing.assert_array_equal(picture, drawn_anew(make_env, each))
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    env.load_state_dict(fork.state_dict())  # another run with as many validations
+    np.testing.assert_array_equal(env.render(), pictures[0])
+    env.reset(options={"checkpoint": tmp_path / "run"})
+    np.testing.assert_array_equal(env.render(), saved)
+
+
+@pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+def test_a_run_that_diverged_is_drawn(make_env, task):
+    env = make_env(task=task, render_mode="rgb_array")
+    env.reset(seed=0)
     rollout(env, actions_of(env, 12))
-    second = env.render()
-    for row in range(len(PARTS[task])):
-        rows = slice(320 * row, 320 * (row + 1))
-        assert not np.array_equal(first[rows], second[rows])
+    before = env.render()
+    for network in (env.unwrapped.trainer.network, env.unwrapped.trainer.evaluated):
+        network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
+    assert rollout(env, actions_of(env, 4))[-1][2]
+    after = env.render()
+    assert after.shape == before.shape
+    assert not np.array_equal(after, before)
+
+
+@pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+def test_episodes_are_recorded(make_env, tmp_path, task):
+    env = make_env(task=task, render_mode="rgb_array", total_updates=2)
+    env = RecordEpisodeStatistics(RecordVideo(env, str(tmp_path / "videos")))
+    env.reset(seed=0)
+    *steps, last = rollout(env, actions_of(env, 24))
+    env.close()
+    assert last[3]
+    assert last[4]["episode"]["r"] == pytest.approx(sum(reward for _, reward, *_ in [*steps, last]))
+    assert last[4]["episode"]["l"] == 24
+    (file,) = (tmp_path / "videos").iterdir()
+    video, frames = cv2.VideoCapture(str(file)), []
+    assert video.get(cv2.CAP_PROP_FPS) == env.metadata["render_fps"]
+    while (read := video.read())[0]:
+        frames.append(read[1])
+    assert len(frames) in (24, 25)  # one after reset and each step; moviepy may round the last one off
+    assert {frame.shape for frame in frames} == {(36 + 364 * len(PARTS[task]), 1000, 3)}
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 100
+
+
+class _Window(FigureManagerBase):
+    """A window of matplotlib's on no screen."""
+
+    opened: ClassVar[list["_Window"]] = []
+
+    def __init__(self, canvas, num):
+        super().__init__(canvas, num)
+        self.raised, self.drawn, self.answered, self.destroyed = 0, 0, 0, False
+        self.opened.append(self)
+
+    def show(self):
+        self.raised += 1
+
+    def set_window_title(self, title):
+        self.title = title
+
+    def destroy(self):
+        self.destroyed = True
+
+    @property
+    def picture(self):
+        return self.canvas.figure.axes[0].images[0].get_array()
+
+
+class _Canvas(FigureCanvasAgg):
+    manager_class = _Window
+
+    def draw_idle(self):
+        self.manager.drawn += 1
+
+    def flush_events(self):
+        self.manager.answered += 1
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Let matplotlib open windows, on a machine without a screen too; the list of them."""
+    backend = types.ModuleType("windows_on_no_screen")
+    backend.FigureCanvas = _Canvas
+    monkeypatch.setitem(sys.modules, backend.__name__, backend)
+    monkeypatch.setattr(_Window, "opened", [])
+    before = matplotlib.get_backend()
+    pyplot.switch_backend(f"module://{backend.__name__}")
+    yield _Window.opened
+    pyplot.close("all")
+    pyplot.switch_backend(before)
+
+
+@every_task
+def test_a_window_follows_the_run(make_env, windows, task):
+    env, twin = make_env(task=task, render_mode="human"), make_env(task=task, render_mode="rgb_array")
+    (window,) = windows
+    assert window.title == f"PermShuffle: {task}"
+    assert window.raised == 0  # there is nothing to show yet
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    assert window.raised == 1
+    np.testing.assert_array_equal(window.picture, twin.render())
+    for action in actions_of(env, 12):
+        drawn, (*_, info) = window.drawn, env.step(action)
+        twin.step(action)
+        assert window.drawn == drawn + info["validated"]
+        np.testing.assert_array_equal(window.picture, twin.render())
+    assert env.render() is None
+    assert window.raised == 1  # it does not come to the front by itself
+    assert window.answered == 1 + 12 / 4 + 1  # reset, every iteration, render
+    assert tuple(window.canvas.figure.bbox.size) == (1000, 36 + 364 * len(PARTS[task]))
+    env.close()
+    assert window.destroyed
+    assert windows == [window]
+
+
+def test_a_run_goes_on_when_its_window_is_closed(make_env, windows):
+    env = make_env(render_mode="human")
+    env.reset(seed=0)
+    pyplot.close("all")  # as whoever looks at it may
+    rollout(env, actions_of(env, 12))
+    assert windows[0].drawn == 0
+    env.close()
+    env.close()
+
+
+def test_a_fork_does_not_show_itself_in_its_parents_window(make_env, windows):
+    env = make_env(render_mode="human").unwrapped
+    env.reset(seed=0)
+    fork = env.fork()
+    rollout(fork, actions_of(env, 12))
+    fork.close()
+    assert windows[0].drawn == 0
+    assert not windows[0].destroyed
+    rollout(env, actions_of(env, 12))
+    assert windows[0].drawn == 2
+
+
+class _NoScreen(_Canvas):
+    @classmethod
+    def new_manager(cls, figure, num):
+        raise RuntimeError("cannot connect to the screen")
+
+
+@pytest.mark.parametrize("backend", ["agg", "windows_on_no_screen"])
+def test_without_a_screen_a_window_is_refused_before_anything_is_done(make_env, windows, monkeypatch, backend):
+    if backend == "agg":
+        pyplot.switch_backend("agg")
+    else:
+        monkeypatch.setattr(sys.modules[backend], "FigureCanvas", _NoScreen)
+        pyplot.switch_backend(f"module://{backend}")
+    message = rf"render_mode='human'.*backend is '.*{backend}'; use render_mode='rgb_array', or.* set MPLBACKEND"
+    with pytest.raises(ConfigurationError, match=message):
+        make_env(render_mode="human", images="/nowhere")
+    assert not pyplot.get_fignums()
+    assert not windows
 
 
 def test_there_is_nothing_to_render_before_reset(make_env):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,9 @@ import numpy as np
 import pytest
 from conftest import SMALL
 
-from experiments import benchmark, credit, defaults, direction, reinforce, runs, temporal
+from agents import AGENTS
+from experiments import benchmark, credit, defaults, direction, leaderboard, noise, reinforce, runs, temporal
+from experiments import job as recording
 from permenv import CheckpointError, ConfigurationError, DataError, embedded_clips
 from permenv.permutations import reverse_of
 from permenv.training import trunk_of
@@ -70,7 +73,11 @@ def test_a_run_leaves_everything_behind(finished):
         assert np.load(folder / f"permutations-{name}.npy").shape == (24, {"spatial": 9, "temporal": 8}[name])
         assert config["permutations"][name]["minimum"] >= 2
     assert {path.name for path in folder.glob("*.npy")} == {f"permutations-{name}.npy" for name in names}
-    pictures = {"error.png", *(f"{kind}-{name}.png" for kind in ("choices", "shuffles") for name in names)}
+    pictures = {
+        "dashboard.png",
+        "error.png",
+        *(f"{kind}-{name}.png" for kind in ("choices", "shuffles") for name in names),
+    }
     assert {path.name for path in folder.glob("*.png")} == pictures
     for name in pictures:
         assert min(cv2.imread(str(folder / name)).shape[:2]) > 300
@@ -113,13 +120,13 @@ def test_the_metrics_have_the_same_columns_for_every_task(finished):
         assert row["loss"] == pytest.approx(sum(row[f"{name}/loss"] for name in names))
 
 
-def test_the_entropy_is_that_of_the_policy_that_acted(tmp_path):
-    reinforce.main(job(tmp_path / "run", task="spatiotemporal", policy="random"))
-    for row in metrics(tmp_path / "run"):
-        for name in ("spatial", "temporal"):
-            sizes = np.array([float(row[f"{name}/size_{group}"]) for group in range(4)])
-            sizes = sizes[sizes > 0]
-            assert float(row[f"{name}/entropy"]) == pytest.approx(-(sizes * np.log(sizes)).sum(), abs=1e-6)
+def test_the_entropy_is_that_of_the_choices(finished):
+    names, folder, _, _ = finished
+    for row in metrics(folder):
+        for name in names:
+            shares = np.array([float(row[f"{name}/group_{group}"]) for group in range(4)])
+            shares = shares[shares > 0]
+            assert float(row[f"{name}/entropy"]) == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-12)
 
 
 def test_the_same_seed_gives_the_same_metrics(tmp_path):
@@ -145,6 +152,26 @@ def test_a_prolonged_run_equals_an_uninterrupted_one(tmp_path, task, policy):
     parts = reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=4, resume=True))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert parts["tasks"] == whole["tasks"]
+
+
+@pytest.mark.parametrize("policy", AGENTS)
+def test_an_interrupted_run_of_any_policy_equals_an_uninterrupted_one(tmp_path, monkeypatch, policy):
+    config = job(tmp_path / "whole", policy=policy)
+    reinforce.main(config)
+    saved = runs.RunFolder.save
+
+    def save_and_stop(folder, *arguments, **options):
+        saved(folder, *arguments, **options)
+        if len(folder.rows) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs.RunFolder, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        reinforce.main(dataclasses.replace(config, out=tmp_path / "parts"))
+    monkeypatch.setattr(runs.RunFolder, "save", saved)
+    assert len(metrics(tmp_path / "parts")) == 2
+    reinforce.main(dataclasses.replace(config, out=tmp_path / "parts", resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
 def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
@@ -237,6 +264,22 @@ def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
     assert "The loss was not finite" in said
     assert "Nearest neighbours, temporal: the features are not finite any more." in said
     assert float(metrics(tmp_path / "run")[-1]["diverged"])
+
+
+def test_a_reset_does_not_begin_another_run_and_the_policys_time_is_what_passes_outside(tmp_path):
+    with recording.Recorder(job(tmp_path / "run", updates=2)) as run:
+        run.begin(dict)
+        observation, info = run.reset(seed=5)
+        assert info["iteration"] == 0
+        while not run.over:
+            time.sleep(0.01)
+            observation, *_, info = run.step(0)
+        again, same = run.reset()
+        np.testing.assert_array_equal(again, observation)
+        assert same["iteration"] == info["iteration"] == 6
+        summary = run.finish()
+    assert 0.01 * 2 * 3 * 4 <= summary["seconds_policy"] <= summary["seconds"]
+    assert metrics(tmp_path / "run")[1]["spatial/group_0"] == "1.0"
 
 
 def write_photos(folder, classes=3, each=12):
@@ -384,6 +427,7 @@ def test_a_folder_without_a_readable_video_ends_with_one_clear_line(tmp_path):
         ({"resume": True}, runs.RunFolderError, r"no checkpoint.safetensors"),
         ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
         ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
+        ({"policy": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, error, message):
@@ -514,3 +558,89 @@ def test_the_measurement_of_the_temporal_defaults_runs(make_it_small):
     # without crops the smoothest order of a clip that pans is nearly always the true one
     assert shares["not cropped"] > 0.9
     assert shares["a place each"] < shares["one place"]
+
+
+def test_noise_and_signal_are_told_apart():
+    rng = np.random.default_rng(0)
+    tables = [
+        moment + 2 * rng.standard_normal((200, 1)) + 4 * rng.standard_normal((200, 5)) for moment in (-10.0, 0.0, 10.0)
+    ]
+    figures = noise.signal_to_noise(tables)
+    assert figures["noise_sd"] == pytest.approx(4, rel=0.05)
+    assert figures["signal_sd"] == pytest.approx(2, rel=0.15)
+    assert figures["ratio"] == pytest.approx(1 / 4, rel=0.3)
+    assert figures["updates"] == pytest.approx(1 / figures["ratio"])
+    same = np.array([[0.0, 1.0], [1.0, 0.0]])  # the groups' means do not differ at all
+    assert noise.signal_to_noise([same])["ratio"] == 0
+    assert noise.signal_to_noise([same])["updates"] is None
+
+
+def test_the_measurement_of_noise_runs(make_it_small):
+    make_it_small(noise)
+    tables = noise._measure(0, noise.Config(moments=(1, 3), repeats=2))
+    assert len(tables) == 2
+    for table in tables:
+        assert set(table) == {
+            f"{measure}, {weights}" for measure in ("error", "cross-entropy") for weights in ("averaged", "live")
+        }
+        for values in table.values():
+            assert values.shape == (4, 2)
+            assert np.isfinite(values).all()
+    assert np.any(tables[1]["error, averaged"] != tables[1]["error, live"])
+
+
+@pytest.fixture
+def small_leaderboard(make_it_small, monkeypatch, tmp_path):
+    """Return a function that makes the comparison's options; its runs are small and in this process."""
+    make_it_small(leaderboard)
+    monkeypatch.setattr(leaderboard, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    return lambda **options: leaderboard.Config(
+        **{"seeds": 2, "updates": 2, "runs": tmp_path / "runs", "out": tmp_path / "board", **options}
+    )
+
+
+def test_the_leaderboard_compares_every_agent(small_leaderboard, tmp_path, capsys):
+    report = leaderboard.main(small_leaderboard(seeds=1))
+    rows = report["agents"]
+    assert {row["agent"] for row in rows} == set(leaderboard.AGENTS)
+    errors = [row["final_error"] for row in rows]
+    assert errors == sorted(errors)
+    assert all(0 <= row["area"] <= 1 and 0 < row["cost"] < 1 for row in rows)
+    by_name = {row["agent"]: row for row in rows}
+    assert by_name["random"]["against_random"] == 0
+    assert by_name["lookahead"]["cost"] > by_name["random"]["cost"]
+    assert {path.suffix for path in tmp_path.iterdir() if path.stem == "board"} == {".json", ".csv", ".png"}
+    with (tmp_path / "board.csv").open() as file:
+        assert [row["agent"] for row in csv.DictReader(file)] == [row["agent"] for row in rows]
+    assert "| lookahead |" in capsys.readouterr().out
+
+
+def test_the_leaderboard_goes_on_where_it_was_stopped(small_leaderboard, tmp_path, monkeypatch):
+    config = small_leaderboard(agents=("random", "exp3"))
+    whole = leaderboard.main(config)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(times) == 4
+    missing = tmp_path / "runs" / "exp3-seed1.json"
+    errors = json.loads(missing.read_text())["errors"]
+    missing.unlink()
+    again = leaderboard.main(config)
+    assert json.loads(missing.read_text())["errors"] == errors
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items() if path != missing)
+    assert [row["final_error"] for row in again["agents"]] == [row["final_error"] for row in whole["agents"]]
+    with pytest.raises(runs.RunFolderError, match=r"'updates': 2.*'updates': 3.*--runs"):
+        leaderboard.main(dataclasses.replace(config, updates=3))
+
+
+def test_the_leaderboard_refuses_agents_that_there_are_not(small_leaderboard, tmp_path):
+    with pytest.raises(ValueError, match="unknown agent 'randon': choose of random"):
+        leaderboard.main(small_leaderboard(agents=("randon",)))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_leaderboards_figures():
+    assert leaderboard.area([0, 10, 40], [1.0, 0.5, 0.1]) == pytest.approx((10 * 0.75 + 30 * 0.3) / 40)
+    assert leaderboard.interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
+    values = list(np.random.default_rng(1).normal(0, 1, 400))
+    low, high = leaderboard.interval(values)
+    assert low < np.mean(values) < high
+    assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)

@@ -24,7 +24,7 @@ from permenv.networks import evaluating
 from permenv.reward import extrapolated_error, reward
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, draw_members, group_members, group_permutations, summarise
 from permenv.tasks import Task, make_tasks
-from permenv.training import Batch, Trainer, resolve_device, trunk_of
+from permenv.training import Batch, Trainer, resolve_device, spare_threads, trunk_of
 from permenv.validation import Validation, validate
 
 # a checkpoint may go on under another value of these: they do not change what the next iteration does
@@ -164,6 +164,11 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     Nothing reads or moves a global random state; a `backbone` of your own that draws numbers in its forward pass
     (dropout) is the exception.
 
+    ## Many At Once
+    `gym.make_vec("PermShuffle-v0", num_envs=M)` trains M networks, in this process or ("async") in one each. In a
+    process that another one has started torch uses one thread, or, where it was spawned, as many as OMP_NUM_THREADS
+    says. On a GPU spawn them: `vector_kwargs={"context": "spawn"}`.
+
     ## Version History
     - v0: first version.
 
@@ -201,6 +206,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         self.render_mode = render_mode
         self.config: Config = make_config(preset, task, **overrides)
         self.device = resolve_device(device)
+        spare_threads()
         # before the data, which may take minutes to read
         self._window = render.Window(f"PermShuffle: {task}") if render_mode == "human" else None
         self.tasks: dict[str, Task] = make_tasks(task, self.config, images, videos, self.device)

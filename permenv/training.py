@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import multiprocessing
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +19,21 @@ from permenv.config import Config, ConfigurationError
 from permenv.heads import HeadFactory
 from permenv.networks import OrderingNetwork, build_network
 
+_IMPORTED_BY = os.getpid()
+
 
 def resolve_device(device: str | torch.device) -> torch.device:
     """Turn "auto" into the GPU if there is one, else the CPU.
 
     Raises:
-        ConfigurationError: If the device is not known, or is a GPU that is not there.
+        ConfigurationError: If the device is not known, or is a GPU that is not there, or whose driver was started
+            before this process was forked.
     """
+    if str(device) != "cpu" and torch.cuda._is_in_bad_fork():
+        raise ConfigurationError(
+            f"device={str(device)!r}: this process was forked from one that uses the GPU, which CUDA does not survive; "
+            f"start processes with vector_kwargs={{'context': 'spawn'}}, or use device='cpu'"
+        )
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if str(device).partition(":")[0] not in ("cpu", "cuda"):
@@ -32,6 +42,19 @@ def resolve_device(device: str | torch.device) -> torch.device:
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
     return chosen
+
+
+def spare_threads() -> None:
+    """Use one thread in a process that another one has started; in any other, do nothing.
+
+    Many of them would fight for the cores, as each takes all; torch's DataLoader does the same in its workers. Set
+    OMP_NUM_THREADS before they are spawned to give them more. Where a process was forked, one it stays: the threads of
+    OpenMP did not come along, and a second one would be waited for.
+    """
+    forked = os.getpid() != _IMPORTED_BY
+    spawned = multiprocessing.parent_process() is not None and "OMP_NUM_THREADS" not in os.environ
+    if forked or spawned:
+        torch.set_num_threads(1)
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

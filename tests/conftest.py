@@ -1,10 +1,12 @@
 """What several test files share: a small environment, and the real data where it is there."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -31,6 +33,18 @@ SMALL: dict[str, Any] = {
     "lstm": 16,
 }
 """Overrides of the tiny preset that make a run of a few iterations take a fraction of a second."""
+
+
+def rollout(env: gym.Env, actions: Iterable[Any]) -> list[tuple]:
+    """Observations, rewards, endings and infos of some actions."""
+    return [env.step(action) for action in actions]
+
+
+def assert_same(first: list[tuple], second: list[tuple]) -> None:
+    """Compare two rollouts, bit for bit."""
+    for (observation, *rest), (other, *others) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(observation, other)
+        assert rest == others
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, assert_same, rollout
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import FlattenObservation, RecordEpisodeStatistics, RecordVideo
 from hypothesis import given, settings
@@ -51,17 +51,6 @@ def action_of(env, *groups):
     if env.action_space.shape == ():
         return int(groups[0])
     return np.array(groups * 2 if len(groups) == 1 else groups)
-
-
-def rollout(env, actions):
-    """Observations, rewards, endings and infos of some actions."""
-    return [env.step(action) for action in actions]
-
-
-def assert_same(first, second):
-    for (o, *rest), (p, *others) in zip(first, second, strict=True):
-        np.testing.assert_array_equal(o, p)
-        assert rest == others
 
 
 def weights_of(env):

@@ -10,6 +10,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same, rollout
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import (
     FlattenObservation,
@@ -89,16 +90,6 @@ def actions_of(env, seed=0, cycles=1.5):
     space.seed(seed)
     steps_in_cycle = 2 if "Mixture" in str(env) or "Block" in str(env) else 12
     return [space.sample() for _ in range(round(cycles * steps_in_cycle))]
-
-
-def rollout(env, actions):
-    return [env.step(action) for action in actions]
-
-
-def assert_same(first, second):
-    for (o, *rest), (p, *others) in zip(first, second, strict=True):
-        np.testing.assert_array_equal(o, p)
-        assert rest == others
 
 
 def state_of(env):

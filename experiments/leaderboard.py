@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import matplotlib
 import numpy as np
 import torch
 import tyro
@@ -231,7 +232,7 @@ def _figure(report: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> F
     figure = Figure(figsize=(11, 0.34 * len(rows) + 1.8), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
     for place, row in enumerate(rows):
-        colour = "black" if row["agent"] == _REFERENCE else f"C{place % 10}"
+        colour = "black" if row["agent"] == _REFERENCE else matplotlib.colormaps["tab20"](place % 20)
         left.plot([row["final_error_low"], row["final_error_high"]], [place, place], color=colour, linewidth=2)
         left.plot(row["final_error"], place, marker="o", color=colour)
         left.plot([run["errors"][-1] for run in found[row["agent"]]], [place] * row["n"], "|", color=colour, alpha=0.5)

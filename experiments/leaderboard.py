@@ -11,14 +11,12 @@ again at any time. Writes `experiments/results/leaderboard.json`, `.csv` and `.p
 from __future__ import annotations
 
 import csv
+import functools
 import io
-import json
 import os
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +26,18 @@ import numpy as np
 import torch
 import tyro
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-import agents
-from agents import sb3
-from experiments import runs
+from experiments import contest, runs
 from permenv import PermShuffleEnv
 
-_STABLE_BASELINES = ("ppo", "a2c", "dqn")
-AGENTS = (*agents.AGENTS, *_STABLE_BASELINES)
 _REFERENCE = "random"
-_RESAMPLES = 10_000
-_LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Config:
     """The comparison's options."""
 
-    agents: tuple[str, ...] = AGENTS
+    agents: tuple[str, ...] = contest.AGENTS
     """Who is compared; random permutations, to compare with, always are."""
     seeds: int = 5
     """Runs of each, seeds 0, 1, ..."""
@@ -67,26 +58,23 @@ def main(config: Config) -> dict[str, Any]:
         ValueError: If an agent is unknown.
         RunFolderError: If the folder has runs of other settings.
     """
-    unknown = [name for name in config.agents if name not in AGENTS]
-    if unknown:
-        raise ValueError(f"unknown agent {unknown[0]!r}: choose of {', '.join(AGENTS)}")
+    contest.check(config.agents)
     names = tuple(dict.fromkeys((*config.agents, _REFERENCE)))
-    config.runs.mkdir(parents=True, exist_ok=True)
-    jobs = [(name, seed) for seed in range(config.seeds) for name in names]
-    missing = [job for job in jobs if _load(*job, config) is None]
-    missing.sort(key=lambda job: job[0] == "lookahead")  # it takes as long as all others together
-    with ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(_run, *job, config) for job in missing]
-        for done in tqdm(as_completed(running), total=len(running), unit="run", disable=not running):
-            done.result()
-    found = {name: [_loaded(name, seed, config) for seed in range(config.seeds)] for name in names}
+    found = contest.run_all(
+        functools.partial(_run, updates=config.updates),
+        names,
+        config.seeds,
+        settings={"updates": config.updates},
+        folder=config.runs,
+        processes=config.processes,
+    )
     report = {
         "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
         "data": "embedded scenes, seed 0",
         "seeds": config.seeds,
         "updates": config.updates,
         "iterations": found[_REFERENCE][0]["iterations"][-1],
-        "interval": f"{_LEVEL:.0%}, bootstrap of the mean over seeds, {_RESAMPLES} resamples",
+        "interval": contest.INTERVAL,
         "agents": _table(found),
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
@@ -97,37 +85,14 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
-def _run(name: str, seed: int, config: Config) -> None:
-    """One agent's run from one seed; leaves its file behind."""
+def _run(name: str, seed: int, updates: int) -> dict[str, Any]:
+    """One agent's run from one seed."""
     torch.set_num_threads(1)
-    env = _LastRun(gym.make("PermShuffle-v0", total_updates=config.updates, device="cpu"))
-    world = env.unwrapped
-    assert isinstance(world, PermShuffleEnv)
+    env = _LastRun(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"))
     start = time.perf_counter()
-    if name in agents.AGENTS:
-        agent = agents.make(name, env, seed=seed)
-        observation, _ = env.reset(seed=seed)
-        over = False
-        while not over:
-            action = agent.act(observation)
-            observation_next, reward, terminated, truncated, info = env.step(action)
-            agent.learn(agents.Transition(observation, action, reward, observation_next, terminated, truncated, info))
-            observation, over = observation_next, terminated or truncated
-    else:
-        model = sb3.make_model(name, env, seed=seed)
-        model.learn(config.updates * sb3.steps_of_an_update(env))
+    contest.play(name, env, seed=seed)
     seconds = time.perf_counter() - start
-    runs.write_json(
-        _file(name, seed, config),
-        {
-            "settings": _settings(config),
-            "agent": name,
-            "seed": seed,
-            **env.last_run,
-            "seconds": seconds,
-            "cost": 1 - env.last_run["seconds_training"] / seconds,
-        },
-    )
+    return {**env.last_run, "seconds": seconds, "cost": 1 - env.last_run["seconds_training"] / seconds}
 
 
 class _LastRun(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
@@ -154,34 +119,6 @@ class _LastRun(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
         return observation, reward, terminated, truncated, info
 
 
-def _file(name: str, seed: int, config: Config) -> Path:
-    return config.runs / f"{name}-seed{seed}.json"
-
-
-def _load(name: str, seed: int, config: Config) -> dict[str, Any] | None:
-    path = _file(name, seed, config)
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if found["settings"] != _settings(config):
-        raise runs.RunFolderError(
-            f"{path} was run with {found['settings']}, asked for is {_settings(config)}: name another folder with "
-            f"--runs, or remove it"
-        )
-    return found
-
-
-def _loaded(name: str, seed: int, config: Config) -> dict[str, Any]:
-    found = _load(name, seed, config)
-    assert found is not None, "it has just been run"
-    return found
-
-
-def _settings(config: Config) -> dict[str, Any]:
-    """What runs of one table have in common."""
-    return {"updates": config.updates, "versions": runs.machine(torch.device("cpu"))["versions"]}
-
-
 def _table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """A row an agent, the lowest final error first."""
     rows = []
@@ -198,8 +135,7 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         }
         row: dict[str, Any] = {"agent": name, "n": len(each), "diverged": sum(run["diverged"] for run in each)}
         for figure, values in figures.items():
-            row[figure] = float(np.mean(values))
-            row[f"{figure}_low"], row[f"{figure}_high"] = interval(values)
+            row[figure], row[f"{figure}_low"], row[f"{figure}_high"] = contest.mean_and_interval(values)
         rows.append(row)
     return sorted(rows, key=lambda row: row["final_error"])
 
@@ -207,15 +143,6 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def area(iterations: list[int], errors: list[float]) -> float:
     """Area under the error curve, divided by its length: the mean error over the run, in [0, 1]."""
     return float(np.trapezoid(errors, iterations) / (iterations[-1] - iterations[0]))
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """The bootstrap's percentile interval of the mean."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(values, size=(_RESAMPLES, len(values))).mean(axis=1)
-    tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return float(low), float(high)
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:

@@ -54,8 +54,13 @@ def machine(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in _LIBRARIES},
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """The versions of the libraries that numbers depend on."""
+    return {name: version(name) for name in _LIBRARIES}
 
 
 def keep_freed_memory() -> None:

@@ -19,7 +19,19 @@ import pytest
 from conftest import SMALL
 
 from agents import AGENTS
-from experiments import benchmark, credit, defaults, direction, leaderboard, noise, reinforce, runs, temporal
+from experiments import (
+    benchmark,
+    contest,
+    credit,
+    defaults,
+    direction,
+    horizon,
+    leaderboard,
+    noise,
+    reinforce,
+    runs,
+    temporal,
+)
 from experiments import job as recording
 from permenv import CheckpointError, ConfigurationError, DataError, embedded_clips
 from permenv.permutations import reverse_of
@@ -590,10 +602,15 @@ def test_the_measurement_of_noise_runs(make_it_small):
 
 
 @pytest.fixture
-def small_leaderboard(make_it_small, monkeypatch, tmp_path):
+def in_this_process(monkeypatch):
+    """Run a contest's runs here, one after the other."""
+    monkeypatch.setattr(contest, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+
+
+@pytest.fixture
+def small_leaderboard(make_it_small, in_this_process, tmp_path):
     """Return a function that makes the comparison's options; its runs are small and in this process."""
     make_it_small(leaderboard)
-    monkeypatch.setattr(leaderboard, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
     return lambda **options: leaderboard.Config(
         **{"seeds": 2, "updates": 2, "runs": tmp_path / "runs", "out": tmp_path / "board", **options}
     )
@@ -602,13 +619,12 @@ def small_leaderboard(make_it_small, monkeypatch, tmp_path):
 def test_the_leaderboard_compares_every_agent(small_leaderboard, tmp_path, capsys):
     report = leaderboard.main(small_leaderboard(seeds=1))
     rows = report["agents"]
-    assert {row["agent"] for row in rows} == set(leaderboard.AGENTS)
+    assert {row["agent"] for row in rows} == set(contest.AGENTS)
     errors = [row["final_error"] for row in rows]
     assert errors == sorted(errors)
     assert all(0 <= row["area"] <= 1 and 0 < row["cost"] < 1 for row in rows)
     by_name = {row["agent"]: row for row in rows}
     assert by_name["random"]["against_random"] == 0
-    assert by_name["lookahead"]["cost"] > by_name["random"]["cost"]
     assert {path.suffix for path in tmp_path.iterdir() if path.stem == "board"} == {".json", ".csv", ".png"}
     with (tmp_path / "board.csv").open() as file:
         assert [row["agent"] for row in csv.DictReader(file)] == [row["agent"] for row in rows]
@@ -639,8 +655,87 @@ def test_the_leaderboard_refuses_agents_that_there_are_not(small_leaderboard, tm
 
 def test_the_leaderboards_figures():
     assert leaderboard.area([0, 10, 40], [1.0, 0.5, 0.1]) == pytest.approx((10 * 0.75 + 30 * 0.3) / 40)
-    assert leaderboard.interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
+    assert contest.mean_and_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3))
     values = list(np.random.default_rng(1).normal(0, 1, 400))
-    low, high = leaderboard.interval(values)
-    assert low < np.mean(values) < high
+    mean, low, high = contest.mean_and_interval(values)
+    assert low < mean < high
+    assert mean == pytest.approx(np.mean(values))
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+
+
+@pytest.fixture
+def small_horizon(make_it_small, in_this_process, tmp_path):
+    """Return a function that makes the measurement's options; its runs are small and in this process."""
+    make_it_small(horizon)
+    return lambda **options: horizon.Config(
+        **{"seeds": 1, "after": 1, "updates": 3, "runs": tmp_path / "runs", "out": tmp_path / "a.json", **options}
+    )
+
+
+def test_the_measurement_of_the_horizon_runs(small_horizon, tmp_path, capsys):
+    report = horizon.main(small_horizon())
+    assert list(report["one update"]) == [name for name in contest.AGENTS if name != "lookahead"]
+    assert [row["updates"] for row in report["later"]] == [1, 2]
+    assert json.loads((tmp_path / "a.json").read_text())["later"][0]["n"] == len(report["one update"])
+    assert "| hardest-first |" in capsys.readouterr().out
+
+
+def test_the_measurement_of_the_horizon_plays_the_runs_of_the_leaderboard(small_horizon, small_leaderboard, tmp_path):
+    """Its state, and the agent's next update from there, are those of the agent's own run."""
+    names = ("reinforce", "exp3", "dqn")
+    horizon.main(small_horizon(agents=names, runs=tmp_path / "horizon"))
+    leaderboard.main(small_leaderboard(agents=names, seeds=1, updates=3))
+    for name in names:
+        run = json.loads((tmp_path / "runs" / f"{name}-seed0.json").read_text())
+        state = json.loads((tmp_path / "horizon" / f"{name}-seed0.json").read_text())
+        assert [state["before"], state["own"]] == run["errors"][2:5:2]  # between updates there are free iterations
+
+
+def test_the_oracles_error_is_the_one_it_was_promised_and_all_branches_go_on(make_it_small, monkeypatch):
+    make_it_small(horizon)
+    promised = []
+    plan = horizon.Lookahead.probabilities
+
+    def noted(self, observation):
+        chances = plan(self, observation)
+        promised.append(min(self.errors.values()))
+        return chances
+
+    monkeypatch.setattr(horizon.Lookahead, "probabilities", noted)
+    found = horizon._run("random", 0, after=1, updates=3)
+    assert found["oracle"][0] == promised[0]
+    assert found["promised gain over random"] >= 0
+    branches = [found[name] for name in ("oracle", "lean drawn anew", "random")]
+    assert all(len(errors) == 2 and all(0 <= error <= 1 for error in errors) for errors in branches)
+    assert found == horizon._run("random", 0, after=1, updates=3)
+
+
+def test_the_figures_of_the_horizon():
+    run = {"before": 0.8, "own": 0.7, "oracle": [0.5, 0.4], "lean drawn anew": [0.6, 0.5], "random": [0.7, 0.3]}
+    report = horizon.compare({"one": [run, run], "other": [{**run, "own": 0.4}]})
+    assert report["one update"]["one"]["own"] == pytest.approx((0.1,) * 3)
+    assert report["one update"]["one"]["oracle"] == pytest.approx((0.3,) * 3)
+    assert report["one update"]["other"]["difference"] == pytest.approx((-0.1,) * 3)
+    first, second = report["later"]
+    assert (first["n"], first["updates"], second["updates"]) == (3, 1, 2)
+    assert first["oracle"] == pytest.approx((0.2,) * 3)
+    assert second["oracle"] == pytest.approx((-0.1,) * 3)
+    assert second["lean drawn anew"] == pytest.approx((-0.2,) * 3)
+
+
+def test_a_network_that_diverges_counts_as_the_worst_error(make_it_small, monkeypatch):
+    make_it_small(horizon)
+    start = horizon.gym.make("PermShuffle-v0", total_updates=3, device="cpu", learning_rate=1e30).unwrapped
+    start.reset(seed=0)
+    agent = horizon.RandomPolicy(start.observation_space, start.action_space, seed=0)
+    assert horizon._errors(start, [agent] * 3)[-1] == 1.0
+    monkeypatch.setitem(SMALL, "learning_rate", 1e30)
+    with pytest.raises(RuntimeError, match="random, seed 0, diverged within 2 updates"):
+        horizon._run("random", 0, after=2, updates=3)
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_the_measurement_of_the_horizon_refuses_a_moment_outside_the_run(small_horizon, after, tmp_path):
+    with pytest.raises(ValueError, match=f"--after {after}: must be at least 1 and below --updates 3"):
+        horizon.main(small_horizon(after=after))
+    assert not (tmp_path / "runs").exists()

@@ -2,19 +2,19 @@
 
     python experiments/horizon.py
 
-Every agent plays as in the leaderboard; after some updates its run is forked. The agent goes on for one update, and
-from the same state so do, on forks:
+Every agent plays as in the leaderboard; at some moments its run is forked. The agent goes on for one update, and from
+the same state so do, on forks:
 
 - the oracle (`agents.Lookahead`), which tries every lean and plays the best one;
 - the oracle's lean drawn anew: the same chances, other actions and other data. What the oracle has beyond this one is
   the luck of the draw, which it selects by;
-- random permutations.
+- random permutations, with other data.
 
-These three then train on random permutations to the end of the run. Reported:
+The oracle's fork and that of random permutations then train on random permutations for some updates more. Reported:
 
 - by agent, the gain of that one update, E before minus E after, its own and the oracle's;
-- over all states, by how much the oracle's error, and that of its lean drawn anew, is below that of random permutations
-  after that update and each later one.
+- by moment, how often the oracle leans at all, and by how much the errors of these forks are below that of random
+  permutations, after that update and each later one.
 
 Each agent and seed leaves a file in the folder `runs` and is not run again. Writes `experiments/results/horizon.json`
 and prints the tables.
@@ -25,6 +25,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,14 @@ class Config:
 
     agents: tuple[str, ...] = _AGENTS
     """Whose states, and whom the oracle is compared with."""
-    seeds: int = 3
+    seeds: int = 2
     """Runs of each, seeds 0, 1, ..."""
-    after: int = 4
-    """Updates after which the run is forked, at least 1."""
+    moments: tuple[int, ...] = (1, 4)
+    """Updates after which the run is forked, each at least 1."""
+    later: int = 3
+    """Updates on random permutations after the one in question."""
     updates: int = 8
-    """Updates of a whole run, more than `after`."""
+    """Updates of a whole run."""
     processes: int = max(1, (os.cpu_count() or 1))
     """Runs at once, one thread each."""
     runs: Path = Path("runs/horizon")
@@ -71,14 +74,16 @@ def main(config: Config) -> dict[str, Any]:
         RunFolderError: If the folder has runs of other settings.
     """
     contest.check(config.agents)
-    if not 1 <= config.after < config.updates:
-        raise ValueError(f"--after {config.after}: must be at least 1 and below --updates {config.updates}")
-    settings = {"after": config.after, "updates": config.updates}
+    if min(config.moments) < 1 or max(config.moments) + 1 + config.later > config.updates:
+        raise ValueError(
+            f"--moments {config.moments}: each must be at least 1, and leave 1 + {config.later} (--later) of the "
+            f"{config.updates} updates of a run (--updates)"
+        )
     found = contest.run_all(
-        functools.partial(_run, after=config.after, updates=config.updates),
+        functools.partial(_run, moments=config.moments, later=config.later, updates=config.updates),
         config.agents,
         config.seeds,
-        settings=settings,
+        settings={"moments": list(config.moments), "later": config.later, "updates": config.updates},
         folder=config.runs,
         processes=config.processes,
     )
@@ -86,9 +91,9 @@ def main(config: Config) -> dict[str, Any]:
         "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
         "data": "embedded scenes, seed 0",
         "seeds": config.seeds,
-        **settings,
+        "updates": config.updates,
         "interval": contest.INTERVAL,
-        **compare(found),
+        **compare({name: [state for run in each for state in run["states"]] for name, each in found.items()}),
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(config.out, report)
@@ -100,89 +105,104 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Compare errors.
 
     Args:
-        found: By agent, a run a seed: "before", E of the state; "own", E an update later; "oracle", "lean drawn anew",
-            "random", E after that update and each later one.
+        found: By agent, its states: "moment"; "before", E there; "own", E an update later; "leans", whether the oracle
+            does; "oracle", "random", E after that update and each later one; "lean drawn anew", E after that update.
 
     Returns:
-        "one update": by agent, the gains "own" and "oracle", and "difference", oracle's minus own. "later": after so
-        many updates, the advantage over random permutations of the "oracle" and of its "lean drawn anew", and "n", the
-        number of states. Figures are [mean, low, high].
+        "one update": by agent, the gains "own" and "oracle", and "difference", oracle's minus own. "moments": each with
+        "n" states, "leans", the share of them in which the oracle leans, "before", the mean E there, "lean drawn anew"
+        and "oracle": by how much their errors are below that of random permutations, "oracle" for every update since.
+        Figures with an interval are (mean, low, high).
     """
     one_update: dict[str, Any] = {}
-    for name, each in found.items():
-        own = [run["before"] - run["own"] for run in each]
-        oracle = [run["before"] - run["oracle"][0] for run in each]
+    for name, states in found.items():
+        own = [state["before"] - state["own"] for state in states]
+        oracle = [state["before"] - state["oracle"][0] for state in states]
         gains = {"own": own, "oracle": oracle, "difference": list(np.subtract(oracle, own))}
         one_update[name] = {figure: contest.mean_and_interval(values) for figure, values in gains.items()}
-    states = [run for each in found.values() for run in each]
-    later = [
-        {
-            "updates": updates + 1,
-            "n": len(states),
-            **{
-                branch: contest.mean_and_interval([run["random"][updates] - run[branch][updates] for run in states])
-                for branch in ("oracle", "lean drawn anew")
-            },
-        }
-        for updates in range(len(states[0]["random"]))
-    ]
-    return {"one update": one_update, "later": later}
+    by_moment: dict[int, list[dict[str, Any]]] = {}
+    for state in (state for states in found.values() for state in states):
+        by_moment.setdefault(state["moment"], []).append(state)
+    moments = []
+    for moment, states in by_moment.items():
+        reference = np.array([state["random"] for state in states])  # [states, updates]
+        played = np.array([state["oracle"] for state in states])
+        redrawn = np.array([state["lean drawn anew"] for state in states])
+        moments.append(
+            {
+                "moment": moment,
+                "n": len(states),
+                "leans": float(np.mean([state["leans"] for state in states])),
+                "before": float(np.mean([state["before"] for state in states])),
+                "lean drawn anew": contest.mean_and_interval(reference[:, 0] - redrawn),
+                "oracle": [contest.mean_and_interval(column) for column in (reference - played).T],
+            }
+        )
+    return {"one update": one_update, "moments": moments}
 
 
-def _run(name: str, seed: int, after: int, updates: int) -> dict[str, Any]:
-    """Errors of one agent's run, and of what might have become of it, see `compare`."""
+def _run(name: str, seed: int, moments: tuple[int, ...], later: int, updates: int) -> dict[str, Any]:
+    """The states of one agent's run, and what might have become of them, see `compare`."""
     torch.set_num_threads(1)
-    moment = _Moment(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"), after)
-    contest.play(name, moment, seed=seed)
-    start = moment.start
-    if start is None:
-        raise RuntimeError(f"{name}, seed {seed}, diverged within {after} updates: there is no state to go on from")
-    rng = np.random.default_rng([seed, after])
+    env = _Moments(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"), moments)
+    contest.play(name, env, seed=seed)
+    missing = sorted(set(moments) - set(env.own))
+    if missing:
+        raise RuntimeError(f"{name}, seed {seed}, diverged before update {missing[0] + 1} was over: nothing to compare")
+    rng = np.random.default_rng([seed, len(moments)])
+    return {
+        "states": [
+            {"moment": moment, "own": env.own[moment], **_branches(env.starts[moment], later, rng)}
+            for moment in moments
+        ]
+    }
+
+
+def _branches(start: PermShuffleEnv, later: int, rng: np.random.Generator) -> dict[str, Any]:
+    """Errors of the forks from one state, see `compare`."""
     spaces = (start.observation_space, start.action_space)
-    found: dict[str, Any] = {"before": _error(start), "own": moment.error}
+
+    def agent(kind: Callable[..., Agent], **options: Any) -> Agent:
+        return kind(*spaces, seed=int(rng.integers(2**31)), **options)
 
     world = start.fork()
     oracle = Lookahead(world, seed=int(rng.integers(2**31)))
-    lean = _Constant(*spaces, seed=int(rng.integers(2**31)), chances=oracle.probabilities(_observation(world)))
-    candidates = oracle.gains
-    chosen = max(candidates, key=lambda lean: candidates[lean])
-    found["lean"] = None if chosen is None else chosen[1]
-    found["promised gain over random"] = candidates[chosen]
-    branches = {
-        "oracle": (world, oracle),
-        "lean drawn anew": (_redrawn(start, rng), lean),
-        "random": (_redrawn(start, rng), RandomPolicy(*spaces, seed=int(rng.integers(2**31)))),
+    chances = oracle.probabilities(_observation(world))
+    best = max(oracle.gains, key=lambda lean: oracle.gains[lean])
+    afterwards = int(rng.integers(2**31))  # the same for both
+    return {
+        "before": _error(start),
+        "leans": best is not None,
+        "oracle": _errors(world, oracle, RandomPolicy(*spaces, seed=afterwards), later),
+        "random": _errors(_redrawn(start, rng), agent(RandomPolicy), RandomPolicy(*spaces, seed=afterwards), later),
+        "lean drawn anew": _errors(_redrawn(start, rng), agent(_Constant, chances=chances))[0],
     }
-    afterwards = int(rng.integers(2**31))  # the same in all branches
-    for branch, (world, agent) in branches.items():
-        later = RandomPolicy(*spaces, seed=afterwards)
-        found[branch] = _errors(world, [agent, *[later] * (updates - after - 1)])
-    return found
 
 
-class _Moment(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
-    """Forks the run after some updates, notes the error one update later, and ends it there.
+class _Moments(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
+    """Forks the run at some moments, notes the error one update later, and ends the run after the last one.
 
     Attributes:
-        start: The run after these updates; None before, or if it diverged.
-        error: E one update later.
+        starts: By moment, a fork.
+        own: By moment, E one update later.
     """
 
-    def __init__(self, env: gym.Env, after: int) -> None:
+    def __init__(self, env: gym.Env, moments: tuple[int, ...]) -> None:
         super().__init__(env)
-        self.start: PermShuffleEnv | None = None
-        self.error = _DIVERGED
-        self._after = after
+        self.starts: dict[int, PermShuffleEnv] = {}
+        self.own: dict[int, float] = {}
+        self._moments = moments
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         if info["validated"] and info["phase"] == "update":
             world = self.unwrapped
             assert isinstance(world, PermShuffleEnv)
-            if info["update"] == self._after:
-                self.start = world.fork()
-            elif info["update"] == self._after + 1:
-                self.error, truncated = _error(world), True
+            if info["update"] in self._moments:
+                self.starts[info["update"]] = world.fork()
+            if info["update"] - 1 in self._moments:
+                self.own[info["update"] - 1] = _error(world)
+            truncated = truncated or len(self.own) == len(self._moments)
         return observation, reward, terminated, truncated, info
 
 
@@ -212,16 +232,17 @@ def _error(world: PermShuffleEnv) -> float:
     return world.records[-1].errors["spatial"]
 
 
-def _errors(world: PermShuffleEnv, agents: list[Agent]) -> list[float]:
-    """Play an update each; return E at the end of each."""
+def _errors(world: PermShuffleEnv, first: Agent, then: Agent | None = None, later: int = 0) -> list[float]:
+    """Play an update as one agent does, and later ones as another; return E at the end of each."""
     errors: list[float] = []
     observation = _observation(world)
-    for agent in agents:
+    for agent in [first, *[then] * later]:
+        assert agent is not None
         over = False
         while not over:
             observation, _, terminated, _, info = world.step(agent.act(observation))
             if terminated:
-                return errors + [_DIVERGED] * (len(agents) - len(errors))
+                return errors + [_DIVERGED] * (1 + later - len(errors))
             over = info["validated"] and info["phase"] == "update"
         errors.append(_error(world))
     return errors
@@ -233,9 +254,10 @@ def _in_words(report: dict[str, Any]) -> str:
     def shown(figure: tuple[float, float, float]) -> str:
         return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*figure)
 
+    moments = report["moments"]
+    later = len(moments[0]["oracle"])
     lines = [
-        f"{report['data']}, states after {report['after']} updates, {report['seeds']} seeds; "
-        f"mean [{report['interval']}]",
+        f"{report['data']}, {report['seeds']} seeds, {len(moments)} moments of each run; mean [{report['interval']}]",
         "",
         "| from the states of | gain of its own next update | of the oracle's | difference |",
         "|---|---|---|---|",
@@ -244,15 +266,23 @@ def _in_words(report: dict[str, Any]) -> str:
             for name, row in report["one update"].items()
         ),
         "",
-        f"E below that of random permutations from the same {report['later'][0]['n']} states",
+        "E below that of random permutations from the same state",
         "",
-        "| updates | the oracle, then random | its lean drawn anew, then random |",
-        "|---|---|---|",
-        *(
-            f"| {row['updates']} | {shown(row['oracle'])} | {shown(row['lean drawn anew'])} |"
-            for row in report["later"]
-        ),
+        "| after update | states | E there | oracle leans in | its lean drawn anew | the oracle "
+        + "".join(f"| {update} later " for update in range(1, later))
+        + "|",
+        "|---" * (5 + later) + "|",
     ]
+    for row in moments:
+        cells = [
+            f"{row['moment']}",
+            f"{row['n']}",
+            f"{row['before']:.3f}",
+            f"{row['leans']:.0%}",
+            shown(row["lean drawn anew"]),
+            *map(shown, row["oracle"]),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 

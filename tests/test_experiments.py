@@ -667,31 +667,34 @@ def test_the_leaderboards_figures():
 def small_horizon(make_it_small, in_this_process, tmp_path):
     """Return a function that makes the measurement's options; its runs are small and in this process."""
     make_it_small(horizon)
-    return lambda **options: horizon.Config(
-        **{"seeds": 1, "after": 1, "updates": 3, "runs": tmp_path / "runs", "out": tmp_path / "a.json", **options}
-    )
+    numbers = {"seeds": 1, "moments": (1, 2), "later": 1, "updates": 4}
+    files = {"runs": tmp_path / "horizon", "out": tmp_path / "horizon.json"}
+    return lambda **options: horizon.Config(**{**numbers, **files, **options})
 
 
 def test_the_measurement_of_the_horizon_runs(small_horizon, tmp_path, capsys):
     report = horizon.main(small_horizon())
     assert list(report["one update"]) == [name for name in contest.AGENTS if name != "lookahead"]
-    assert [row["updates"] for row in report["later"]] == [1, 2]
-    assert json.loads((tmp_path / "a.json").read_text())["later"][0]["n"] == len(report["one update"])
+    assert [row["moment"] for row in report["moments"]] == [1, 2]
+    for row in json.loads((tmp_path / "horizon.json").read_text())["moments"]:
+        assert row["n"] == len(report["one update"])
+        assert len(row["oracle"]) == 2
+        assert 0 < row["leans"] <= 1
     assert "| hardest-first |" in capsys.readouterr().out
 
 
-def test_the_measurement_of_the_horizon_plays_the_runs_of_the_leaderboard(small_horizon, small_leaderboard, tmp_path):
-    """Its state, and the agent's next update from there, are those of the agent's own run."""
+def test_the_states_of_the_horizon_are_those_of_the_leaderboards_runs(small_horizon, small_leaderboard, tmp_path):
     names = ("reinforce", "exp3", "dqn")
-    horizon.main(small_horizon(agents=names, runs=tmp_path / "horizon"))
-    leaderboard.main(small_leaderboard(agents=names, seeds=1, updates=3))
+    horizon.main(small_horizon(agents=names))
+    leaderboard.main(small_leaderboard(agents=names, seeds=1, updates=4))
     for name in names:
-        run = json.loads((tmp_path / "runs" / f"{name}-seed0.json").read_text())
-        state = json.loads((tmp_path / "horizon" / f"{name}-seed0.json").read_text())
-        assert [state["before"], state["own"]] == run["errors"][2:5:2]  # between updates there are free iterations
+        errors = json.loads((tmp_path / "runs" / f"{name}-seed0.json").read_text())["errors"]
+        errors = errors[::2]  # between updates there are free iterations
+        states = json.loads((tmp_path / "horizon" / f"{name}-seed0.json").read_text())["states"]
+        assert [(state["before"], state["own"]) for state in states] == [(errors[1], errors[2]), (errors[2], errors[3])]
 
 
-def test_the_oracles_error_is_the_one_it_was_promised_and_all_branches_go_on(make_it_small, monkeypatch):
+def test_the_oracles_error_is_the_one_it_was_promised(make_it_small, monkeypatch):
     make_it_small(horizon)
     promised = []
     plan = horizon.Lookahead.probabilities
@@ -702,25 +705,27 @@ def test_the_oracles_error_is_the_one_it_was_promised_and_all_branches_go_on(mak
         return chances
 
     monkeypatch.setattr(horizon.Lookahead, "probabilities", noted)
-    found = horizon._run("random", 0, after=1, updates=3)
-    assert found["oracle"][0] == promised[0]
-    assert found["promised gain over random"] >= 0
-    branches = [found[name] for name in ("oracle", "lean drawn anew", "random")]
-    assert all(len(errors) == 2 and all(0 <= error <= 1 for error in errors) for errors in branches)
-    assert found == horizon._run("random", 0, after=1, updates=3)
+    found = horizon._run("random", 0, moments=(1, 2), later=1, updates=4)
+    assert [state["oracle"][0] for state in found["states"]] == promised
+    assert found == horizon._run("random", 0, moments=(1, 2), later=1, updates=4)
 
 
 def test_the_figures_of_the_horizon():
-    run = {"before": 0.8, "own": 0.7, "oracle": [0.5, 0.4], "lean drawn anew": [0.6, 0.5], "random": [0.7, 0.3]}
-    report = horizon.compare({"one": [run, run], "other": [{**run, "own": 0.4}]})
-    assert report["one update"]["one"]["own"] == pytest.approx((0.1,) * 3)
-    assert report["one update"]["one"]["oracle"] == pytest.approx((0.3,) * 3)
-    assert report["one update"]["other"]["difference"] == pytest.approx((-0.1,) * 3)
-    first, second = report["later"]
-    assert (first["n"], first["updates"], second["updates"]) == (3, 1, 2)
-    assert first["oracle"] == pytest.approx((0.2,) * 3)
-    assert second["oracle"] == pytest.approx((-0.1,) * 3)
-    assert second["lean drawn anew"] == pytest.approx((-0.2,) * 3)
+    state = {"moment": 1, "before": 0.8, "own": 0.7, "leans": True}
+    state |= {"oracle": [0.5, 0.4], "random": [0.7, 0.3], "lean drawn anew": 0.6}
+    late = {**state, "moment": 4, "leans": False, "own": 0.4}
+    report = horizon.compare({"one": [state, state], "other": [{**state, "leans": False}, late]})
+    gains = report["one update"]["one"]
+    assert gains["own"] == pytest.approx((0.1,) * 3)
+    assert gains["oracle"] == pytest.approx((0.3,) * 3)
+    assert gains["difference"] == pytest.approx((0.2,) * 3)
+    assert report["one update"]["other"]["own"] == pytest.approx((0.25, 0.1, 0.4))
+    first, second = report["moments"]
+    assert (first["moment"], first["n"], first["before"]) == (1, 3, pytest.approx(0.8))
+    assert first["leans"] == pytest.approx(2 / 3)
+    assert first["lean drawn anew"] == pytest.approx((0.1,) * 3)
+    assert first["oracle"] == [pytest.approx((0.2,) * 3), pytest.approx((-0.1,) * 3)]
+    assert (second["moment"], second["n"], second["leans"]) == (4, 1, 0)
 
 
 def test_a_network_that_diverges_counts_as_the_worst_error(make_it_small, monkeypatch):
@@ -728,14 +733,16 @@ def test_a_network_that_diverges_counts_as_the_worst_error(make_it_small, monkey
     start = horizon.gym.make("PermShuffle-v0", total_updates=3, device="cpu", learning_rate=1e30).unwrapped
     start.reset(seed=0)
     agent = horizon.RandomPolicy(start.observation_space, start.action_space, seed=0)
-    assert horizon._errors(start, [agent] * 3)[-1] == 1.0
+    errors = horizon._errors(start, agent, agent, later=2)
+    assert len(errors) == 3
+    assert errors[-1] == 1.0
     monkeypatch.setitem(SMALL, "learning_rate", 1e30)
-    with pytest.raises(RuntimeError, match="random, seed 0, diverged within 2 updates"):
-        horizon._run("random", 0, after=2, updates=3)
+    with pytest.raises(RuntimeError, match="random, seed 0, diverged before update 3 was over"):
+        horizon._run("random", 0, moments=(2,), later=0, updates=3)
 
 
-@pytest.mark.parametrize("after", [0, 3])
-def test_the_measurement_of_the_horizon_refuses_a_moment_outside_the_run(small_horizon, after, tmp_path):
-    with pytest.raises(ValueError, match=f"--after {after}: must be at least 1 and below --updates 3"):
-        horizon.main(small_horizon(after=after))
-    assert not (tmp_path / "runs").exists()
+@pytest.mark.parametrize("moments", [(0, 1), (1, 3)])
+def test_the_measurement_of_the_horizon_refuses_a_moment_outside_the_run(small_horizon, moments, tmp_path):
+    with pytest.raises(ValueError, match=r"--moments .* leave 1 \+ 1 \(--later\) of the 4 updates"):
+        horizon.main(small_horizon(moments=moments))
+    assert not (tmp_path / "horizon").exists()

@@ -22,6 +22,9 @@ Through Gymnasium, 64 steps an iteration:
 - async: `gym.make_vec(..., vectorization_mode="async")`: M processes of one thread that wait for each other's steps.
 - sync: `gym.make_vec(..., vectorization_mode="sync")`: one process with all threads.
 
+And where the time of an iteration of all M networks goes with one thread, in turn and grouped, as torch's profiler has
+it: what batching saves, and what it does not.
+
 Prints a table for each M, and writes the figures with the machine's description as JSON. M = 16 needs 16 GB.
 """
 
@@ -32,7 +35,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -57,6 +60,13 @@ from permenv.training import Batch, Trainer, resolve_device, resolve_precision
 
 Work = Callable[[int], None]
 """Trains every network of a rival for that many iterations."""
+
+_KINDS: Mapping[str, tuple[str, ...]] = {  # by words in the names of torch's operations
+    "convolutions": ("conv", "Conv"),
+    "normalisation, ReLU, pooling": ("batch_norm", "BatchNorm", "relu", "threshold", "clamp_min", "pool", "Pool"),
+    "SGD step, weight average": ("SGD", "lerp"),
+}
+_REST = "everything else"
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,7 @@ def main(config: Config) -> dict[str, Any]:
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for title, rivals in RIVALS.items():
         report[title] = {str(count): measure(config, rivals, count, device, title) for count in config.networks}
+    report["parts"] = {str(count): parts(config, count, device) for count in config.networks}
     out = config.out or Path("experiments/results") / f"vector-{device.type}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(out, report)
@@ -155,6 +166,39 @@ def measure(
         figures[name] = {"images_per_second": rate, "ratio_to_processes": ratio, "seconds": times}
         print(f"  {name:<12} {rate:8.0f} images/s   {ratio:.2f} times processes", flush=True)
     return figures
+
+
+def parts(config: Config, count: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Profile the training of `count` networks in turn and grouped, and print the table.
+
+    Returns:
+        By kind of operation, the milliseconds of an iteration of all networks: "in turn", "grouped".
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = [
+            pool.submit(_profile, make, Setting(count, device), config.blocks).result() for make in (_in_turn, _grouped)
+        ]
+    print(f"\nmilliseconds of an iteration, one thread, M = {count}")
+    print(f"  {'':<36} in turn  grouped")
+    table = {}
+    for kind in (*_KINDS, _REST):
+        table[kind] = {"in turn": found[0][kind], "grouped": found[1][kind]}
+        print(f"  {kind:<36} {found[0][kind]:7.1f} {found[1][kind]:8.1f}", flush=True)
+    return table
+
+
+def _profile(make: Callable[[Setting], Work], setting: Setting, iterations: int) -> dict[str, float]:
+    torch.set_num_threads(1)
+    runs.keep_freed_memory()
+    work = make(setting)
+    work(2)
+    milliseconds = dict.fromkeys((*_KINDS, _REST), 0.0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        work(iterations)
+    for event in profile.key_averages():
+        kind = next((kind for kind, words in _KINDS.items() if any(word in event.key for word in words)), _REST)
+        milliseconds[kind] += event.self_cpu_time_total / 1000 / iterations
+    return milliseconds
 
 
 # Every rival has processes of its own, so that none has another's threads or memory

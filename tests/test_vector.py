@@ -258,3 +258,6 @@ def test_the_benchmark_of_many_runs_as_small_as_it_goes(monkeypatch, tmp_path):
     assert found["images_per_second"] > 0
     assert found["ratio_to_processes"] == 1
     assert report["machine"]["device"] == "cpu"
+    for part, milliseconds in report["parts"]["1"].items():
+        assert milliseconds["in turn"] > 0, part
+        assert milliseconds["grouped"] > 0, part

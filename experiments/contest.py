@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from tqdm import tqdm
 
 import agents
@@ -23,11 +26,20 @@ _LEVEL = 0.95
 INTERVAL = f"{_LEVEL:.0%}, bootstrap of the mean, {_RESAMPLES} resamples"
 
 
-def check(names: Sequence[str]) -> None:
-    """Raise a ValueError if one of the names is no agent's."""
-    unknown = [name for name in names if name not in AGENTS]
-    if unknown:
-        raise ValueError(f"unknown agent {unknown[0]!r}: choose of {', '.join(AGENTS)}")
+@dataclass(frozen=True)
+class Config:
+    """What the options of all contests begin with."""
+
+    agents: tuple[str, ...] = AGENTS
+    """Whose runs."""
+    seeds: int = 5
+    """Runs of each, seeds 0, 1, ..."""
+    updates: int = 8
+    """Updates of each run."""
+    processes: int = max(1, (os.cpu_count() or 1))
+    """Runs at once, one thread each."""
+    runs: Path = Path("runs/contest")
+    """Folder of the runs, one JSON file each; those that are there already are not run again."""
 
 
 def play(name: str, env: gym.Env, *, seed: int) -> None:
@@ -56,47 +68,45 @@ def play(name: str, env: gym.Env, *, seed: int) -> None:
 
 
 def run_all(
-    work: Callable[[str, int], Mapping[str, Any]],
-    names: Sequence[str],
-    seeds: int,
-    *,
-    settings: Mapping[str, Any],
-    folder: Path,
-    processes: int,
+    work: Callable[[str, int], Mapping[str, Any]], config: Config, settings: Mapping[str, Any]
 ) -> dict[str, list[dict[str, Any]]]:
     """Run what is missing of every agent and seed, and gather all.
 
     Args:
-        work: Makes one run of an agent from a seed, and returns what JSON can hold; it is sent to a process.
-        names: The agents.
-        seeds: Seeds 0, 1, ... of each.
-        settings: What the runs of one contest have in common; the libraries' versions are added.
-        folder: Of the runs' files, AGENT-seedSEED.json; made if it is not there.
-        processes: Runs at once.
+        work: Makes one run of an agent from a seed, and returns what JSON can hold; it is sent to a process, which has
+            one thread.
+        config: Who, how often, where: the files are AGENT-seedSEED.json.
+        settings: What all runs of one folder have in common beside `updates` and the libraries' versions.
 
     Returns:
         By agent, a run a seed.
 
     Raises:
+        ValueError: If an agent is unknown.
         RunFolderError: If there are runs of other settings, before anything is run.
     """
-    settings = {**settings, "versions": runs.versions()}
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {(name, seed): folder / f"{name}-seed{seed}.json" for seed in range(seeds) for name in names}
+    unknown = [name for name in config.agents if name not in AGENTS]
+    if unknown:
+        raise ValueError(f"unknown agent {unknown[0]!r}: choose of {', '.join(AGENTS)}")
+    settings = {**settings, "updates": config.updates, "versions": runs.versions()}
+    config.runs.mkdir(parents=True, exist_ok=True)
+    jobs = [(name, seed) for seed in range(config.seeds) for name in dict.fromkeys(config.agents)]
+    files = {(name, seed): config.runs / f"{name}-seed{seed}.json" for name, seed in jobs}
     found = {job: _read(path, settings) for job, path in files.items() if path.is_file()}
     # The oracle's runs take as long as all others together: they go last, so that a table without them comes early.
-    missing = sorted(files.keys() - found.keys(), key=lambda job: (job[0] == "lookahead", job[1], names.index(job[0])))
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    missing = sorted((job for job in jobs if job not in found), key=lambda job: job[0] == "lookahead")
+    with ProcessPoolExecutor(config.processes, mp_context=get_context("spawn")) as pool:
         running = [pool.submit(_run, work, *job, settings, files[job]) for job in missing]
         for done in tqdm(as_completed(running), total=len(running), unit="run", disable=not running):
             done.result()
     found |= {job: _read(files[job], settings) for job in missing}
-    return {name: [found[name, seed] for seed in range(seeds)] for name in names}
+    return {name: [found[name, seed] for seed in range(config.seeds)] for name in config.agents}
 
 
 def _run(
     work: Callable[[str, int], Mapping[str, Any]], name: str, seed: int, settings: Mapping[str, Any], path: Path
 ) -> None:
+    torch.set_num_threads(1)
     runs.write_json(path, {"settings": settings, "agent": name, "seed": seed, **work(name, seed)})
 
 

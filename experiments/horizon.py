@@ -23,7 +23,6 @@ and prints the tables.
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,7 @@ _DIVERGED = 1.0  # the error that counts for a network that is no more
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(contest.Config):
     """The measurement's options."""
 
     agents: tuple[str, ...] = _AGENTS
@@ -56,10 +55,6 @@ class Config:
     """Updates after which the run is forked, each at least 1."""
     later: int = 3
     """Updates on random permutations after the one in question."""
-    updates: int = 8
-    """Updates of a whole run."""
-    processes: int = max(1, (os.cpu_count() or 1))
-    """Runs at once, one thread each."""
     runs: Path = Path("runs/horizon")
     """Folder of the runs, one JSON file each; those that are there already are not run again."""
     out: Path = Path("experiments/results/horizon.json")
@@ -73,7 +68,6 @@ def main(config: Config) -> dict[str, Any]:
         ValueError: If an agent is unknown or the updates do not fit.
         RunFolderError: If the folder has runs of other settings.
     """
-    contest.check(config.agents)
     if min(config.moments) < 1 or max(config.moments) + 1 + config.later > config.updates:
         raise ValueError(
             f"--moments {config.moments}: each must be at least 1, and leave 1 + {config.later} (--later) of the "
@@ -81,11 +75,8 @@ def main(config: Config) -> dict[str, Any]:
         )
     found = contest.run_all(
         functools.partial(_run, moments=config.moments, later=config.later, updates=config.updates),
-        config.agents,
-        config.seeds,
-        settings={"moments": list(config.moments), "later": config.later, "updates": config.updates},
-        folder=config.runs,
-        processes=config.processes,
+        config,
+        {"moments": list(config.moments), "later": config.later},
     )
     report = {
         "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
@@ -143,7 +134,6 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def _run(name: str, seed: int, moments: tuple[int, ...], later: int, updates: int) -> dict[str, Any]:
     """The states of one agent's run, and what might have become of them, see `compare`."""
-    torch.set_num_threads(1)
     env = _Moments(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"), moments)
     contest.play(name, env, seed=seed)
     missing = sorted(set(moments) - set(env.own))

@@ -11,9 +11,9 @@ again at any time. Writes `experiments/results/leaderboard.json`, `.csv` and `.p
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import io
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -34,17 +34,9 @@ _REFERENCE = "random"
 
 
 @dataclass(frozen=True)
-class Config:
-    """The comparison's options."""
+class Config(contest.Config):
+    """The comparison's options; random permutations, to compare with, are among the agents whether named or not."""
 
-    agents: tuple[str, ...] = contest.AGENTS
-    """Who is compared; random permutations, to compare with, always are."""
-    seeds: int = 5
-    """Runs of each, seeds 0, 1, ..."""
-    updates: int = 8
-    """Updates of each run."""
-    processes: int = max(1, (os.cpu_count() or 1))
-    """Runs at once, one thread each."""
     runs: Path = Path("runs/leaderboard")
     """Folder of the runs, one JSON file each; those that are there already are not run again."""
     out: Path = Path("experiments/results/leaderboard")
@@ -58,16 +50,8 @@ def main(config: Config) -> dict[str, Any]:
         ValueError: If an agent is unknown.
         RunFolderError: If the folder has runs of other settings.
     """
-    contest.check(config.agents)
-    names = tuple(dict.fromkeys((*config.agents, _REFERENCE)))
-    found = contest.run_all(
-        functools.partial(_run, updates=config.updates),
-        names,
-        config.seeds,
-        settings={"updates": config.updates},
-        folder=config.runs,
-        processes=config.processes,
-    )
+    config = dataclasses.replace(config, agents=tuple(dict.fromkeys((*config.agents, _REFERENCE))))
+    found = contest.run_all(functools.partial(_run, updates=config.updates), config, {})
     report = {
         "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
         "data": "embedded scenes, seed 0",
@@ -87,7 +71,6 @@ def main(config: Config) -> dict[str, Any]:
 
 def _run(name: str, seed: int, updates: int) -> dict[str, Any]:
     """One agent's run from one seed."""
-    torch.set_num_threads(1)
     env = _LastRun(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"))
     start = time.perf_counter()
     contest.play(name, env, seed=seed)

@@ -12,7 +12,7 @@ the same state so do, on forks:
 
 The oracle's fork and that of random permutations then train on random permutations for some updates more. Reported:
 
-- by agent, the gain of that one update, E before minus E after, its own and the oracle's;
+- by agent, the gain of that one update, E before minus E after, its own and the oracle's from the same state;
 - by moment, how often the oracle leans at all, and by how much the errors of these forks are below that of random
   permutations, after that update and each later one.
 
@@ -55,6 +55,8 @@ class Config(contest.Config):
     """Updates after which the run is forked, each at least 1."""
     later: int = 3
     """Updates on random permutations after the one in question."""
+    share: float = 0.5
+    """Of the samples that the oracle gives to the group it leans to, in (0, 1]."""
     runs: Path = Path("runs/horizon")
     """Folder of the runs, one JSON file each; those that are there already are not run again."""
     out: Path = Path("experiments/results/horizon.json")
@@ -74,17 +76,20 @@ def main(config: Config) -> dict[str, Any]:
             f"{config.updates} updates of a run (--updates)"
         )
     found = contest.run_all(
-        functools.partial(_run, moments=config.moments, later=config.later, updates=config.updates),
+        functools.partial(_run, moments=config.moments, later=config.later, updates=config.updates, share=config.share),
         config,
-        {"moments": list(config.moments), "later": config.later},
+        {"moments": list(config.moments), "later": config.later, "share": config.share},
     )
+    states = {name: [state for run in each for state in run["states"]] for name, each in found.items()}
     report = {
         "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
         "data": "embedded scenes, seed 0",
         "seeds": config.seeds,
         "updates": config.updates,
+        "share": config.share,
         "interval": contest.INTERVAL,
-        **compare({name: [state for run in each for state in run["states"]] for name, each in found.items()}),
+        **compare(states),
+        "states": states,
     }
     config.out.parent.mkdir(parents=True, exist_ok=True)
     runs.write_json(config.out, report)
@@ -100,31 +105,36 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
             does; "oracle", "random", E after that update and each later one; "lean drawn anew", E after that update.
 
     Returns:
-        "one update": by agent, the gains "own" and "oracle", and "difference", oracle's minus own. "moments": each with
-        "n" states, "leans", the share of them in which the oracle leans, "before", the mean E there, "lean drawn anew"
-        and "oracle": by how much their errors are below that of random permutations, "oracle" for every update since.
-        Figures with an interval are (mean, low, high).
+        "one update": by agent, "difference" of the gains, the oracle's minus its own, over all moments; and at each of
+        the "moments", the mean gains, "own" and "oracle". "moments": each with "n" states, "leans", the share of them
+        in which the oracle leans, "before", the mean E there, "lean drawn anew" and "oracle": by how much their errors
+        are below that of random permutations, "oracle" for every update since. Figures with an interval are (mean, low,
+        high).
     """
-    one_update: dict[str, Any] = {}
-    for name, states in found.items():
-        own = [state["before"] - state["own"] for state in states]
-        oracle = [state["before"] - state["oracle"][0] for state in states]
-        gains = {"own": own, "oracle": oracle, "difference": list(np.subtract(oracle, own))}
-        one_update[name] = {figure: contest.mean_and_interval(values) for figure, values in gains.items()}
-    by_moment: dict[int, list[dict[str, Any]]] = {}
-    for state in (state for states in found.values() for state in states):
-        by_moment.setdefault(state["moment"], []).append(state)
+    one_update = {
+        name: {
+            "moments": {
+                moment: {
+                    "own": float(np.mean([state["before"] - state["own"] for state in there])),
+                    "oracle": float(np.mean([state["before"] - state["oracle"][0] for state in there])),
+                }
+                for moment, there in _by_moment(states).items()
+            },
+            "difference": contest.mean_and_interval([state["own"] - state["oracle"][0] for state in states]),
+        }
+        for name, states in found.items()
+    }
     moments = []
-    for moment, states in by_moment.items():
-        reference = np.array([state["random"] for state in states])  # [states, updates]
-        played = np.array([state["oracle"] for state in states])
-        redrawn = np.array([state["lean drawn anew"] for state in states])
+    for moment, there in _by_moment([state for states in found.values() for state in states]).items():
+        reference = np.array([state["random"] for state in there])  # [states, updates]
+        played = np.array([state["oracle"] for state in there])
+        redrawn = np.array([state["lean drawn anew"] for state in there])
         moments.append(
             {
                 "moment": moment,
-                "n": len(states),
-                "leans": float(np.mean([state["leans"] for state in states])),
-                "before": float(np.mean([state["before"] for state in states])),
+                "n": len(there),
+                "leans": float(np.mean([state["leans"] for state in there])),
+                "before": float(np.mean([state["before"] for state in there])),
                 "lean drawn anew": contest.mean_and_interval(reference[:, 0] - redrawn),
                 "oracle": [contest.mean_and_interval(column) for column in (reference - played).T],
             }
@@ -132,7 +142,12 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return {"one update": one_update, "moments": moments}
 
 
-def _run(name: str, seed: int, moments: tuple[int, ...], later: int, updates: int) -> dict[str, Any]:
+def _by_moment(states: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    moments = dict.fromkeys(state["moment"] for state in states)
+    return {moment: [state for state in states if state["moment"] == moment] for moment in moments}
+
+
+def _run(name: str, seed: int, moments: tuple[int, ...], later: int, updates: int, share: float) -> dict[str, Any]:
     """The states of one agent's run, and what might have become of them, see `compare`."""
     env = _Moments(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"), moments)
     contest.play(name, env, seed=seed)
@@ -142,13 +157,13 @@ def _run(name: str, seed: int, moments: tuple[int, ...], later: int, updates: in
     rng = np.random.default_rng([seed, len(moments)])
     return {
         "states": [
-            {"moment": moment, "own": env.own[moment], **_branches(env.starts[moment], later, rng)}
+            {"moment": moment, "own": env.own[moment], **_branches(env.starts[moment], later, share, rng)}
             for moment in moments
         ]
     }
 
 
-def _branches(start: PermShuffleEnv, later: int, rng: np.random.Generator) -> dict[str, Any]:
+def _branches(start: PermShuffleEnv, later: int, share: float, rng: np.random.Generator) -> dict[str, Any]:
     """Errors of the forks from one state, see `compare`."""
     spaces = (start.observation_space, start.action_space)
 
@@ -156,7 +171,7 @@ def _branches(start: PermShuffleEnv, later: int, rng: np.random.Generator) -> di
         return kind(*spaces, seed=int(rng.integers(2**31)), **options)
 
     world = start.fork()
-    oracle = Lookahead(world, seed=int(rng.integers(2**31)))
+    oracle = Lookahead(world, seed=int(rng.integers(2**31)), share=share)
     chances = oracle.probabilities(_observation(world))
     best = max(oracle.gains, key=lambda lean: oracle.gains[lean])
     afterwards = int(rng.integers(2**31))  # the same for both
@@ -249,10 +264,14 @@ def _in_words(report: dict[str, Any]) -> str:
     lines = [
         f"{report['data']}, {report['seeds']} seeds, {len(moments)} moments of each run; mean [{report['interval']}]",
         "",
-        "| from the states of | gain of its own next update | of the oracle's | difference |",
-        "|---|---|---|---|",
+        "| gain of an update | "
+        + "".join(f"own, after {row['moment']} | the oracle's | " for row in moments)
+        + "difference, all |",
+        "|---" * (2 + 2 * len(moments)) + "|",
         *(
-            f"| {name} | {shown(row['own'])} | {shown(row['oracle'])} | {shown(row['difference'])} |"
+            f"| {name} | "
+            + "".join(f"{gains['own']:+.3f} | {gains['oracle']:+.3f} | " for gains in row["moments"].values())
+            + f"{shown(row['difference'])} |"
             for name, row in report["one update"].items()
         ),
         "",

@@ -234,6 +234,7 @@ def _started(rival: Rival, count: int, device: torch.device) -> Iterator[Work]:
 
 def _serve(pipe: Connection, make: Callable[[Setting], Work], setting: Setting, threads: int) -> None:
     torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # an environment in a spawned process takes one thread unless told so
     runs.keep_freed_memory()
     work = make(setting)
     while True:

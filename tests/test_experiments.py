@@ -705,9 +705,9 @@ def test_the_oracles_error_is_the_one_it_was_promised(make_it_small, monkeypatch
         return chances
 
     monkeypatch.setattr(horizon.Lookahead, "probabilities", noted)
-    found = horizon._run("random", 0, moments=(1, 2), later=1, updates=4)
+    found = horizon._run("random", 0, moments=(1, 2), later=1, updates=4, share=0.5)
     assert [state["oracle"][0] for state in found["states"]] == promised
-    assert found == horizon._run("random", 0, moments=(1, 2), later=1, updates=4)
+    assert found == horizon._run("random", 0, moments=(1, 2), later=1, updates=4, share=0.5)
 
 
 def test_the_figures_of_the_horizon():
@@ -715,11 +715,12 @@ def test_the_figures_of_the_horizon():
     state |= {"oracle": [0.5, 0.4], "random": [0.7, 0.3], "lean drawn anew": 0.6}
     late = {**state, "moment": 4, "leans": False, "own": 0.4}
     report = horizon.compare({"one": [state, state], "other": [{**state, "leans": False}, late]})
-    gains = report["one update"]["one"]
-    assert gains["own"] == pytest.approx((0.1,) * 3)
-    assert gains["oracle"] == pytest.approx((0.3,) * 3)
-    assert gains["difference"] == pytest.approx((0.2,) * 3)
-    assert report["one update"]["other"]["own"] == pytest.approx((0.25, 0.1, 0.4))
+    one, other = report["one update"]["one"], report["one update"]["other"]
+    assert one["moments"] == {1: pytest.approx({"own": 0.1, "oracle": 0.3})}
+    assert one["difference"] == pytest.approx((0.2,) * 3)
+    assert other["moments"][1] == pytest.approx({"own": 0.1, "oracle": 0.3})
+    assert other["moments"][4] == pytest.approx({"own": 0.4, "oracle": 0.3})
+    assert other["difference"] == pytest.approx((0.05, -0.1, 0.2))
     first, second = report["moments"]
     assert (first["moment"], first["n"], first["before"]) == (1, 3, pytest.approx(0.8))
     assert first["leans"] == pytest.approx(2 / 3)
@@ -738,7 +739,7 @@ def test_a_network_that_diverges_counts_as_the_worst_error(make_it_small, monkey
     assert errors[-1] == 1.0
     monkeypatch.setitem(SMALL, "learning_rate", 1e30)
     with pytest.raises(RuntimeError, match="random, seed 0, diverged before update 3 was over"):
-        horizon._run("random", 0, moments=(2,), later=0, updates=3)
+        horizon._run("random", 0, moments=(2,), later=0, updates=3, share=0.5)
 
 
 @pytest.mark.parametrize("moments", [(0, 1), (1, 3)])

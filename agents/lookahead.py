@@ -45,7 +45,7 @@ class Lookahead(Agent):
     A cycle costs as many cycles more as there are candidates: it is a reference, not a method. It is greedy, and it
     selects by the error on the X_val that it is then judged by, so part of its lead is the luck of the draw: of the
     candidates' actions, and of how they fall on X_val. An agent that is none of its candidates may gain more in an
-    update, as `EasiestFirst` does at first, which draws from the easiest groups alone (`experiments/horizon.py`).
+    update, as `EasiestFirst` does at first, which draws from the easier groups alone (`experiments/horizon.py`).
 
     Where it is asked in the middle of a cycle without a plan that fits, as after a restored checkpoint of the
     environment alone, it plans from there to the end of the update.

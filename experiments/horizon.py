@@ -16,6 +16,9 @@ The oracle's fork and that of random permutations then train on random permutati
 - by moment, how often the oracle leans at all, and by how much the errors of these forks are below that of random
   permutations, after that update and each later one.
 
+Intervals are over states. States of one seed begin with the same network and X_val, so they are not independent, and the
+intervals narrower than those over many seeds would be.
+
 Each agent and seed leaves a file in the folder `runs` and is not run again. Writes `experiments/results/horizon.json`
 and prints the tables.
 """
@@ -67,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
     """Run what is missing, compare, print and write.
 
     Raises:
-        ValueError: If an agent is unknown or the updates do not fit.
+        ValueError: If an agent is unknown, the updates do not fit or the share is out of its range.
         RunFolderError: If the folder has runs of other settings.
     """
     if min(config.moments) < 1 or max(config.moments) + 1 + config.later > config.updates:
@@ -75,6 +78,8 @@ def main(config: Config) -> dict[str, Any]:
             f"--moments {config.moments}: each must be at least 1, and leave 1 + {config.later} (--later) of the "
             f"{config.updates} updates of a run (--updates)"
         )
+    if not 0 < config.share <= 1:
+        raise ValueError(f"--share {config.share}: must be above 0 and at most 1")
     found = contest.run_all(
         functools.partial(_run, moments=config.moments, later=config.later, updates=config.updates, share=config.share),
         config,

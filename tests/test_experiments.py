@@ -747,3 +747,10 @@ def test_the_measurement_of_the_horizon_refuses_a_moment_outside_the_run(small_h
     with pytest.raises(ValueError, match=r"--moments .* leave 1 \+ 1 \(--later\) of the 4 updates"):
         horizon.main(small_horizon(moments=moments))
     assert not (tmp_path / "horizon").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 1.5])
+def test_the_measurement_of_the_horizon_refuses_a_share_out_of_range(small_horizon, share, tmp_path):
+    with pytest.raises(ValueError, match=f"--share {share}: must be above 0 and at most 1"):
+        horizon.main(small_horizon(share=share))
+    assert not (tmp_path / "horizon").exists()

@@ -16,8 +16,8 @@ The oracle's fork and that of random permutations then train on random permutati
 - by moment, how often the oracle leans at all, and by how much the errors of these forks are below that of random
   permutations, after that update and each later one.
 
-Intervals are over states. States of one seed begin with the same network and X_val, so they are not independent, and the
-intervals narrower than those over many seeds would be.
+Intervals are over states. States of one seed begin with the same network and X_val, so they are not independent, and
+the intervals narrower than those over many seeds would be.
 
 Each agent and seed leaves a file in the folder `runs` and is not run again. Writes `experiments/results/horizon.json`
 and prints the tables.

@@ -111,10 +111,10 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
 
     Returns:
         "one update": by agent, "difference" of the gains, the oracle's minus its own, over all moments; and at each of
-        the "moments", the mean gains, "own" and "oracle". "moments": each with "n" states, "leans", the share of them
-        in which the oracle leans, "before", the mean E there, "lean drawn anew" and "oracle": by how much their errors
-        are below that of random permutations, "oracle" for every update since. Figures with an interval are (mean, low,
-        high).
+        the "moments" the means: gains "own" and "oracle", and "later", by how much the oracle's last error is below
+        that of random permutations. "moments": each with "n" states, "leans", the share of them in which the oracle
+        leans, "before", the mean E there, "lean drawn anew" and "oracle": by how much their errors are below that of
+        random permutations, "oracle" for every update since. Figures with an interval are (mean, low, high).
     """
     one_update = {
         name: {
@@ -122,6 +122,7 @@ def compare(found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
                 moment: {
                     "own": float(np.mean([state["before"] - state["own"] for state in there])),
                     "oracle": float(np.mean([state["before"] - state["oracle"][0] for state in there])),
+                    "later": float(np.mean([state["random"][-1] - state["oracle"][-1] for state in there])),
                 }
                 for moment, there in _by_moment(states).items()
             },
@@ -270,12 +271,15 @@ def _in_words(report: dict[str, Any]) -> str:
         f"{report['data']}, {report['seeds']} seeds, {len(moments)} moments of each run; mean [{report['interval']}]",
         "",
         "| gain of an update | "
-        + "".join(f"own, after {row['moment']} | the oracle's | " for row in moments)
+        + "".join(f"own, after {row['moment']} | the oracle's | below random {later - 1} later | " for row in moments)
         + "difference, all |",
-        "|---" * (2 + 2 * len(moments)) + "|",
+        "|---" * (2 + 3 * len(moments)) + "|",
         *(
             f"| {name} | "
-            + "".join(f"{gains['own']:+.3f} | {gains['oracle']:+.3f} | " for gains in row["moments"].values())
+            + "".join(
+                f"{gains['own']:+.3f} | {gains['oracle']:+.3f} | {gains['later']:+.3f} | "
+                for gains in row["moments"].values()
+            )
             + f"{shown(row['difference'])} |"
             for name, row in report["one update"].items()
         ),

@@ -716,10 +716,10 @@ def test_the_figures_of_the_horizon():
     late = {**state, "moment": 4, "leans": False, "own": 0.4}
     report = horizon.compare({"one": [state, state], "other": [{**state, "leans": False}, late]})
     one, other = report["one update"]["one"], report["one update"]["other"]
-    assert one["moments"] == {1: pytest.approx({"own": 0.1, "oracle": 0.3})}
+    assert one["moments"] == {1: pytest.approx({"own": 0.1, "oracle": 0.3, "later": -0.1})}
     assert one["difference"] == pytest.approx((0.2,) * 3)
-    assert other["moments"][1] == pytest.approx({"own": 0.1, "oracle": 0.3})
-    assert other["moments"][4] == pytest.approx({"own": 0.4, "oracle": 0.3})
+    assert other["moments"][1] == pytest.approx({"own": 0.1, "oracle": 0.3, "later": -0.1})
+    assert other["moments"][4] == pytest.approx({"own": 0.4, "oracle": 0.3, "later": -0.1})
     assert other["difference"] == pytest.approx((0.05, -0.1, 0.2))
     first, second = report["moments"]
     assert (first["moment"], first["n"], first["before"]) == (1, 3, pytest.approx(0.8))

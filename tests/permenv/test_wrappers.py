@@ -10,7 +10,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import assert_same, rollout
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import (
     FlattenObservation,
@@ -34,6 +33,7 @@ from permenv.wrappers import (
     StateHistory,
     fork,
 )
+from tests.helpers import assert_same, rollout
 
 
 def small_backbone() -> torch.nn.Module:

@@ -16,7 +16,6 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, assert_same, rollout
 from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import FlattenObservation, RecordEpisodeStatistics, RecordVideo
 from hypothesis import given, settings
@@ -30,6 +29,7 @@ from permenv import TASKS, CheckpointError, ConfigurationError, DataError, PermS
 from permenv.augment import normalise, unshuffled
 from permenv.reward import extrapolated_error
 from permenv.training import trunk_of
+from tests.helpers import SMALL, assert_same, rollout
 
 IDS = sorted(name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("permenv"))
 PARTS = {"spatial": ["spatial"], "temporal": ["temporal"], "spatiotemporal": ["spatial", "temporal"]}

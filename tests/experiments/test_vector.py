@@ -10,12 +10,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from gymnasium.vector import AutoresetMode
 
 from experiments import vector
 from permenv import TASKS, ConfigurationError
 from permenv.training import resolve_device
+from tests.helpers import SMALL
 
 FORKED = {"context": "fork"}
 MODES = {"sync": ("sync", {}), "async": ("async", FORKED)}

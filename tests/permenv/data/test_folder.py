@@ -18,9 +18,10 @@ from PIL import Image, ImageOps
 from permenv.data import source
 from permenv.data.folder import image_folder
 from permenv.data.source import DataError
+from tests.helpers import REAL_DATA
 
 CPU = torch.device("cpu")
-PHOTOS = Path(os.environ.get("PERMENV_DATA", Path(__file__).parents[2] / "shared" / "data")) / "imagenette" / "val"
+PHOTOS = REAL_DATA / "imagenette" / "val"
 
 
 pytestmark = pytest.mark.usefixtures("cache")

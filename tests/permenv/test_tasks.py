@@ -6,13 +6,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permenv import ConfigurationError, DataError, StillImages, VideoClips, make_config
 from permenv.permutations import maximally_different
 from permenv.tasks import SpatialTask, TemporalTask, make_tasks
+from tests.helpers import SMALL
 
 CPU = torch.device("cpu")
 NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}

@@ -7,11 +7,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL
 
 from permenv import TASKS, ConfigurationError, checkpoint, make_config
 from permenv.tasks import make_tasks
 from permenv.training import Batch, Trainer, resolve_device, resolve_precision, trunk_of
+from tests.helpers import SMALL
 
 CPU = torch.device("cpu")
 NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}

@@ -16,7 +16,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import SMALL
 
 from agents import AGENTS
 from experiments import (
@@ -36,12 +35,14 @@ from experiments import job as recording
 from permenv import CheckpointError, ConfigurationError, DataError, embedded_clips
 from permenv.permutations import reverse_of
 from permenv.training import trunk_of
+from tests.helpers import ROOT, SMALL
 
 SETTINGS = tuple(
     f"{name}={value}"
     for name, value in {**SMALL, "num_scenes": 80}.items()
     if name not in ("device", "free_iterations", "total_updates")
 )
+
 TASKS = {"spatial": ("spatial",), "temporal": ("temporal",), "spatiotemporal": ("spatial", "temporal")}
 COMMON = ["update", "iteration", "loss", "error", "baseline_error", "reward", "diverged"]
 OF_A_TASK = ["loss", "error", "baseline_error", "reward", "entropy"]
@@ -192,7 +193,7 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
         *(sys.executable, "-m", "experiments.reinforce", "--out", str(tmp_path / "killed"), "--updates", "12"),
         *("--free-iterations", "1", "--device", "cpu", "--set", *SETTINGS),
     ]
-    root = Path(__file__).parents[1]
+    root = ROOT
     process = subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     rows = tmp_path / "killed" / "metrics.csv"
     while not (rows.exists() and rows.read_text().count("\n") > 3):
@@ -414,7 +415,7 @@ def test_a_folder_without_a_readable_video_ends_with_one_clear_line(tmp_path):
         *(sys.executable, "experiments/reinforce.py", "--task", "temporal", "--videos", str(tmp_path / "films")),
         *("--out", str(tmp_path / "run"), "--device", "cpu"),
     ]
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "error: " in result.stderr.splitlines()[-1]
     assert "films holds no clip that can be used: jump/text.avi (" in result.stderr.splitlines()[-1]
@@ -474,7 +475,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path, resume):
 
 def test_errors_reach_the_user_as_one_line(tmp_path):
     command = [sys.executable, "experiments/reinforce.py", "--preset", "huge", "--out", str(tmp_path)]
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.strip() == "error: unknown preset 'huge'; choose one of tiny, paper"
 

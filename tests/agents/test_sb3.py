@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from test_experiments import SETTINGS, metrics
 
 from agents.sb3 import ALGORITHMS, OwnRandomness, load_model, make_model, start_from, steps_of_an_update
 from experiments import job, reinforce, runs, sb3
 from permenv import CheckpointError, ConfigurationError, make_config
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, NormalizedReward
+from tests.experiments.test_experiments import SETTINGS, metrics
+from tests.helpers import ROOT
 
 VIEWS = {"ppo": "groups", "a2c": "groups", "dqn": "groups", "sac": "mixture"}
 CASES = [
@@ -231,7 +232,7 @@ def test_a_run_of_another_algorithm_is_not_continued(finished):
 def test_errors_reach_the_user_as_one_line(tmp_path):
     command = [*(sys.executable, "experiments/sb3.py", "--algorithm", "sac", "--actions", "groups", "--out")]
     command += [str(tmp_path / "run"), "--set", *SETTINGS]
-    result = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert result.stderr.startswith("error: sac chooses from Box")
     assert len(result.stderr.strip().splitlines()) == 1

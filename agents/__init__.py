@@ -1,15 +1,25 @@
-"""Agents that choose the permutations a network trains on; they know only the Gymnasium API.
+"""Agents that choose the permutations a network trains on, using only the Gymnasium API.
 
-- `Agent`: the protocol every algorithm follows, `Transition` what it learns from, `Learner` what learns once an update
-  (`base.py`).
+- `make`: any of these agents by its name in `AGENTS`, for an environment.
+- `rollout`: the loop that lets an agent act and learn in an environment (`rollout.py`).
+- `Agent`: the base class of all agents; `Learner`: that of agents that learn once per update; `Transition`: what they
+  learn from (`base.py`).
 - `Reinforce`: the paper's policy gradient, Eq. 9 and section 4.1 (`reinforce.py`).
 - `RandomPolicy`, `InversePolicy`: what the paper compares it with, appendix F (`baselines.py`).
-- `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `ErrorProportional`: curricula that are fixed in
-  advance (`baselines.py`).
-- `Exp3`, `Ucb`: bandits, to which the groups are arms (`bandits.py`).
-- `Lookahead`: the upper reference of one step, which tries everything on forks of the environment (`lookahead.py`).
-- `agents.sb3`: Stable-Baselines3's algorithms, with numbers that make sense here (`sb3.py`; nothing here imports it).
-- `make`: any of ours by its name in `AGENTS`, for an environment.
+- `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance
+  (`baselines.py`).
+- `Exp3`, `Ucb`: bandits whose arms are the groups (`bandits.py`).
+- `Lookahead`: one-step lookahead, which tries tilted policies on forks of the environment (`lookahead.py`).
+- `agents.sb3`: the algorithms of Stable-Baselines3 with hyperparameters for this environment (`sb3.py`, not imported
+  here, so that `import agents` does not import Stable-Baselines3).
+
+A training run with one of them:
+
+    >>> import agents, gymnasium as gym, permenv
+    >>> env = gym.make("PermShuffle-v0")
+    >>> agent = agents.make("reinforce", env, seed=0)
+    >>> last = agents.rollout(env, agent, seed=0)
+    >>> last.info["error"]
 """
 
 import difflib
@@ -23,8 +33,8 @@ import numpy as np
 from agents.bandits import Exp3, Ucb
 from agents.base import Agent, Learner, Transition
 from agents.baselines import (
+    DifficultyProportional,
     EasiestFirst,
-    ErrorProportional,
     FixedGroup,
     HardestFirst,
     InversePolicy,
@@ -33,12 +43,13 @@ from agents.baselines import (
 )
 from agents.lookahead import Lookahead
 from agents.reinforce import Reinforce
+from agents.rollout import rollout
 
 __all__ = [
     "AGENTS",
     "Agent",
+    "DifficultyProportional",
     "EasiestFirst",
-    "ErrorProportional",
     "Exp3",
     "FixedGroup",
     "HardestFirst",
@@ -51,24 +62,26 @@ __all__ = [
     "Ucb",
     "UniformGroups",
     "make",
+    "rollout",
 ]
 
 
 def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
-    """Build an agent by its name for the environment that it is to act in.
+    """Build an agent by its name for an environment.
 
     Args:
         name: A key of `AGENTS`.
-        env: Its spaces shape the agent. The curricula grow over the updates of its run, `Lookahead` forks it.
-        seed: Decides what the agent draws, >= 0. The agent's own seeds are derived from it, so it may be the
-            environment's: two generators of one seed would draw the same numbers.
-        **options: Further arguments of the agent's class; of "inverse", of the policy that is inverted.
+        env: The environment it will act in. Its spaces determine the shapes of the agent, its number of updates the
+            pace of the curricula, and `Lookahead` forks it.
+        seed: Determines what the agent draws, >= 0. It may be the seed of the environment: the seeds used inside are
+            derived from it, so that the two do not draw the same random numbers.
+        **options: Further arguments of the agent's class; for "inverse", of the policy that is inverted.
 
     Returns:
         The agent.
 
     Raises:
-        ValueError: If there is no agent of that name, or it does not fit the environment or the options.
+        ValueError: If there is no agent of that name, or it does not support the environment or the options.
     """
     if name not in AGENTS:
         close = difflib.get_close_matches(name, AGENTS)
@@ -78,7 +91,7 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Age
 
 
 def _seeds(seed: int) -> tuple[int, int]:
-    """Derive an agent's seed and that of a Reinforce, which may be inside it."""
+    """Derive the seed of an agent, and that of the Reinforce that may be inside it."""
     outer, inner = np.random.SeedSequence(seed).generate_state(2)
     return int(outer), int(inner)
 
@@ -90,10 +103,10 @@ def _on_spaces(kind: Callable[..., Agent]) -> Callable[..., Agent]:
     return build
 
 
-def _over_the_run(kind: Callable[..., Agent]) -> Callable[..., Agent]:
+def _for_the_run(kind: Callable[..., Agent]) -> Callable[..., Agent]:
     def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
-        world: Any = env.unwrapped
-        return _on_spaces(kind)(env, seed=seed, **{"updates": world.config.total_updates, **options})
+        base_env: Any = env.unwrapped
+        return _on_spaces(kind)(env, seed=seed, **{"updates": base_env.config.total_updates, **options})
 
     return build
 
@@ -115,9 +128,9 @@ AGENTS: Mapping[str, Callable[..., Agent]] = MappingProxyType(
         "random": _on_spaces(RandomPolicy),
         "uniform": _on_spaces(UniformGroups),
         "fixed": _on_spaces(FixedGroup),
-        "hardest-first": _over_the_run(HardestFirst),
-        "easiest-first": _over_the_run(EasiestFirst),
-        "error-proportional": _on_spaces(ErrorProportional),
+        "hardest-first": _for_the_run(HardestFirst),
+        "easiest-first": _for_the_run(EasiestFirst),
+        "difficulty-proportional": _on_spaces(DifficultyProportional),
         "exp3": _on_spaces(Exp3),
         "ucb": _on_spaces(Ucb),
         "lookahead": _lookahead,
@@ -125,4 +138,4 @@ AGENTS: Mapping[str, Callable[..., Agent]] = MappingProxyType(
         "inverse": _inverse,
     }
 )
-"""By name, what builds the agent: a function of `make`'s arguments but the name."""
+"""By name, the function that builds the agent from the remaining arguments of `make`."""

@@ -1,43 +1,43 @@
-"""The policies that learning ones are compared with: the paper's, appendix F, and curricula fixed in advance."""
+"""Policies to compare learned policies with: those of the paper's appendix F, and curricula fixed in advance."""
 
 from typing import ClassVar
 
 import gymnasium as gym
 import numpy as np
 
-from agents.base import Agent, Transition, Tree, in_update, leaning, require
+from agents.base import Agent, Transition, Tree, in_update, require, tilt
 from agents.reinforce import Reinforce
 
 
 class RandomPolicy(Agent):
-    """The random policy: every permutation is equally likely, so group j is chosen with |c_j| / |Ψ|.
+    """The random policy: every permutation is equally likely, so group j has probability |c_j| / |Ψ|.
 
     Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep Reinforcement Learning",
-    ECCV 2018, appendix F: the baseline of its Table F.1, and the usual way to train on permutations.
+    ECCV 2018, appendix F: the baseline of Table F.1, and the usual way to train on permutations.
     """
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the groups' sizes, see `Agent.probabilities`."""
+        """Return the sizes of the groups, see `Agent.probabilities`."""
         return self._fractions(observation)
 
 
 class UniformGroups(Agent):
-    """Every group that is not empty alike, whatever its size: permutations of small groups are drawn more often."""
+    """Every group that is not empty is equally likely: permutations in small groups are drawn more often."""
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return one over the number of groups that are not empty, see `Agent.probabilities`."""
+        """Return 1 over the number of groups that are not empty, see `Agent.probabilities`."""
         full = self._fractions(observation) > 0  # [*tasks, groups]
         return full / np.count_nonzero(full, axis=-1, keepdims=True)
 
 
 class FixedGroup(Agent):
-    """Always the same group; where it is empty the easiest that is not, as in the environment itself.
+    """Always the same group; if it is empty, the easiest group that is not empty, as in the environment itself.
 
     Args:
         observation_space: See `Agent`.
         action_space: See `Agent`.
-        seed: As every agent has one; nothing is left to chance here.
-        group: Its rank, 0 the hardest; of a joint task every task's.
+        seed: Has no effect; it is here because every agent has one.
+        group: Rank of the group, 0 is the hardest; in a joint task, that of every task.
 
     Raises:
         ValueError: If there is no such group.
@@ -50,34 +50,34 @@ class FixedGroup(Agent):
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
         """Return 1 for the group and 0 for all others, see `Agent.probabilities`."""
-        return leaning(self._fractions(observation), self.group, share=1.0)
+        return tilt(self._fractions(observation), self.group, share=1.0)
 
 
 class GrowingPool(Agent):
-    """Draws alike all permutations of a pool that grows group by group, until it holds them all.
+    """Draws uniformly from a pool of permutations that grows group by group until it contains all of Ψ.
 
-    With n updates completed, the pool is the first permutations in the subclass's order that make up the share
+    After n updates, the pool consists of the first permutations, in the order of the subclass, that make up the share
 
         start + (1 - start) min(n / updates, 1)
 
-    of Ψ. A group on the pool's boundary counts with the part of it that is inside: which of its permutations these
-    are is left open, so each of them has the same, smaller chance.
+    of Ψ. A group that is only partly inside the pool counts with that part. It is not determined which of its
+    permutations are inside, so all of them have the same, smaller probability.
 
-    The updates are counted from the transitions. One agent serves one run: the pool does not shrink again.
+    The updates are counted from the transitions. Use a new agent for every run: the pool never shrinks.
 
     Args:
         observation_space: See `Agent`.
         action_space: See `Agent`.
         seed: Seeds everything the agent draws, >= 0.
         start: Share of Ψ in the first pool, above 0 and at most 1.
-        updates: After how many updates the pool is all of Ψ, >= 1: those of the run, so that its last pools are nearly
-            the random policy.
+        updates: Number of updates after which the pool is all of Ψ, >= 1. With the number of updates of the run, its
+            last pools are close to the random policy.
 
     Raises:
         ValueError: If an option is out of its range.
     """
 
-    _order: ClassVar[slice]  # of the groups: those that the pool takes in first come first; its own inverse
+    _order: ClassVar[slice]  # puts the groups in the order in which they enter the pool; it is its own inverse
 
     def __init__(
         self,
@@ -97,11 +97,11 @@ class GrowingPool(Agent):
 
     @property
     def share(self) -> float:
-        """How much of Ψ is in the pool now, in (0, 1]."""
+        """Share of Ψ that is in the pool now, in (0, 1]."""
         return self.start + (1 - self.start) * min(self._completed / self.updates, 1)
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the groups' parts of the pool, see `Agent.probabilities`."""
+        """Return the share of each group in the pool, see `Agent.probabilities`."""
         fractions = self._fractions(observation)[..., self._order]  # [*tasks, groups]
         before = np.cumsum(fractions, axis=-1) - fractions
         inside = np.clip(self.share - before, 0, fractions)[..., self._order]
@@ -115,7 +115,7 @@ class GrowingPool(Agent):
         return {}
 
     def state_dict(self) -> Tree:
-        """Return everything that moves, see `Agent.state_dict`."""
+        """Return everything that changes, see `Agent.state_dict`."""
         return {**super().state_dict(), "completed": self._completed}
 
     def load_state_dict(self, state: Tree) -> None:
@@ -125,7 +125,7 @@ class GrowingPool(Agent):
 
 
 class HardestFirst(GrowingPool):
-    """Begins with the hardest permutations and takes in easier ones.
+    """Begins with the hardest permutations and adds easier ones.
 
     The reverse of self-paced learning, in the spirit of hard example mining (Shrivastava, Gupta, Girshick, "Training
     Region-Based Object Detectors with Online Hard Example Mining", CVPR 2016). See `GrowingPool` for the pool and the
@@ -136,27 +136,28 @@ class HardestFirst(GrowingPool):
 
 
 class EasiestFirst(GrowingPool):
-    """Begins with the easiest permutations and takes in harder ones: self-paced learning.
+    """Begins with the easiest permutations and adds harder ones: self-paced learning.
 
     Kumar, Packer, Koller, "Self-Paced Learning for Latent Variable Models", NIPS 2010: the easy samples are those
-    with a small loss, and a threshold that rises lets in the others. Here a group's median ratio stands for the loss,
-    and the pool's share for the threshold. See `GrowingPool` for the pool and the arguments.
+    with a small loss, and a rising threshold admits the others. Here the median ratio of a group takes the place of
+    the loss, and the share of the pool that of the threshold. See `GrowingPool` for the pool and the arguments.
     """
 
     _order = slice(None, None, -1)
 
 
-class ErrorProportional(Agent):
-    """A permutation's chance is proportional to how hard its group is: π_j ∝ f_j (2 - median_j).
+class DifficultyProportional(Agent):
+    """Draws a permutation with probability proportional to the difficulty of its group: π_j ∝ f_j (2 - median_j).
 
-    The median ratio of Eq. 3 goes from 0.5 (certain of another permutation) to 2 (certain and right), so a hardest
-    permutation is drawn as often as can be and one that is always recognised never. ŝ does not hold the error itself:
-    the median says how sure the network is of the truth, not how often it is right. Where every group is perfect,
-    all permutations are alike.
+    The difficulty is read from ŝ: it is 2 minus the median ratio (Eq. 3) of the group. The ratio goes from 0.5 (certain
+    of a wrong permutation) to 2 (certain of the right one), so the difficulty goes from 1.5 down to 0, where a group is
+    not drawn at all. It is not the error, which ŝ does not contain: the median says how confident the network is in
+    the right permutation, not how often it recognises it. If the difficulty of every group is 0, all permutations are
+    equally likely.
     """
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the groups' sizes times their difficulties, see `Agent.probabilities`."""
+        """Return size times difficulty of each group, normalised, see `Agent.probabilities`."""
         fractions = self._fractions(observation)  # [*tasks, groups]
         weights = fractions * np.clip(2 - np.asarray(observation, dtype=np.float64)[..., 1], 0, None)
         total = weights.sum(axis=-1, keepdims=True)
@@ -164,25 +165,26 @@ class ErrorProportional(Agent):
 
 
 class InversePolicy(Agent):
-    """Prefers the permutations that another policy discards.
+    """Prefers the permutations that another policy avoids.
 
     Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep Reinforcement Learning",
-    ECCV 2018, appendix F, which leaves the formula open. Here the given policy's lean away from the random
-    policy f_j = |c_j| / |Ψ| changes its sign: log q_j = log f_j - (log π_j - log f_j) + constant, or
+    ECCV 2018, appendix F, which does not give the formula. Here the sign of the policy's tilt away from the random
+    policy f_j = |c_j| / |Ψ| is reversed: log q_j = log f_j - (log π_j - log f_j) + constant, or
 
         q_j ∝ f_j² / π_j.
 
-    So the inverse of the random policy is random, the inverse of the inverse is the policy itself, and the
-    inverse of a uniform choice of groups does not drill the small groups. A joint task's policies are each inverted.
+    So the inverse of the random policy is the random policy, the inverse of the inverse is the policy itself, and the
+    inverse of a uniform choice of groups does not over-sample small groups. In a joint task the policy of each task is
+    inverted.
 
     Args:
-        policy: π, owned from now on: its state is part of this agent's.
-        seed: Seeds the actions; the policy's own generator is not used.
-        policy_learns: Whether π goes on learning from what its inverse does, with importance weights
-            (`Reinforce.update`), or stays as it is, as in the paper's one epoch.
+        policy: π, from now on a part of this agent, whose state includes it.
+        seed: Seeds the actions; the generator of the policy is not used.
+        policy_learns: Whether π keeps learning from the actions of its inverse, with importance weights
+            (`Reinforce.update`), or stays fixed, as in the paper's single epoch.
 
     Raises:
-        ValueError: If `policy_learns` and the policy has no off-policy update.
+        ValueError: If `policy_learns` is True and the policy has no off-policy update.
     """
 
     def __init__(self, policy: Agent, *, seed: int, policy_learns: bool = False) -> None:
@@ -197,29 +199,29 @@ class InversePolicy(Agent):
 
     @property
     def version(self) -> int:
-        """How often the given policy changed, and with it this one."""
+        """Number of changes of the given policy, each of which changes this one."""
         return self.policy.version
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
         """Return q ∝ f² / π, see `Agent.probabilities`."""
         fractions = self._fractions(observation)  # [*tasks, groups]
         policy = self.policy.probabilities(observation)  # [*tasks, groups]
-        # In logarithms, for 1 / π overflows where π is tiny; a π of 0 is taken for the smallest number above.
+        # In logarithms, because 1 / π overflows for tiny π; π = 0 is replaced by the smallest positive number.
         log_policy = np.log(np.maximum(policy, np.finfo(np.float64).tiny))
-        with np.errstate(divide="ignore"):  # an empty group has log 0 = -inf, and no chance
+        with np.errstate(divide="ignore"):  # an empty group has log 0 = -inf and probability 0
             log_inverse = 2 * np.log(fractions) - log_policy
         inverse = np.exp(log_inverse - log_inverse.max(axis=-1, keepdims=True))
         return inverse / inverse.sum(axis=-1, keepdims=True)
 
     def learn(self, transition: Transition) -> dict[str, float]:
-        """Let the given policy learn where it should, see `Agent.learn` and `Learner.learn`."""
+        """Let the given policy learn if `policy_learns`, see `Agent.learn` and `Learner.learn`."""
         if not (self.policy_learns and isinstance(self.policy, Reinforce)):
             return {}
         self._refresh(transition.observation)
         return self.policy.learn(transition, self._probabilities)
 
     def state_dict(self) -> Tree:
-        """Return everything that moves, the given policy's state included, see `Agent.state_dict`."""
+        """Return everything that changes, including the state of the given policy, see `Agent.state_dict`."""
         return {**super().state_dict(), "policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: Tree) -> None:

@@ -1,8 +1,7 @@
-"""The one-step oracle: it tries every lean on a fork of the environment, and plays the best.
+"""One-step lookahead: tries every tilted policy on a fork of the environment and plays the best one.
 
-Every other agent knows the Gymnasium API and nothing else of the environment. This one asks one thing more, which only
-a world that can be copied has: `env.unwrapped.fork()`, a copy of the run that continues identically, given the same
-actions, and that neither touches nor is touched by the run.
+All other agents use only the Gymnasium API. This one also needs `env.unwrapped.fork()`, an independent copy of the run
+that continues identically given the same actions.
 """
 
 from collections.abc import Mapping
@@ -12,17 +11,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.base import Action, Agent, Transition, Tree, in_update, leaning, require
+from agents.base import Action, Agent, Transition, Tree, in_update, require, tilt
+from agents.rollout import rollout
 
-Lean = tuple[int, int] | None  # (task, group); a single task's task is 0. None leans to nothing: the random policy
+Tilt = tuple[int, int] | None
+"""A candidate: (task, group), where the task of a single task is 0, or None for the random policy."""
 
 
 @dataclass
 class _Stretch:
-    """What a plan plays between two validations.
+    """The part of a plan between two validations.
 
     Attributes:
-        observation: The ŝ that it follows, as lists.
+        observation: The ŝ during it, as lists.
         actions: Those still to be played.
     """
 
@@ -31,33 +32,34 @@ class _Stretch:
 
 
 class Lookahead(Agent):
-    """The upper reference of one step: of all the ways to lean it plays the one that leaves the lowest error.
+    """Plays, of all tilted policies, the one that leaves the lowest error after one update.
 
     At the beginning of every cycle (the free iterations and the update that follows) it forks the environment once for
-    each candidate, plays each fork to the end of the update, and keeps the actions of the one with the lowest error
-    there, `info["error"]`; between equals the first. Then it plays exactly these actions in the environment itself, so
-    what it was promised comes true to the bit. A fork that diverges has the error 1.
+    each candidate, plays each fork to the end of the update, and keeps the actions of the candidate with the lowest
+    error there, `info["error"]`; among equals, the first. It then plays exactly these actions in the environment, which
+    therefore reaches exactly the same error. A fork that diverges counts as error 1.
 
-    The candidates are the random policy (all permutations alike, f) and, for every group that is not empty, the policy
-    that leans to it, (1 - share) f + share e_j. Of a joint task one candidate leans in one task, so there are T |C| + 1
-    at most. Each draws its actions from a generator of its own.
+    The candidates are the random policy f (all permutations equally likely) and, for every group that is not empty, the
+    policy tilted towards it, (1 - share) f + share e_j. In a joint task a candidate is tilted in one task only, so
+    there are at most T |C| + 1. Each candidate draws its actions from a generator of its own.
 
-    A cycle costs as many cycles more as there are candidates: it is a reference, not a method. It is greedy, and it
-    selects by the error on the X_val that it is then judged by, so part of its lead is the luck of the draw: of the
-    candidates' actions, and of how they fall on X_val. An agent that is none of its candidates may gain more in an
-    update, as `EasiestFirst` does at first, which draws from the easier groups alone (`experiments/horizon.py`).
+    A cycle costs as many additional cycles as there are candidates: this is a reference, not a practical method. It is
+    greedy, and it selects by the error on the X_val on which it is then evaluated, so part of its lead is chance: in
+    the actions of the candidates, and in their effect on X_val. An agent that is not one of the candidates may gain
+    more in an update, as `EasiestFirst` does at first, which draws only from the easier groups
+    (`experiments/studies/horizon.py`).
 
-    Where it is asked in the middle of a cycle without a plan that fits, as after a restored checkpoint of the
-    environment alone, it plans from there to the end of the update.
+    If it has to act in the middle of a cycle without a matching plan, for example after only the environment was
+    restored from a checkpoint, it plans from there to the end of the update.
 
     Args:
-        env: The environment that it acts in; its `unwrapped` can `fork()` once a run has begun.
+        env: The environment it acts in; its `unwrapped` can `fork()` once a run has begun.
         seed: Seeds everything the agent draws, >= 0.
-        share: Chance of the group leant to, beside its chance as any other, in (0, 1].
+        share: Probability given to the group in addition to its share of the rest, in (0, 1].
 
     Attributes:
         env: As given.
-        errors: By candidate, the error at the end of its fork when the plan was last made, the random policy's first;
+        errors: By candidate, the error at the end of its fork when the last plan was made, the random policy first;
             not part of the state.
 
     Raises:
@@ -68,64 +70,65 @@ class Lookahead(Agent):
         super().__init__(env.observation_space, env.action_space, seed=seed)
         if not callable(getattr(env.unwrapped, "fork", None)):
             raise ValueError(
-                f"{env.unwrapped} has no fork(), Lookahead tries its plans on copies of the run. "
-                "Give it an environment that can be copied, such as PermShuffle-v0 itself."
+                f"{env.unwrapped} has no fork(), but Lookahead tries its plans on copies of the run. "
+                "Give it an environment that can be copied, such as PermShuffle-v0."
             )
         require("share", share, 0 < share <= 1, "above 0 and at most 1")
         self.env = env
         self.share = share
-        self.errors: Mapping[Lean, float] = {}
-        self._lean: Lean = None  # of the plan in play
+        self.errors: Mapping[Tilt, float] = {}
+        self._tilt: Tilt = None  # of the current plan
         self._plan: list[_Stretch] = []
 
     @property
-    def gains(self) -> dict[Lean, float]:
-        """By candidate, how far its error fell below the random policy's when the plan was last made."""
-        return {lean: self.errors[None] - error for lean, error in self.errors.items()}
+    def gains(self) -> dict[Tilt, float]:
+        """By candidate, the error of the random policy minus its own when the last plan was made."""
+        return {candidate: self.errors[None] - error for candidate, error in self.errors.items()}
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the distribution that the plan in play was drawn from, see `Agent.probabilities`.
+        """Return the distribution that the actions of the current plan were drawn from, see `Agent.probabilities`.
 
-        Makes a plan where none goes on with this observation, which must be the environment's present one.
+        Makes a new plan if the current one does not continue from this observation, which must be the environment's
+        current one.
         """
-        self._fractions(observation)  # an observation of another space has no plan
-        if not self._goes_on(observation):
+        self._fractions(observation)  # refuses observations of another space
+        if not self._continues_from(observation):
             self._make_plan(observation)
-        return self._candidate(self._lean).probabilities(observation)
+        return self._candidate(self._tilt).probabilities(observation)
 
     def act(self, observation: np.ndarray) -> Action:
-        """Return the plan's next action, see `Agent.act`; nothing is drawn."""
-        if not self._goes_on(observation):
+        """Return the next action of the plan, see `Agent.act`; nothing is drawn."""
+        if not self._continues_from(observation):
             self.probabilities(observation)
         return self._plan[0].actions.pop(0)
 
     def learn(self, transition: Transition) -> dict[str, float]:
-        """Drop the plan where the run is over, see `Agent.learn`."""
-        if transition.terminated or transition.truncated:
+        """Drop the plan when the run is over, see `Agent.learn`."""
+        if transition.done:
             self._plan = []
         return {}
 
     def state_dict(self) -> Tree:
-        """Return everything that moves, see `Agent.state_dict`."""
+        """Return everything that changes, see `Agent.state_dict`."""
         plan = [
             {"observation": stretch.observation, "actions": np.asarray(stretch.actions, dtype=np.int64).tolist()}
             for stretch in self._plan
         ]
-        return {**super().state_dict(), "lean": None if self._lean is None else list(self._lean), "plan": plan}
+        return {**super().state_dict(), "tilt": None if self._tilt is None else list(self._tilt), "plan": plan}
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self._lean = None if state["lean"] is None else (state["lean"][0], state["lean"][1])
+        self._tilt = None if state["tilt"] is None else (state["tilt"][0], state["tilt"][1])
         self._plan = [_Stretch(stretch["observation"], self._actions(stretch["actions"])) for stretch in state["plan"]]
 
     def _actions(self, saved: list[Any]) -> list[Action]:
         return [np.array(action, dtype=np.int64) for action in saved] if self._tasks else list(saved)
 
-    def _goes_on(self, observation: np.ndarray) -> bool:
+    def _continues_from(self, observation: np.ndarray) -> bool:
         """Return whether the plan has an action for this ŝ.
 
-        It has none for another ŝ than it met on the fork: then the environment was reset, or others acted in it.
+        If ŝ differs from the one on the fork, the environment was reset or others have acted in it.
         """
         while self._plan and not self._plan[0].actions:
             del self._plan[0]
@@ -134,51 +137,48 @@ class Lookahead(Agent):
     def _make_plan(self, observation: np.ndarray) -> None:
         """Play every candidate on a fork to the end of the update, and keep the best."""
         fractions = self._fractions(observation).reshape(self.num_tasks, self.num_groups)
-        leans: list[Lean] = [None, *((int(task), int(group)) for task, group in np.argwhere(fractions > 0))]
-        errors: dict[Lean, float] = {}
+        candidates: list[Tilt] = [None, *((int(task), int(group)) for task, group in np.argwhere(fractions > 0))]
+        errors: dict[Tilt, float] = {}
         lowest = np.inf
-        for lean in leans:
-            errors[lean], plan = self._play(self._candidate(lean, int(self._generator.integers(2**63))), observation)
-            if errors[lean] < lowest:
-                lowest, self._lean, self._plan = errors[lean], lean, plan
+        for each in candidates:
+            errors[each], plan = self._play(self._candidate(each, int(self._generator.integers(2**63))), observation)
+            if errors[each] < lowest:
+                lowest, self._tilt, self._plan = errors[each], each, plan
         self.errors = errors
         self._version += 1
 
     def _play(self, candidate: "_Candidate", observation: np.ndarray) -> tuple[float, list[_Stretch]]:
-        """Return the error a candidate leaves at the end of the update, and what it did."""
-        world: Any = self.env.unwrapped
-        fork = world.fork()
+        """Return the error of a candidate at the end of the update, and its actions."""
         plan = [_Stretch(np.asarray(observation).tolist(), [])]
-        while True:
-            action = candidate.act(observation)
-            plan[-1].actions.append(action)
-            observation, _, terminated, truncated, info = fork.step(action)
-            if terminated:
-                return 1.0, plan
-            if truncated or (info["validated"] and in_update(info)):
-                return float(info["error"]), plan
-            if info["validated"]:
-                plan.append(_Stretch(observation.tolist(), []))
 
-    def _candidate(self, lean: Lean, seed: int = 0) -> "_Candidate":
-        return _Candidate(self.observation_space, self.action_space, seed=seed, lean=lean, share=self.share)
+        def note(transition: Transition) -> None:
+            plan[-1].actions.append(transition.action)
+            if transition.info["validated"] and not in_update(transition.info):
+                plan.append(_Stretch(transition.observation_next.tolist(), []))
+
+        base_env: Any = self.env.unwrapped
+        last = rollout(base_env.fork(), candidate, observation=observation, updates=1, on_step=note)
+        return 1.0 if last.terminated else float(last.info["error"]), plan
+
+    def _candidate(self, tilt: Tilt, seed: int = 0) -> "_Candidate":
+        return _Candidate(self.observation_space, self.action_space, seed=seed, tilt=tilt, share=self.share)
 
 
 class _Candidate(Agent):
-    """Leans to one group of one task, or to none."""
+    """The random policy, tilted towards one group of one task, or not at all."""
 
     def __init__(
-        self, observation_space: gym.Space, action_space: gym.Space, *, seed: int, lean: Lean, share: float
+        self, observation_space: gym.Space, action_space: gym.Space, *, seed: int, tilt: Tilt, share: float
     ) -> None:
         super().__init__(observation_space, action_space, seed=seed)
-        self._lean = lean
+        self._tilt = tilt
         self._share = share
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
         fractions = self._fractions(observation)  # [*tasks, groups]
-        if self._lean is None:
+        if self._tilt is None:
             return fractions
-        task, group = self._lean
+        task, group = self._tilt
         rows = fractions.reshape(self.num_tasks, self.num_groups).copy()
-        rows[task] = leaning(rows[task], group, self._share)
+        rows[task] = tilt(rows[task], group, self._share)
         return rows.reshape(fractions.shape)

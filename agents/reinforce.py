@@ -1,4 +1,4 @@
-"""The paper's policy gradient: REINFORCE with everything of section 4.1."""
+"""The paper's policy gradient: REINFORCE as described in section 4.1."""
 
 import math
 from collections import OrderedDict
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from agents.base import Learner, Tree, require
 
-Credit = Literal["own", "sum"]  # which of a joint task's gains a head answers for
-EPSILON = 1e-8  # added to what is divided by (Adam's default): advantages of rounding errors alone stay small
+Credit = Literal["own", "sum"]  # the rewards that a head of a joint task is credited with
+EPSILON = 1e-8  # added to divisors (Adam's default), so that advantages that are only rounding errors stay small
 
 
 class Reinforce(Learner):
@@ -25,76 +25,80 @@ class Reinforce(Learner):
     reinforcement learning", 2016.
 
     ## Policy
-    Two fully connected layers on the flattened ŝ, softmax over the groups. The last layer starts at zero, so
-    that the first policy is exactly its prior: with `size_prior` uniform over permutations, the random policy
-    of appendix F; without, uniform over the groups that are not empty. The network's logits then say how the
-    policy leans away from its prior: log π_j = log prior_j + lean_j. An empty group has prior 0 and keeps it.
-    The hidden layer is a tanh: successive ŝ differ little, so a ReLU that an update once switches off for all
-    of them gets no gradient again, and 16 units are few. Everything is float64, which costs nothing here.
+    Two fully connected layers on the flattened ŝ, then a softmax over the groups. The last layer starts at zero, so
+    the initial policy equals its prior: with `size_prior` uniform over permutations, the random policy of appendix F;
+    without it, uniform over the groups that are not empty. The logits of the network then describe the policy's tilt
+    away from its prior: log π_j = log prior_j + tilt_j. An empty group has prior 0 and keeps probability 0. The
+    activation of the hidden layer is tanh: successive ŝ differ little, so a ReLU that an update switches off for all
+    of them would never get a gradient again, and there are only 16 units. All computation is in float64, at no
+    noticeable cost.
 
     ## Update
-    The K actions of an "update" phase share one ŝ and one reward. With A_t = r_t minus the moving average of
-    the earlier rewards, the direction of ascent handed to Adam is
+    The K actions of an "update" phase share one ŝ and one reward. Let A_t be r_t minus the moving average of the
+    earlier rewards. The direction of ascent passed to Adam is
 
         A_t z_t + entropy_weight ∇H(π(. | ŝ_t)),    z_t = γ z_{t-1} + 1/√K ∇ Σ_k log π(a_k | ŝ_t).
 
-    z is Eq. 9 read online: r_t' reaches every earlier update t with weight γ^(t' - t), by the gradient that
-    was taken then. z does not outlive an episode; the averages do.
+    z is the online form of Eq. 9: r_t' contributes to every earlier update t with weight γ^(t' - t), through the
+    gradient computed at t. z is reset at the end of an episode; the averages are kept.
 
-    Adam does not see the factor 1/√K, but the balance with the entropy does. K independent draws scatter by √K about
-    their expectation, so with it an advantage of unit scale weighs the same against H whatever K is; with the plain
-    sum, or the mean, the useful entropy weight would change with every batch size.
+    Adam is invariant to the factor 1/√K, but the balance with the entropy is not. The sum over K independent draws has
+    a standard deviation proportional to √K, so with this factor an advantage of unit scale has the same weight against
+    H for every K. With the plain sum or the mean, the useful entropy weight would depend on the batch size.
 
-    H is the entropy of the distribution that the prior makes uniform: over permutations (a = (x, ψ), and
-    π(ψ) = π_j / |c_j|) with `size_prior`, over groups without. Either way it is a constant minus
-    KL(π || prior), so the entropy term holds the policy at its prior. The entropy over groups would pull a
-    size-aware policy to the small groups instead, and drill their few permutations.
+    H is the entropy of the distribution that is uniform under the prior: over permutations (a = (x, ψ), with
+    π(ψ) = π_j / |c_j|) with `size_prior`, over groups without it. In both cases it is a constant minus
+    KL(π || prior), so the entropy term keeps the policy near its prior. The entropy over groups would instead pull a
+    size-aware policy towards the small groups and over-sample their few permutations.
 
     ## Several tasks
-    A joint task's policy is one network: the hidden layer reads the ŝ of all T tasks, and each task has a head, |C|
-    rows of the last layer with a softmax and a prior of their own. The groups are drawn independently, so log π is the
-    sum over the tasks τ, and so are entropies and divergences. The direction of ascent becomes
+    The policy of a joint task is one network: the hidden layer reads the ŝ of all T tasks, and each task has a head,
+    |C| rows of the last layer with its own softmax and prior. The groups are drawn independently, so log π is the sum
+    over the tasks τ, and so are entropies and divergences. The direction of ascent becomes
 
         Σ_τ A_τ z_τ + entropy_weight ∇ Σ_τ H_τ,
 
-    with averages and a trace for each task. A single task is T = 1. `credit` says which gain A_τ is made of:
+    with averages and a trace for each task. A single task is the case T = 1. `credit` selects the reward that A_τ is
+    computed from:
 
-    - "own": the task's own. The noise of the other tasks' gains is not in it, so it has less variance.
-    - "sum": the sum of all tasks', the reward times T. A head is also credited for what its permutations do to
-      the other tasks through the trunk that they share, which "own" does not see.
+    - "own": that of the task itself. It has less variance, because it is free of the noise of the other tasks' rewards.
+    - "sum": the sum over all tasks, T times the reward. A head is then also credited with what its permutations do to
+      the other tasks through the shared trunk, which "own" ignores.
 
-    Which of the two is the default is measured by `experiments/credit.py`.
+    `experiments/studies/credit.py` compares the two.
 
     ## What the discount means here
     With equally spaced validations the reward of Eq. 7 is a second difference, r_t = g_t - g_{t-1}, where
-    g_t = E_t - E_{t+1} is how much interval t lowered the error. Hence the return from t is
+    g_t = E_t - E_{t+1} is the reduction of the error in interval t. Hence the return from t is
 
         Σ_{k>=0} γ^k r_{t+k} = -g_{t-1} + (1 - γ) Σ_{k>=0} γ^k g_{t+k}.
 
-    g_{t-1} is settled before the actions of t, so γ < 1 ranks actions by their discounted future reduction
-    of the error: γ = 0 by that of their own interval. At γ = 1 the gains telescope away: a run of n updates
-    returns its last gain minus g_{t-1}, which says nothing of the error reached.
+    g_{t-1} is known before the actions of t, so γ < 1 ranks actions by their discounted future reduction of the error,
+    and γ = 0 by that of their own interval. At γ = 1 the sum telescopes: the return of a run is its last reduction
+    minus g_{t-1}, whatever error was reached. With the reward of `permenv.wrappers.ErrorReduction`, whose return is the
+    reduction of the error itself, a γ near 1 makes sense.
 
     Args:
-        observation_space: Box of shape (|C|, 2), see `Agent`; joint (T, |C|, 2).
-        action_space: Discrete(|C|); joint MultiDiscrete([|C|] * T).
-        seed: Seeds the first layer's weights and the actions.
+        observation_space: Box of shape (|C|, 2), see `Agent`; joint task (T, |C|, 2).
+        action_space: Discrete(|C|); joint task MultiDiscrete([|C|] * T).
+        seed: Seeds the weights of the first layer and the actions.
         hidden: Units of the hidden layer, >= 1 (section 4.1).
         learning_rate: Adam's, > 0 (appendix B).
-        discount: γ of Eq. 9 in [0, 1]. By default an update is credited with its own interval alone: each
-            later interval adds the noise of its reward to what is known of the earlier actions.
-        baseline_decay: Share of the moving average that one more reward leaves in place, in [0, 1); 0.9
-            averages about ten updates. It is corrected for its start as Adam's moments are: the first rewards
-            weigh no more than they would later. The very first has no average before it and is its own
-            baseline, A = 0. (PermShuffle's first reward is a gain, not a second difference: an outlier.)
-        entropy_weight: Of H in nats, >= 0, against advantages of unit scale (see `normalise`). On a contextual bandit
-            0.1 served well at K = 8 and 64; 0.3 held the policy near its prior, 0.03 let it become deterministic.
+        discount: γ of Eq. 9 in [0, 1]. By default an update is credited with its own interval only: each later
+            interval adds the noise of its reward to the estimate.
+        baseline_decay: Decay of the moving average per reward, in [0, 1); 0.9 averages about ten updates. The average
+            is bias-corrected like Adam's moments, so the first rewards have no extra weight. The very first reward has
+            no average before it and is its own baseline, A = 0. (The first reward of a PermShuffle run is an outlier: a
+            reduction, not a difference of two.)
+        entropy_weight: Weight of H in nats, >= 0, against advantages of unit scale (see `normalise`). On a contextual
+            bandit 0.1 worked well at K = 8 and 64; 0.3 kept the policy near its prior, 0.03 let it become
+            deterministic.
         size_prior: Whether the prior is |c_j| / |Ψ| rather than uniform over the groups.
         normalise: Whether advantages are divided by the root of the moving average of their squares, this one
-            included. PermShuffle's rewards are of the order 0.01; undivided, an entropy weight of 0.01
-            outweighs them. An outlier (a run that diverges) counts at most 1 / sqrt(1 - baseline_decay).
-        credit: "own" or "sum", see above; the same for a single task.
-        device: Where the policy network lives; the actions are drawn on the CPU.
+            included. The rewards of PermShuffle are of the order of 0.01; without the division an entropy weight of
+            0.01 outweighs them. An outlier (a run that diverges) counts at most 1 / sqrt(1 - baseline_decay).
+        credit: "own" or "sum", see above; for a single task they are the same.
+        device: Device of the policy network; the actions are drawn on the CPU.
 
     Raises:
         ValueError: If a space is not supported or an option is out of its range.
@@ -143,29 +147,29 @@ class Reinforce(Learner):
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
         """Return π(. | ŝ), see `Agent.probabilities`."""
         with torch.no_grad():
-            log_prior, lean = self._log_policy(observation)
-            return (log_prior + lean).exp().cpu().numpy()
+            log_prior, tilt = self._log_policy(observation)
+            return (log_prior + tilt).exp().cpu().numpy()
 
     def _update(
         self, observation: np.ndarray, counts: np.ndarray, gains: dict[str, float], behaviour: np.ndarray | None
     ) -> dict[str, float]:
-        """Step the policy by the reward of one update's actions (Eq. 9), see `Learner.update`.
+        """Update the policy with the reward of one update's actions (Eq. 9), see `Learner.update`.
 
-        Actions that other probabilities q drew are weighted one by one with π(a) / q(a). A weighted score has
-        mean 0 as well, so where the reward is a sum over the actions the expected direction is the on-policy
-        one; the product of all K weights would be right for any reward, with a useless variance.
+        Actions drawn from other probabilities q are weighted individually with π(a) / q(a). A weighted score has mean
+        0 as well, so if the reward is a sum over the actions, the expected direction is the on-policy one. The product
+        of all K weights would be unbiased for any reward, but its variance makes it useless.
 
         Returns:
-            "loss" (minus what this update alone ascends), "entropy" (over groups, nats), "divergence"
-            (KL(π || prior), nats), both before the step, "baseline" and "advantage" (as used). Joint: the same of
-            every task, "spatial/loss".
+            "loss" (the negative of what this update alone ascends), "entropy" (over groups, nats) and "divergence"
+            (KL(π || prior), nats), both before the step, "baseline" and "advantage" (as used). Joint task: the same for
+            each task, "spatial/loss".
         """
         rewards = gains if self.credit == "own" else dict.fromkeys(gains, sum(gains.values()))
-        log_prior, lean = self._log_policy(observation)  # [*tasks, groups] each
-        policy = (log_prior + lean).exp()  # [*tasks, groups]
+        log_prior, tilt = self._log_policy(observation)  # [*tasks, groups] each
+        policy = (log_prior + tilt).exp()  # [*tasks, groups]
         weights = self._action_weights(counts, policy.detach(), behaviour)  # [*tasks, groups]
-        log_likelihoods = (weights * lean).sum(dim=-1).flatten()  # [tasks], from here on one for a single task too
-        divergences = (policy * lean).sum(dim=-1).flatten()  # [tasks]
+        log_likelihoods = (weights * tilt).sum(dim=-1).flatten()  # [tasks]: from here on a single task has an axis too
+        divergences = (policy * tilt).sum(dim=-1).flatten()  # [tasks]
         entropies = torch.special.entr(policy.detach()).sum(dim=-1).flatten()  # [tasks]
         scores = [self._gradient(log_likelihood) for log_likelihood in log_likelihoods]
         divergence_gradient = self._gradient(divergences.sum())
@@ -187,7 +191,7 @@ class Reinforce(Learner):
         return metrics
 
     def state_dict(self) -> Tree:
-        """Return everything that moves, see `Agent.state_dict`."""
+        """Return everything that changes, see `Agent.state_dict`."""
         return {
             **super().state_dict(),
             "network": _copies(self._parameters),
@@ -201,7 +205,7 @@ class Reinforce(Learner):
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
         self.network.load_state_dict(state["network"])
-        # Copies, for Adam would go on in the given tensors themselves; there are none before the first step.
+        # Copies, because Adam updates the given tensors in place; before the first step there are none.
         moments = [_copies(state["adam"][name]) for name in self._parameters]
         self._adam.load_state_dict(
             {
@@ -219,9 +223,9 @@ class Reinforce(Learner):
         return {**super()._signature(), "hidden": self.hidden}
 
     def _log_policy(self, observation: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Return log prior and lean, (|C|,) or (T, |C|) each, whose sum is log π.
+        """Return log prior and tilt, (|C|,) or (T, |C|) each, whose sum is log π.
 
-        The lean is finite for empty groups too, whose log prior is -inf, so products with it have no NaN.
+        The tilt is finite for empty groups too, whose log prior is -inf, so products with it contain no NaN.
         """
         log_prior = torch.as_tensor(self._prior(observation), device=self.device).log()  # [*tasks, groups]
         flat = torch.as_tensor(observation, dtype=torch.float64, device=self.device).flatten()  # [2 * tasks * groups]
@@ -229,12 +233,12 @@ class Reinforce(Learner):
         return log_prior, logits - torch.logsumexp(log_prior + logits, dim=-1, keepdim=True)
 
     def _prior(self, observation: np.ndarray) -> np.ndarray:
-        """Return the policy that all logits equal stand for, (|C|,) or (T, |C|), 0 for empty groups."""
+        """Return the policy for equal logits, (|C|,) or (T, |C|), 0 for empty groups."""
         fractions = self._fractions(observation)
         return fractions if self.size_prior else (fractions > 0) / np.count_nonzero(fractions, axis=-1, keepdims=True)
 
     def _action_weights(self, counts: np.ndarray, policy: Tensor, behaviour: np.ndarray | None) -> Tensor:
-        """Return each group's weight in 1/√K Σ_k [π(a_k) / q(a_k)] log π(a_k), (|C|,) or (T, |C|)."""
+        """Return the weight of each group in 1/√K Σ_k [π(a_k) / q(a_k)] log π(a_k), (|C|,) or (T, |C|)."""
         num_actions = np.sum(counts, axis=-1, keepdims=True)  # K, [*tasks, 1]
         weights = torch.as_tensor(counts / np.sqrt(num_actions), device=self.device)  # [*tasks, groups]
         if behaviour is None:
@@ -242,12 +246,12 @@ class Reinforce(Learner):
         return torch.where(weights > 0, weights * policy / torch.as_tensor(behaviour, device=self.device), 0.0)
 
     def _gradient(self, value: Tensor) -> dict[str, Tensor]:
-        """Return ∇ value by parameter; the graph stays, for an update asks for several."""
+        """Return ∇ value by parameter; the graph is kept, because an update computes several gradients."""
         gradients = torch.autograd.grad(value, list(self._parameters.values()), retain_graph=True)
         return dict(zip(self._parameters, gradients, strict=True))
 
     def _advantage(self, task: int, reward: float) -> tuple[float, float]:
-        """Return a task's baseline, from the earlier rewards alone, and its advantage; take the reward in."""
+        """Return a task's baseline, from its earlier rewards, and its advantage; update the averages."""
         baseline = self._reward_averages[task].value
         self._reward_averages[task].add(reward)
         if baseline is None:
@@ -259,14 +263,14 @@ class Reinforce(Learner):
         return baseline, advantage
 
     def _end_episode(self) -> None:
-        """Credit no later reward to what this episode did."""
+        """Reset the trace, so that no reward of the next episode is credited to this one."""
         super()._end_episode()
         for trace in self._trace.values():
             trace.zero_()
 
 
 class _MovingAverage:
-    """An exponential average that is corrected for its start: n values weigh decay^(n-1), ..., decay, 1."""
+    """A bias-corrected exponential average: n values have the weights decay^(n-1), ..., decay, 1."""
 
     def __init__(self, decay: float) -> None:
         self._decay = decay
@@ -275,11 +279,11 @@ class _MovingAverage:
 
     @property
     def value(self) -> float | None:
-        """The average, None before the first value."""
+        """The average, or None before the first value."""
         return self._total / self._weight if self._weight else None
 
     def add(self, value: float) -> float:
-        """Take a value in and return the average with it."""
+        """Add a value and return the new average."""
         self._total = self._decay * self._total + value
         self._weight = self._decay * self._weight + 1
         return self._total / self._weight
@@ -292,9 +296,9 @@ class _MovingAverage:
 
 
 def _policy_network(inputs: int, hidden: int, groups: int, seed: int) -> nn.Sequential:
-    """Return two layers, the first uniform in ±1/sqrt(inputs) (torch's own choice), the second zero."""
+    """Return two layers, the first uniform in ±1/sqrt(inputs) (PyTorch's default), the second zero."""
     generator = torch.Generator().manual_seed(seed)
-    # A layer that initialises itself would draw from the global generator.
+    # The default initialisation of a layer would draw from the global generator.
     first = nn.utils.skip_init(nn.Linear, inputs, hidden, dtype=torch.float64)
     last = nn.utils.skip_init(nn.Linear, hidden, groups, dtype=torch.float64)
     bound = 1 / math.sqrt(inputs)

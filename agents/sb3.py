@@ -1,4 +1,4 @@
-"""Stable-Baselines3's PPO, A2C, DQN and SAC, for those who know them: an alternative to `agents.Reinforce`.
+"""PPO, A2C, DQN and SAC of Stable-Baselines3, with hyperparameters that suit `PermShuffle-v0`.
 
 ```python
 env = gym.make("PermShuffle-v0")
@@ -6,7 +6,7 @@ model = make_model("ppo", env, seed=0)
 model.learn(96_000)  # one training run of the tiny preset: 30 updates of 3200 actions
 ```
 
-`agents` itself does not import this module, so that nothing else waits for Stable-Baselines3.
+`agents` does not import this module, so that only those who use it import Stable-Baselines3.
 """
 
 import contextlib
@@ -33,44 +33,44 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
 from permenv.wrappers import ActionBlock, MixtureAction, NormalizedReward
 
-Numbers = Callable[[int, int], dict[str, Any]]  # from steps of an update and updates of a run to SB3's keywords
+Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
 
 _MOST_AHEAD = 256  # actions drawn at once
 
 
 class OwnRandomness:
-    """States of the global random generators (random, numpy, torch) that belong to somebody.
+    """States of the global random generators (random, numpy, torch) that belong to one model.
 
-    Stable-Baselines3 seeds the global generators and draws from them. Lent states of its own for as long as it works,
-    it moves nobody else's, nor does it hear of what others draw meanwhile. They pickle.
+    Stable-Baselines3 seeds the global generators and draws from them. While one of its methods runs, these states are
+    swapped in. So it leaves the global states unchanged, and what it draws does not depend on them. Can be pickled.
     """
 
     def __init__(self) -> None:
-        self._states: tuple[Any, ...] | None = None  # until the first loan: it begins with the caller's
-        self._is_lent = False
+        self._states: tuple[Any, ...] | None = None  # before the first use, which begins with the caller's
+        self._in_use = False
 
     @contextlib.contextmanager
-    def lent(self) -> Iterator[None]:
-        """Put the states in, and give the caller's back afterwards; a loan within a loan changes nothing."""
-        if self._is_lent:
+    def in_use(self) -> Iterator[None]:
+        """Swap these states in and restore the caller's afterwards; nested uses have no effect."""
+        if self._in_use:
             yield
             return
         callers = _global_states()
         if self._states is not None:
             _set_global_states(self._states)
-        self._is_lent = True
+        self._in_use = True
         try:
             yield
         finally:
-            self._states, self._is_lent = _global_states(), False
+            self._states, self._in_use = _global_states(), False
             _set_global_states(callers)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_states": _global_states() if self._is_lent else self._states, "_is_lent": False}
+        return {"_states": _global_states() if self._in_use else self._states, "_in_use": False}
 
 
 def _global_states() -> tuple[Any, ...]:
-    # whoever seeds torch seeds the GPUs as well, wherever the policy lives
+    # Seeding torch seeds the GPUs too, whatever the device of the policy is.
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
 
@@ -84,61 +84,61 @@ def _set_global_states(states: tuple[Any, ...]) -> None:
         torch.cuda.set_rng_state_all(cuda)
 
 
-class _OnItsOwn(BaseAlgorithm):
-    """What all four algorithms have in common: they draw from random states of their own."""
+class _Seeded(BaseAlgorithm):
+    """Base of the four algorithms: draws from its own random states."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.randomness = OwnRandomness()
         self.algorithm = type(self).__name__.lower()  # goes into the zip
         super().__init__(*arguments, **options)
-        self.set_logger(Logger(None, []))  # the default one would leave a new folder in /tmp for each learn()
+        self.set_logger(Logger(None, []))  # the default logger creates a folder in /tmp for each learn()
 
     def _setup_model(self) -> None:
-        with self.randomness.lent():
-            super()._setup_model()  # type: ignore[safe-super] # the algorithm's, which comes next
+        with self.randomness.in_use():
+            super()._setup_model()  # type: ignore[safe-super] # of the algorithm, next in the MRO
 
     def learn(self, *arguments: Any, **options: Any) -> Any:
         """Learn, see Stable-Baselines3."""
-        with self.randomness.lent():
+        with self.randomness.in_use():
             return super().learn(*arguments, **options)  # type: ignore[safe-super]
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
         """Choose actions, see Stable-Baselines3."""
-        with self.randomness.lent():
+        with self.randomness.in_use():
             return super().predict(*arguments, **options)
 
     def _excluded_save_params(self) -> list[str]:
-        # The buffer is all that DQN and SAC learn from: it is saved. Its class follows from `n_steps`; given again on
-        # loading it would be taken for one of the user's own.
+        # Save the replay buffer too, since DQN and SAC learn only from it. Its class follows from `n_steps`; if it were
+        # saved, loading would treat it as a custom class.
         excluded = set(super()._excluded_save_params())
         return [*(excluded - {"replay_buffer"}), "replay_buffer_class"]
 
 
-class PPO(_OnItsOwn, stable_baselines3.PPO):
-    """Stable-Baselines3's PPO with random states of its own."""
+class PPO(_Seeded, stable_baselines3.PPO):
+    """PPO of Stable-Baselines3 with its own random states."""
 
 
-class A2C(_OnItsOwn, stable_baselines3.A2C):
-    """Stable-Baselines3's A2C with random states of its own."""
+class A2C(_Seeded, stable_baselines3.A2C):
+    """A2C of Stable-Baselines3 with its own random states."""
 
 
-class DQN(_OnItsOwn, stable_baselines3.DQN):
-    """Stable-Baselines3's DQN with random states of its own."""
+class DQN(_Seeded, stable_baselines3.DQN):
+    """DQN of Stable-Baselines3 with its own random states."""
 
 
-class SAC(_OnItsOwn, stable_baselines3.SAC):
-    """Stable-Baselines3's SAC with random states of its own."""
+class SAC(_Seeded, stable_baselines3.SAC):
+    """SAC of Stable-Baselines3 with its own random states."""
 
 
 class PolicyAhead(ActorCriticPolicy):
-    """Draws many actions at once, and hands them out while the observation stays the same.
+    """Draws many actions at once and returns them one by one while the observation stays the same.
 
-    ŝ does for thousands of steps, and the policy for a rollout, so all these actions have one distribution. Asked one
-    by one, the network would add a tenth to the time of a training run, and more.
+    ŝ stays the same for thousands of steps and the policy for a rollout, so all these actions have the same
+    distribution. A forward pass for every single action would lengthen a training run by more than a tenth.
 
     Args:
         *arguments: See Stable-Baselines3.
-        ahead: Actions drawn at once, >= 1.
+        ahead: Number of actions drawn at once, >= 1.
         **options: See Stable-Baselines3.
     """
 
@@ -159,13 +159,13 @@ class PolicyAhead(ActorCriticPolicy):
         return self._drawn.pop()
 
     def set_training_mode(self, mode: bool) -> None:
-        """Forget what was drawn: this is called before and after the policy learns."""
+        """Discard the drawn actions: this method is called before and after the policy learns."""
         self._drawn = []
         super().set_training_mode(mode)
 
 
 class _InfoOfValidations(gym.Wrapper[Any, Any, Any, Any]):
-    """Leaves out the info of steps on which nothing happened: Stable-Baselines3 copies it deeply at every one."""
+    """Empties the info of steps without a validation, because Stable-Baselines3 deep-copies it at every step."""
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the environment."""
@@ -175,46 +175,47 @@ class _InfoOfValidations(gym.Wrapper[Any, Any, Any, Any]):
         return observation, reward, terminated, truncated, info
 
 
-# The numbers of each algorithm, where Stable-Baselines3's own would not do here. The discount is in `make_model`.
+# The hyperparameters of each algorithm where the defaults of Stable-Baselines3 do not suit. The discount is set in
+# `make_model`.
 
 
 def _on_policy(steps: int) -> dict[str, Any]:
     return {
         "policy": PolicyAhead,
         "policy_kwargs": {"ahead": min(steps, _MOST_AHEAD)},
-        # A rollout is an update: it learns in the middle of the run and where the run ends, and nothing is left over.
+        # A rollout is one update, so the model learns after every update of the run and no steps are left over.
         "n_steps": steps,
-        # Nothing but the last step is rewarded: with λ = 0.95 all but its last twenty actions would hear of it no more.
+        # Only the last step is rewarded: with λ = 0.95 only about the last twenty actions would be credited.
         "gae_lambda": 1.0,
-        # Among the actions of one update, which share ŝ and reward, advantages differ by their time alone. Scaled to
-        # mean 0, only that would be left: on a bandit, nothing was learned.
+        # The actions of an update share ŝ and reward, so their advantages differ only by their time. Normalising them
+        # to mean 0 would leave only that difference: on a bandit, nothing was learned.
         "normalize_advantage": False,
     }
 
 
 def _ppo(steps: int, updates: int) -> dict[str, Any]:
-    # A mini-batch is the whole rollout: ten steps an update, as there are few updates.
+    # A mini-batch is the whole rollout. There are few updates, so each has ten gradient steps.
     return {**_on_policy(steps), "batch_size": steps, "n_epochs": 10, "learning_rate": 3e-3}
 
 
 def _a2c(steps: int, updates: int) -> dict[str, Any]:
-    # One step an update, with the optimiser and the learning rate of `Reinforce`.
+    # One gradient step per update, with the optimiser and the learning rate of `Reinforce`.
     return {**_on_policy(steps), "use_rms_prop": False, "learning_rate": 1e-2}
 
 
 def _dqn(steps: int, updates: int) -> dict[str, Any]:
     return {
         "policy": "MlpPolicy",
-        # Returns reach over a whole update. By single steps only an update's last action would hear of the reward.
+        # n-step returns over a whole update; one-step returns would credit only its last action.
         "n_steps": steps,
         "buffer_size": steps * updates,  # a run
-        "learning_starts": 0,  # the schedule begins with random actions all the same
-        "train_freq": steps,  # in between there is no reward to learn from
+        "learning_starts": 0,  # the exploration schedule begins with random actions anyway
+        "train_freq": steps,  # there is no reward in between
         "gradient_steps": 32,
         "learning_rate": 3e-3,
         "target_update_interval": steps,
-        # The best group alone would drill its few permutations and nothing else, and the network learns little from
-        # that (README): half of the actions stay random.
+        # Half of the actions stay random: from the few permutations of the best group alone the network learns little
+        # (README).
         "exploration_fraction": 0.5,
         "exploration_final_eps": 0.5,
     }
@@ -228,14 +229,14 @@ def _sac(steps: int, updates: int) -> dict[str, Any]:
         "train_freq": steps,
         "gradient_steps": 20,
         "batch_size": 32,
-        "learning_rate": 3e-3,  # ten times the usual: a run has some hundred gradient steps
-        "ent_coef": "auto_0.1",  # for the same reason it begins near where it is to end
+        "learning_rate": 3e-3,  # ten times the default: a run has only some hundred gradient steps
+        "ent_coef": "auto_0.1",  # for the same reason it starts near its final value
     }
 
 
 @dataclass(frozen=True)
 class _Algorithm:
-    kind: type[_OnItsOwn]
+    kind: type[_Seeded]
     numbers: Numbers
     actions: tuple[type[spaces.Space], ...]
     remedy: str = ""
@@ -249,65 +250,66 @@ ALGORITHMS: Mapping[str, _Algorithm] = MappingProxyType(
             DQN,
             _dqn,
             (spaces.Discrete,),
-            "give it the bare actions of a single task, or permenv.wrappers.FlatJointAction(env) of the joint one "
+            "give it the actions of a single task, or permenv.wrappers.FlatJointAction(env) for the joint task "
             "(--actions pairs)",
         ),
         "sac": _Algorithm(SAC, _sac, (spaces.Box,), "give it permenv.wrappers.MixtureAction(env) (--actions mixture)"),
     }
 )
-"""By name, what `make_model` makes."""
+"""By name, the algorithms that `make_model` can make."""
 
 
 def make_model(
     algorithm: str, env: gym.Env[Any, Any], *, seed: int, hidden: int = 16, device: str = "cpu", **options: Any
 ) -> BaseAlgorithm:
-    r"""Make a Stable-Baselines3 model for the environment, with numbers that fit its rewards.
+    r"""Make a Stable-Baselines3 model for the environment, with hyperparameters that suit its rewards.
 
-    The environment is wrapped inside: rewards in `NormalizedReward`, unless they are already (they are of order 0.01),
-    and the observation flattened. Learning happens after each update, in the middle of the Gymnasium episode; where it
-    is truncated, the value of the last observation enters.
+    The environment is wrapped inside: in `NormalizedReward`, unless it is already (its rewards are of the order of
+    0.01), and with a flattened observation. The model learns after each update, in the middle of the Gymnasium episode.
+    Where an episode is truncated, the value of the last observation is bootstrapped.
 
-    With K steps from reward to reward (`steps_of_an_update`) the discount is γ = 1 - 1 / K: an action is credited with
-    at least 1/e of its own update's reward, and with each later one at 1/e of the one before. γ = 1 would not do: the
-    rewards of Eq. 7 are second differences and telescope away (see `Reinforce`). Where a step is a whole update, K = 1
-    and γ = 0: each update answers for itself, as `Reinforce` has it. The actions of free iterations are steps like any
-    other here, and credited with the update that follows.
+    With K steps per update (`steps_of_an_update`) the discount is γ = 1 - 1 / K: an action is credited with at least
+    1/e of the reward of its own update, and the weight decreases by a factor 1/e for each later one. γ = 1 does not
+    work with the rewards of Eq. 7, because they telescope (see `Reinforce`). If a step is a whole update, K = 1 and
+    γ = 0: an update is credited with its own reward only, as in `Reinforce`. With `permenv.wrappers.ErrorReduction` a
+    larger `gamma` makes sense. The actions of free iterations are ordinary steps here and are credited with the update
+    that follows.
 
-    What an algorithm draws comes from random states of its own, seeded from `seed`: the global ones stay as they are,
-    and the same seed gives the same model bit for bit on a CPU.
+    A model draws from its own random states, seeded from `seed`: the global ones are left unchanged, and the same seed
+    gives the same model bit for bit on a CPU.
 
-    `model.save(path)` writes Stable-Baselines3's zip, with the replay buffer of DQN and SAC; see `load_model`.
+    `model.save(path)` writes the zip of Stable-Baselines3, with the replay buffer of DQN and SAC; see `load_model`.
 
     Args:
-        algorithm: "ppo", "a2c", "dqn" or "sac". DQN needs Discrete actions: bare ones of a single task, or
+        algorithm: "ppo", "a2c", "dqn" or "sac". DQN needs Discrete actions: those of a single task, or
             `permenv.wrappers.FlatJointAction`. SAC needs a Box: `permenv.wrappers.MixtureAction`.
         env: `PermShuffle-v0` under any wrappers, or another environment that has its `config` and info["validated"].
-        seed: Decides what the model draws, and the run that its first `learn` begins: that of `env.reset(seed=seed)`.
-        hidden: Units of the one hidden layer of each network, >= 1. It is a tanh: successive ŝ differ little, so a ReLU
-            that is off once may be off for all of them.
-        device: Where the networks live.
-        **options: Further keywords of the algorithm's class, instead of the ones chosen here.
+        seed: Determines what the model draws, and the run that its first `learn` starts: `env.reset(seed=seed)`.
+        hidden: Units of the hidden layer of each network, >= 1. Its activation is tanh: successive ŝ differ little, so
+            a ReLU that is off for one may be off for all.
+        device: Device of the networks.
+        **options: Further keywords of the algorithm's class; they override those chosen here.
 
     Returns:
-        The model: `learn(steps)`, `predict(observation)`, with flat observations.
+        The model, with `learn(steps)` and `predict(observation)` for flat observations.
 
     Raises:
-        ConfigurationError: If there is no such algorithm, it cannot choose from these actions, or `hidden` is below 1.
+        ConfigurationError: If there is no such algorithm, it does not support these actions, or `hidden` is below 1.
     """
     chosen = _algorithm(algorithm, env)
     if hidden < 1:
         raise ConfigurationError(f"hidden={hidden}: must be at least 1")
     steps = steps_of_an_update(env)
-    world: Any = env.unwrapped
-    numbers = {"gamma": 1 - 1 / steps, **chosen.numbers(steps, world.config.total_updates), **options}
+    base_env: Any = env.unwrapped
+    numbers = {"gamma": 1 - 1 / steps, **chosen.numbers(steps, base_env.config.total_updates), **options}
     numbers["policy_kwargs"] = {
         "net_arch": [hidden],
         "activation_fn": torch.nn.Tanh,
         **numbers.get("policy_kwargs", {}),
     }
-    # the model's own seed is another one: two generators of one seed may draw the same numbers
+    # The model gets another seed than the run: two generators with the same seed may draw the same numbers.
     model = chosen.kind(
-        env=_served(env), seed=int(np.random.SeedSequence(seed).generate_state(1)[0]), device=device, **numbers
+        env=_wrapped(env), seed=int(np.random.SeedSequence(seed).generate_state(1)[0]), device=device, **numbers
     )
     assert model.env is not None
     model.env.seed(seed)
@@ -315,44 +317,44 @@ def make_model(
 
 
 def load_model(algorithm: str, path: str | Path, env: gym.Env[Any, Any], *, device: str = "cpu") -> BaseAlgorithm:
-    """Load what `model.save` wrote, to go on learning.
+    """Load a model that `model.save` wrote, to continue learning.
 
-    What was collected since the last training step is not in it, so learning does not go on bit for bit.
+    The steps since the last training step are not in the file, so learning does not continue bit for bit.
 
-    Loading unpickles parts of the zip, which can execute code: load only what you trust. (The project's own checkpoints
-    never do.) `start_from` takes the networks alone, and executes nothing.
+    Loading unpickles parts of the zip, which can execute code: load only files you trust. (The project's own
+    checkpoints are never unpickled.) `start_from` takes only the networks and executes nothing.
 
     Args:
-        algorithm: Of the model that was saved.
+        algorithm: The algorithm of the saved model.
         path: The zip.
-        env: An environment like that of the model that was saved; it is reset before the first step.
-        device: Where the networks live.
+        env: An environment like that of the saved model; it is reset before the first step.
+        device: Device of the networks.
 
     Raises:
-        CheckpointError: If there is no such file, or it is damaged or of another algorithm or other spaces.
-        ConfigurationError: If there is no such algorithm, or it cannot choose from these actions.
+        CheckpointError: If there is no such file, it is damaged, or the model has another algorithm or other spaces.
+        ConfigurationError: If there is no such algorithm, or it does not support these actions.
     """
     chosen = _algorithm(algorithm, env)
     _check_zip(path, algorithm)
     try:
-        # without a seed: it would begin the saved random states anew
-        return chosen.kind.load(path, env=_served(env), device=device, seed=None)
+        # A seed would overwrite the saved random states.
+        return chosen.kind.load(path, env=_wrapped(env), device=device, seed=None)
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is a model of another environment or version: {_line(error)}") from error
 
 
 def start_from(model: BaseAlgorithm, path: str | Path) -> None:
-    """Give a new model the networks and optimisers of a saved one, and nothing else.
+    """Load the networks and optimisers of a saved model, and nothing else, into a new model.
 
     Raises:
-        CheckpointError: If there is no such file, or it is damaged or of another algorithm or other sizes.
+        CheckpointError: If there is no such file, it is damaged, or the model has another algorithm or other sizes.
     """
     _check_zip(path, type(model).__name__.lower())
     try:
         model.set_parameters(str(path), device=model.device)
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is a model of other sizes: make this one as that one was ({_line(error)})"
+            f"{path} is a model of other sizes: make this model with the same arguments ({_line(error)})"
         ) from error
 
 
@@ -362,34 +364,36 @@ def _line(error: Exception) -> str:
 
 def _check_zip(path: str | Path, algorithm: str) -> None:
     if not Path(path).is_file():
-        raise CheckpointError(f"no model at {path}: name the zip that a model's save() or a run wrote")
+        raise CheckpointError(f"no model at {path}: pass the path of a zip that model.save() or a run wrote")
     try:
         with zipfile.ZipFile(path) as file:
             damaged = file.testzip()
             theirs = json.loads(file.read("data")).get("algorithm")
     except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or no model ({error}): use an earlier one") from error
+        raise CheckpointError(f"{path} is damaged or not a model ({error}): use an earlier one") from error
     if damaged is not None:
         raise CheckpointError(f"{path} is damaged ({damaged}): use an earlier one")
     if theirs != algorithm:
-        raise CheckpointError(f"{path} is a model of {theirs}, not of {algorithm}: name the algorithm that it is of")
+        raise CheckpointError(
+            f"{path} is a model of {theirs}, not of {algorithm}: pass the algorithm it was saved with"
+        )
 
 
 def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
-    """K, how many steps of this environment lead to one reward; those of the free iterations count.
+    """Return K, the number of steps per update, including those of the free iterations.
 
     Args:
-        env: `PermShuffle-v0`, or another that has its `config`, under any wrappers.
+        env: `PermShuffle-v0` under any wrappers, or another environment that has its `config`.
     """
-    world: Any = env.unwrapped
-    config = world.config
+    base_env: Any = env.unwrapped
+    config = base_env.config
     if any(isinstance(layer, MixtureAction | ActionBlock) for layer in _layers(env)):  # a step is a phase
         return 2 if config.free_iterations else 1
     return (config.free_iterations + config.iterations_per_update) * config.actions_per_iteration
 
 
 def _algorithm(name: str, env: gym.Env[Any, Any]) -> _Algorithm:
-    """The algorithm of that name, if it can act in the environment."""
+    """Return the algorithm of that name, if it supports the actions of the environment."""
     if name not in ALGORITHMS:
         raise ConfigurationError(f"there is no algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
     chosen = ALGORITHMS[name]
@@ -407,8 +411,8 @@ def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
         env = env.env
 
 
-def _served(env: gym.Env[Any, Any]) -> VecEnv:
-    """The environment as Stable-Baselines3 is given it."""
+def _wrapped(env: gym.Env[Any, Any]) -> VecEnv:
+    """Return the environment as it is passed to Stable-Baselines3."""
     if isinstance(env.unwrapped, PermShuffleEnv) and not any(isinstance(e, NormalizedReward) for e in _layers(env)):
         env = NormalizedReward(env)
     flat = _InfoOfValidations(FlattenObservation(env))

@@ -1,44 +1,52 @@
-"""Every agent on the tiny preset: final error, area under the error curve and cost, with their uncertainty.
+"""All agents on one environment: final error, area under the error curve and cost, with their uncertainty.
 
     python experiments/leaderboard.py
     python experiments/leaderboard.py --agents random reinforce lookahead --seeds 10
 
-Runs of one seed begin with the same network and the same X_val, so agents are compared with random permutations seed by
-seed. Each run is written to the folder `out` when it ends, and what is there is not run again: kill it and start it
-again at any time. Writes `experiments/results/leaderboard.json`, `.csv` and `.png` and prints the table.
+Runs of one seed begin with the same network and the same validation set, so agents are compared with random
+permutations seed by seed. Each run is written to the folder `runs` when it ends and is not run again: the script can be
+killed and started again at any time. Writes `experiments/results/leaderboard.json`, `.csv` and `.png` and prints the
+table.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import functools
-import io
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
-import matplotlib
 import numpy as np
-import torch
-import tyro
-from matplotlib.figure import Figure
 
-from experiments import contest, runs
+from experiments.common.files import write_json, write_picture, write_text
+from experiments.common.machine import machine
+from experiments.common.options import EnvOptions, SweepOptions, run_script
+from experiments.common.players import AGENTS, check_names, play
+from experiments.common.run_folder import as_csv
+from experiments.common.statistics import INTERVAL, area, mean_and_interval
+from experiments.common.sweep import over_seeds
 from permenv import PermShuffleEnv
+from permenv.training import resolve_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _REFERENCE = "random"
 
 
-@dataclass(frozen=True)
-class Config(contest.Config):
-    """The comparison's options; random permutations, to compare with, are among the agents whether named or not."""
+@dataclass(frozen=True, kw_only=True)
+class Config(SweepOptions):
+    """The comparison's options."""
 
-    runs: Path = Path("runs/leaderboard")
-    """Folder of the runs, one JSON file each; those that are there already are not run again."""
+    changes: ClassVar = {"total_updates": 8}
+
+    agents: tuple[str, ...] = AGENTS
+    """The agents; random permutations, which the others are compared with, are always among them."""
+    seeds: int = 5
+    """Runs of each agent, seeds 0, 1, ..."""
+    runs: Path | None = Path("runs/leaderboard")
+    """Folder with the result of each run; a run whose result is there is not run again."""
     out: Path = Path("experiments/results/leaderboard")
     """Where to write the .json, .csv and .png."""
 
@@ -47,63 +55,64 @@ def main(config: Config) -> dict[str, Any]:
     """Run what is missing, compare, print and write.
 
     Raises:
-        ValueError: If an agent is unknown.
+        ConfigurationError: If an agent is unknown.
         RunFolderError: If the folder has runs of other settings.
     """
-    config = dataclasses.replace(config, agents=tuple(dict.fromkeys((*config.agents, _REFERENCE))))
-    found = contest.run_all(functools.partial(_run, updates=config.updates), config, {})
+    check_names(config.agents)
+    names = tuple(dict.fromkeys((*config.agents, _REFERENCE)))
+    found = over_seeds(_run, {name: {"name": name} for name in names}, config)
     report = {
-        "machine": {**runs.machine(torch.device("cpu")), "threads": 1},  # of each process
-        "data": "embedded scenes, seed 0",
+        "machine": machine(resolve_device(config.device), threads=1),  # of each process
+        "data": config.data,
         "seeds": config.seeds,
-        "updates": config.updates,
+        "updates": config.env.total_updates,
         "iterations": found[_REFERENCE][0]["iterations"][-1],
-        "interval": contest.INTERVAL,
+        "interval": INTERVAL,
         "agents": _table(found),
     }
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    runs.write_json(config.out.with_suffix(".json"), report)
-    runs.write_text(config.out.with_suffix(".csv"), _as_csv(report["agents"]))
-    runs.write_picture(config.out.with_suffix(".png"), _figure(report, found))
+    write_json(config.out.with_suffix(".json"), report)
+    write_text(config.out.with_suffix(".csv"), as_csv(report["agents"]))
+    write_picture(config.out.with_suffix(".png"), _figure(report, found))
     print(_in_words(report))
     return report
 
 
-def _run(name: str, seed: int, updates: int) -> dict[str, Any]:
-    """One agent's run from one seed."""
-    env = _LastRun(gym.make("PermShuffle-v0", total_updates=updates, device="cpu"))
+def _run(name: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
+    """Let one agent act in one run."""
+    env = _LastRun(environment.make())
     start = time.perf_counter()
-    contest.play(name, env, seed=seed)
+    play(name, env, seed=seed)
     seconds = time.perf_counter() - start
     return {**env.last_run, "seconds": seconds, "cost": 1 - env.last_run["seconds_training"] / seconds}
 
 
-class _LastRun(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
-    """Keeps what is reported of a run that has ended, for Stable-Baselines3 begins the next one at once."""
+class _LastRun(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps the figures of a run when it ends, because Stable-Baselines3 begins the next one at once."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
         self.last_run: dict[str, Any] = {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
         if (terminated or truncated) and not self.last_run:
-            world = self.unwrapped
-            assert isinstance(world, PermShuffleEnv)
-            iterations, errors = zip(*world.history["spatial"], strict=True)
+            base_env = self.unwrapped
+            assert isinstance(base_env, PermShuffleEnv)
+            iterations = [record.iteration for record in base_env.records]
+            errors = [float(np.mean(list(record.errors.values()))) for record in base_env.records]
             if terminated:  # a network that diverged has the worst error
-                iterations, errors = (*iterations, info["iteration"] + 1), (*errors, 1.0)
+                iterations, errors = [*iterations, info["iteration"] + 1], [*errors, 1.0]
             self.last_run = {
                 "iterations": iterations,
                 "errors": errors,
                 "diverged": terminated,
-                "seconds_training": world.seconds["training"],
+                "seconds_training": base_env.run.seconds["training"],
             }
         return observation, reward, terminated, truncated, info
 
 
 def _table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """A row an agent, the lowest final error first."""
+    """Return a row for each agent, the lowest final error first."""
     rows = []
     for name, each in found.items():
         figures = {
@@ -118,26 +127,16 @@ def _table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
         }
         row: dict[str, Any] = {"agent": name, "n": len(each), "diverged": sum(run["diverged"] for run in each)}
         for figure, values in figures.items():
-            row[figure], row[f"{figure}_low"], row[f"{figure}_high"] = contest.mean_and_interval(values)
+            row[figure], row[f"{figure}_low"], row[f"{figure}_high"] = mean_and_interval(values)
         rows.append(row)
     return sorted(rows, key=lambda row: row["final_error"])
 
 
-def area(iterations: list[int], errors: list[float]) -> float:
-    """Area under the error curve, divided by its length: the mean error over the run, in [0, 1]."""
-    return float(np.trapezoid(errors, iterations) / (iterations[-1] - iterations[0]))
-
-
-def _as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def _figure(report: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Final errors with their intervals, and the mean error curves."""
+    """Draw the final errors with their intervals, and the mean error curves."""
+    import matplotlib  # slow to import
+    from matplotlib.figure import Figure
+
     rows = report["agents"]
     figure = Figure(figsize=(11, 0.34 * len(rows) + 1.8), dpi=120, layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -159,7 +158,7 @@ def _figure(report: dict[str, Any], found: dict[str, list[dict[str, Any]]]) -> F
 
 
 def _in_words(report: dict[str, Any]) -> str:
-    """The table, as the README shows it."""
+    """Return the table, as the README shows it."""
 
     def shown(row: dict[str, Any], name: str, form: str) -> str:
         return f"{row[name]:{form}} [{row[f'{name}_low']:{form}}, {row[f'{name}_high']:{form}}]"
@@ -184,7 +183,4 @@ def _in_words(report: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except (ValueError, runs.RunFolderError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Config, __doc__)

@@ -6,13 +6,12 @@
     python experiments/reinforce.py --task spatiotemporal
 
 Algorithm 1 and section 3.2 of Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep
-Reinforcement Learning", ECCV 2018. Everything a run leaves behind is in its folder (see `experiments/runs.py`).
+Reinforcement Learning", ECCV 2018. All files of a run are in its folder, see `experiments/common/run_folder.py`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,9 +21,12 @@ import tyro
 
 import agents
 import permenv
-from agents import AGENTS, Agent, InversePolicy, Reinforce, Transition
-from experiments import job, runs
-from permenv import checkpoint, render
+from agents import AGENTS, Agent, InversePolicy, Reinforce
+from agents.rollout import rollout
+from experiments.common import main_job
+from experiments.common.options import JobOptions, run_script
+from experiments.common.run_folder import CHECKPOINT, RunFolder, read_rows
+from permenv import checkpoint
 
 if TYPE_CHECKING:
     Policy = str
@@ -33,19 +35,19 @@ else:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(job.Config):
+class Config(JobOptions):
     """The main job's options."""
 
-    may_change: ClassVar = (*job.Config.may_change, "compare_random")
+    may_change: ClassVar = (*JobOptions.may_change, "compare_random")
 
     policy: Policy = "reinforce"
-    """Who chooses (see `agents`): REINFORCE; uniformly random permutations or the inverse of a policy (appendix F);
-    a curriculum fixed in advance; a bandit; or lookahead, the reference that tries everything on copies of the run."""
+    """The agent (see `agents`): REINFORCE; uniformly random permutations or the inverse of a policy (appendix F); a
+    curriculum fixed in advance; a bandit; or the one-step lookahead, which tries candidates on copies of the run."""
     policy_from: Path | None = None
     """Checkpoint of a run whose REINFORCE policy to start from; with `--policy inverse`, the trained policy to
     invert, where otherwise a policy is inverted that learns meanwhile."""
     credit: Literal["own", "sum"] = "own"
-    """Which gain a joint task's policy credits the choices of one task with: its own, or the sum of both."""
+    """The gain that a joint task's policy credits the choices of one task with: the task's own, or the sum of both."""
     compare_random: bool = False
     """Train with random permutations too, from the same seed, into `out`/random, and compare."""
 
@@ -72,21 +74,29 @@ def main(config: Config) -> dict[str, Any]:
     if config.policy == "random":
         raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --policy")
     rival = dataclasses.replace(config, policy="random", policy_from=None, out=config.folder / "random")
-    if config.resume and not runs.RunFolder.holds_run(rival.folder):
+    if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
-    runs.RunFolder(rival.folder, rival.resume)  # a folder in the way is told now, not after the first run
+    RunFolder(rival.folder, rival.resume)  # refuse a folder of other files before the first run, not after it
     summary = train(config)
     baseline = train(rival)
-    folder = runs.RunFolder(config.folder, resume=True)
+    _compare(config, summary, rival, baseline)
+    return summary
+
+
+def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: dict[str, Any]) -> None:
+    """Add the relative accuracies to the summary, draw both runs into error.png, and print the comparison."""
+    from experiments.common import figures  # slow to import
+
+    folder = RunFolder(config.folder, resume=True)
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
         ours["relative_accuracy"] = _relative_accuracy(ours, theirs)
-    runs.write_json(folder.path / "summary.json", summary)
+    folder.json("summary", summary)
     curves = {
         f"{task}, {name}": curve
         for name, run in ((config.policy, config), ("random", rival))
-        for task, curve in runs.curves(runs.read_rows(run.folder)).items()
+        for task, curve in figures.curves(read_rows(run.folder)).items()
     }
-    folder.picture("error", render.error_figure(curves))
+    folder.picture("error", figures.error_figure(curves))
     for task, ours in summary["tasks"].items():
         relative = ours["relative_accuracy"]
         in_words = "undefined, random's is 0" if relative is None else f"{relative:.1%} of random's"
@@ -95,7 +105,6 @@ def main(config: Config) -> dict[str, Any]:
             f"{baseline['tasks'][task]['error_last']:.3f}, accuracy {in_words} (one seed: compare several before you "
             f"conclude)."
         )
-    return summary
 
 
 def _relative_accuracy(ours: dict[str, Any], theirs: dict[str, Any]) -> float | None:
@@ -105,20 +114,16 @@ def _relative_accuracy(ours: dict[str, Any], theirs: dict[str, Any]) -> float | 
 
 
 def train(config: Config) -> dict[str, Any]:
-    """Train one run to its end, or go on with it, and sum it up in its folder."""
-    with job.Recorder(config) as run:
+    """Train one run to its end, or continue it, and sum it up in its folder."""
+    with main_job.make_recorder(config) as run:
+        queries = main_job.begin(run, config)
         agent = make_agent(config, run)
         if run.saved_agent is not None:
             agent.load_state_dict(run.saved_agent)
-        run.begin(agent.state_dict)
-        observation, _ = run.reset()
-        while not run.over:
-            action = agent.act(observation)
-            observation_next, gain, terminated, truncated, info = run.step(action)
-            agent.learn(Transition(observation, action, gain, observation_next, terminated, truncated, info))
-            run.checkpoint()
-            observation = observation_next
-        summary = run.finish()
+        run.start(agent.state_dict, {task: query.name for task, query in queries.items()})
+        if not run.over:
+            rollout(run, agent, on_step=lambda _: run.checkpoint())
+        summary = main_job.finish(run, config, queries)
     return summary
 
 
@@ -147,12 +152,9 @@ def _policy_in(path: Path) -> dict[str, Any]:
     """The state of the REINFORCE policy in a run's checkpoint."""
     state = checkpoint.read(path).get("agent", {})
     if state.get("signature", {}).get("agent") != "Reinforce":
-        raise permenv.CheckpointError(f"{path} holds no REINFORCE policy: name {runs.CHECKPOINT} of such a run")
+        raise permenv.CheckpointError(f"{path} holds no REINFORCE policy: name {CHECKPOINT} of such a run")
     return state
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except job.ERRORS as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Config, __doc__)

@@ -5,40 +5,40 @@
     python experiments/sb3.py --algorithm dqn --task temporal
 
 The run folder is that of `experiments/reinforce.py`, with `model.zip` beside the checkpoint: what
-`agents.sb3.load_model` loads, written after every update. `--resume` goes on with both from the last update, but not
-bit for bit: an action drawn and not yet taken is drawn again.
+`agents.sb3.load_model` loads, written after every update. `--resume` continues both from the last update, but not bit
+for bit: an action that was drawn and not taken is drawn again.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
-import tyro
-from stable_baselines3.common.base_class import BaseAlgorithm
 
-from agents.sb3 import load_model, make_model, start_from, steps_of_an_update
-from experiments import job
+from experiments.common import main_job
+from experiments.common.options import JobOptions, run_script
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
 
 MODEL = "model.zip"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(job.Config):
+class Config(JobOptions):
     """The options."""
 
     algorithm: Literal["ppo", "a2c", "dqn", "sac"] = "ppo"
-    """Who chooses. DQN serves single tasks, and the joint one as pairs; SAC serves mixtures."""
+    """The algorithm. DQN chooses groups of a single task, or pairs of the joint one; SAC chooses mixtures."""
     actions: Literal["groups", "mixture", "block", "pairs"] | None = None
-    """What it chooses: "groups", the environment's own actions, one by one; "mixture", at once how an update's samples
-    are spread over the groups; "block", all of an update's groups at once (slow, unless samples_per_action is large);
-    "pairs", in the joint task, both groups by one number. By default groups, for SAC mixture."""
+    """Its actions: "groups", the environment's own, one by one; "mixture", the distribution of an update's samples over
+    the groups; "block", all groups of an update at once (slow, unless samples_per_action is large); "pairs", both
+    groups of the joint task as one number. By default groups, for SAC mixture."""
     hidden: int = 16
     """Units of the networks' hidden layer."""
     model_from: Path | None = None
@@ -46,7 +46,7 @@ class Config(job.Config):
 
     @property
     def view(self) -> str:
-        """Which actions it chooses."""
+        """The view of the actions."""
         return self.actions or ("mixture" if self.algorithm == "sac" else "groups")
 
     @property
@@ -55,7 +55,7 @@ class Config(job.Config):
         return self.algorithm if self.view == "groups" else f"{self.algorithm}-{self.view}"
 
 
-_VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
+VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "groups": lambda env: env,
     "mixture": MixtureAction,
     "block": ActionBlock,
@@ -64,7 +64,7 @@ _VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Train one run to its end, or go on with it, and sum it up in its folder.
+    """Train one run to its end, or continue it, and sum it up in its folder.
 
     Args:
         config: Its options.
@@ -75,8 +75,11 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
-    with job.Recorder(config) as run:
-        env = _VIEWS[config.view](run)
+    from agents.sb3 import load_model, make_model, start_from, steps_of_an_update  # slow to import
+
+    with main_job.make_recorder(config) as run:
+        queries = main_job.begin(run, config)
+        env = VIEWS[config.view](run)
         path = run.folder.path / MODEL
         if config.resume:
             model = load_model(config.algorithm, path, env)
@@ -87,18 +90,18 @@ def main(config: Config) -> dict[str, Any]:
 
         def save() -> dict[str, Any]:
             _save(model, path)
-            return {}  # the zip has it all
+            return {}  # the zip holds everything
 
-        run.begin(save)
-        updates = run.world.config.total_updates - len(run.folder.rows)
+        run.start(save, {task: query.name for task, query in queries.items()})
+        updates = config.env.total_updates - len(run.folder.rows)
         if not run.over:
             model.learn(updates * steps_of_an_update(env), _goes_on, reset_num_timesteps=not config.resume)
-        summary = run.finish()
+        summary = main_job.finish(run, config, queries)
     return summary
 
 
 def _goes_on(local: dict[str, Any], _: dict[str, Any]) -> bool:
-    """Stop learning where the run diverged, and so ended before its time; called after every step."""
+    """Stop learning when the run has diverged and so ended early; called after every step."""
     return not local["infos"][0].get("diverged", False)
 
 
@@ -113,7 +116,4 @@ def _save(model: BaseAlgorithm, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config, description=__doc__))
-    except job.ERRORS as error:
-        sys.exit(f"error: {error}")
+    run_script(main, Config, __doc__)

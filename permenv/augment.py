@@ -1,8 +1,8 @@
 """From images to shuffled, augmented, normalised pieces: batched, on the images' device (appendix B).
 
 "As augmentation, we randomly crop each tile/frame, apply a random color jittering to each of them and normalize the
-tiles/frames separately." Every random number is drawn by the caller's generator on the CPU, so that a seed means the
-same pieces on every device. Shuffling costs nothing: position k simply cuts the cell, or takes the frame, that ψ names.
+tiles/frames separately." All random numbers are drawn on the CPU from the caller's generator, so that a seed gives the
+same pieces on every device. Shuffling is free: position k of a sample is cut from the cell, or the frame, that ψ names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of red, green, blue
-_SMALLEST_DEVIATION = 1 / 255  # a flat piece stays flat: its rounding noise is not blown up
+_SMALLEST_DEVIATION = 1 / 255  # a constant piece stays constant: its rounding noise is not amplified
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,6 @@ class ColourJitter:
 
     strength: float
     grey_probability: float
-
-
-def unshuffled(batch: int, num_pieces: int) -> np.ndarray:
-    """The identity for every sample: (batch, num_pieces) int64."""
-    return np.tile(np.arange(num_pieces), (batch, 1))
 
 
 def random_offsets(rng: np.random.Generator, batch: int, num_pieces: int, slack: int) -> np.ndarray:
@@ -110,15 +105,12 @@ def _check_offsets(offsets: np.ndarray, cell: int, piece_size: int) -> None:
 
 def _crop(images: torch.Tensor, which: np.ndarray, corners: np.ndarray, piece_size: int) -> torch.Tensor:
     """Crop pieces (B, n, h, w, 3) from images (N, S, S, 3): of image `which` (B, n) at `corners` (B, n, 2)."""
-    side = images.shape[1]
-    corner = torch.from_numpy(corners).to(images.device, non_blocking=True)
-    image = torch.from_numpy(which).to(images.device, non_blocking=True)[:, :, None, None]
-    span = torch.arange(piece_size, device=images.device)
-    rows = (corner[:, :, 0, None] + span)[:, :, :, None]  # [B, n, h, 1]
-    columns = (corner[:, :, 1, None] + span)[:, :, None, :]  # [B, n, 1, w]
-    # one index into the flat list of pixels: the gather moves whole RGB triples
-    pixels = (image * side + rows) * side + columns  # [B, n, h, w]
-    return images.reshape(-1, 3)[pixels]
+    row, column, image = (
+        torch.from_numpy(index).to(images.device, non_blocking=True)
+        for index in (corners[:, :, 0], corners[:, :, 1], which)
+    )
+    windows = images.unfold(1, piece_size, 1).unfold(2, piece_size, 1)  # a view, [N, row, column, 3, h, w]
+    return windows[image, row, column].permute(0, 1, 3, 4, 2)
 
 
 def jitter_parameters(rng: np.random.Generator, batch: int, num_pieces: int, jitter: ColourJitter) -> np.ndarray:
@@ -136,15 +128,12 @@ def jitter_parameters(rng: np.random.Generator, batch: int, num_pieces: int, jit
     factors = rng.uniform(1 - jitter.strength, 1 + jitter.strength, size=(3, batch, num_pieces))
     brightness, contrast, saturation = factors
     grey = rng.random(batch) < jitter.grey_probability
-    saturation = np.where(grey[:, None], 0.0, saturation)[:, :, None, None]  # grey is no saturation
-    colours = saturation * np.eye(3) + (1 - saturation) * np.array(
-        _GREY
-    )  # [B, n, 3, 3], every row mixes to one channel
+    saturation = np.where(grey[:, None], 0.0, saturation)[:, :, None, None]  # grey means no saturation
+    colours = saturation * np.eye(3) + (1 - saturation) * np.array(_GREY)  # [B, n, 3, 3]
     scale = (brightness * contrast)[:, :, None, None]
     shift = (brightness * (1 - contrast) * 0.5)[:, :, None, None]  # contrast turns about mid grey
-    return np.concatenate([scale * colours, np.broadcast_to(shift, (*shift.shape[:2], 3, 1))], axis=3).astype(
-        np.float32
-    )
+    affine = np.concatenate([scale * colours, np.broadcast_to(shift, (*shift.shape[:2], 3, 1))], axis=3)
+    return affine.astype(np.float32)
 
 
 def normalise(pieces: torch.Tensor, colours: np.ndarray | None = None) -> torch.Tensor:
@@ -158,8 +147,8 @@ def normalise(pieces: torch.Tensor, colours: np.ndarray | None = None) -> torch.
         (B, n, 3, h, w) float32.
     """
     batch, num_pieces, height, width, _ = pieces.shape
-    # one contiguous row a channel: three times as fast as working on RGB triples
-    channels = pieces.view(batch * num_pieces, height * width, 3).transpose(1, 2).contiguous().to(torch.float32)
+    # one contiguous row per channel: three times as fast as working on RGB triples
+    channels = pieces.permute(0, 1, 4, 2, 3).reshape(batch * num_pieces, 3, height * width).to(torch.float32)
     if colours is None:
         channels.div_(255)
     else:

@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
+import functools
+import math
 import numbers
-from collections.abc import Mapping
+import typing
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
-from permenv.networks import Backbone, find_backbone
+from torch import nn
 
-TASKS = ("spatial", "temporal", "spatiotemporal")
-PRECISIONS = ("auto", "float32", "bf16")
+Backbone = Callable[[], nn.Module]
+Precision = Literal["auto", "float32", "bf16"]
 
 
 class ConfigurationError(ValueError):
     """A setting that cannot be run; the message names its value and the remedy."""
+
+
+class Range(NamedTuple):
+    """Bounds of a number.
+
+    Attributes:
+        least: Smallest value allowed.
+        most: Largest value allowed.
+        below: Upper bound that the value must not reach.
+    """
+
+    least: float
+    most: float = math.inf
+    below: float = math.inf
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.least <= value <= self.most and value < self.below
+
+    def __str__(self) -> str:
+        if self.below < math.inf:
+            return f"must lie in [{self.least}, {self.below})"
+        return f"must be at least {self.least}" if self.most == math.inf else f"must lie in [{self.least}, {self.most}]"
+
+
+_Share = Annotated[float, Range(0, 1)]
+_Decay = Annotated[float, Range(0, below=1)]
+_Count = Annotated[int, Range(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +65,8 @@ class Config:
         free_iterations: SGD iterations before each update during which actions train the network but are not
             credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained").
         total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H).
-        learning_rate: Of SGD (appendix B). In the tiny preset 0.03 for the spatial task, 0.1 for the others.
+        learning_rate: Of SGD (appendix B). In the tiny preset 0.03 for the spatial task, 0.1 for the temporal one and
+            for both together.
         learning_rate_drop: Iteration from which the learning rate is a tenth (appendix B); None for never.
         momentum: Of SGD. The paper is silent; 0.9 is the jigsaw solver's.
         weight_decay: Of SGD. The paper is silent; 5e-4 is the jigsaw solver's.
@@ -78,40 +108,40 @@ class Config:
         scenes_seed: Which ones.
     """
 
-    num_permutations: int = 1000
+    num_permutations: Annotated[int, Range(2)] = 1000
     permutation_seed: int = 0
-    num_groups: int = 10
-    num_validation: int = 100
-    batch_size: int = 128
-    samples_per_action: int = 1
-    iterations_per_update: int = 100
-    free_iterations: int = 3788
-    total_updates: int = 90
-    learning_rate: float = 1e-3
+    num_groups: _Count = 10
+    num_validation: _Count = 100
+    batch_size: _Count = 128
+    samples_per_action: _Count = 1
+    iterations_per_update: _Count = 100
+    free_iterations: Annotated[int, Range(0)] = 3788
+    total_updates: _Count = 90
+    learning_rate: Annotated[float, Range(0)] = 1e-3
     learning_rate_drop: int | None = 200_000
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    grid: int = 3
-    num_frames: int = 8
+    momentum: _Decay = 0.9
+    weight_decay: Annotated[float, Range(0)] = 5e-4
+    grid: Annotated[int, Range(2)] = 3
+    num_frames: Annotated[int, Range(2)] = 8
     merge_reversed: bool = False
     cell_size: int = 85
-    piece_size: int = 75
+    piece_size: _Count = 75
     shared_crop: bool = False
-    jitter: float = 0.4
-    grey_probability: float = 0.3
+    jitter: _Share = 0.4
+    grey_probability: _Share = 0.3
     backbone: str | Backbone = "caffenet"
-    fc6: int = 1024
-    fc7: int = 4096
-    temporal_fc6: int = 512
-    lstm: int = 256
+    fc6: _Count = 1024
+    fc7: _Count = 4096
+    temporal_fc6: _Count = 512
+    lstm: _Count = 256
     relative_frames: bool = False
-    ema_decay: float = 0.0
-    precision: str = "auto"
+    ema_decay: _Decay = 0.0
+    precision: Precision = "auto"
     clip_frames: int = 64
     split: int | None = None
-    num_scenes: int = 20_000
-    num_clips: int = 2000
-    scenes_seed: int = 0
+    num_scenes: _Count = 20_000
+    num_clips: Annotated[int, Range(2)] = 2000
+    scenes_seed: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:
         """Check what can be checked without data.
@@ -119,22 +149,8 @@ class Config:
         Raises:
             ConfigurationError: If a number is out of its range or does not fit another.
         """
-        for field in dataclasses.fields(self):
-            kind, value = _NUMBERS.get(str(field.type)), getattr(self, field.name)
-            if field.type == "bool" and not isinstance(value, bool):
-                raise ConfigurationError(f"{field.name}={value!r}: must be True or False")
-            if kind and (isinstance(value, bool) or not isinstance(value, kind)):
-                raise ConfigurationError(f"{field.name}={value!r}: must be a number of type {field.type}")
-        for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not value >= least:
-                raise ConfigurationError(f"{name}={value}: must be at least {least}")
-        for name in ("jitter", "grey_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)}: must lie in [0, 1]")
-        for name in ("momentum", "ema_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)}: must lie in [0, 1)")
+        for name, hint in _hints().items():
+            _check(name, getattr(self, name), hint)
         if self.clip_frames < self.num_frames:
             raise ConfigurationError(
                 f"clip_frames={self.clip_frames} is fewer than num_frames={self.num_frames}: a sample's frames are "
@@ -155,12 +171,6 @@ class Config:
                 f"piece_size={self.piece_size} is larger than cell_size={self.cell_size}: a piece is cropped from "
                 f"its cell; lower piece_size or raise cell_size"
             )
-        try:
-            find_backbone(self.backbone)
-        except ValueError as error:
-            raise ConfigurationError(str(error)) from error
-        if self.precision not in PRECISIONS:
-            raise ConfigurationError(f"precision={self.precision!r}: choose one of {', '.join(PRECISIONS)}")
 
     @property
     def num_tiles(self) -> int:
@@ -191,33 +201,34 @@ class Config:
         return values
 
 
-_NUMBERS: Mapping[str, type | tuple[type, ...]] = {
-    "int": numbers.Integral,
-    "float": numbers.Real,
-    "int | None": (numbers.Integral, type(None)),
+_NUMBERS: Mapping[Any, tuple[type, ...]] = {
+    int: (numbers.Integral,),
+    float: (numbers.Real,),
+    int | None: (numbers.Integral, type(None)),
 }
-_LEAST: Mapping[str, float] = {
-    "num_permutations": 2,
-    "num_groups": 1,
-    "num_validation": 1,
-    "batch_size": 1,
-    "samples_per_action": 1,
-    "iterations_per_update": 1,
-    "free_iterations": 0,
-    "total_updates": 1,
-    "learning_rate": 0,
-    "weight_decay": 0,
-    "grid": 2,
-    "piece_size": 1,
-    "fc6": 1,
-    "num_frames": 2,
-    "fc7": 1,
-    "temporal_fc6": 1,
-    "lstm": 1,
-    "num_scenes": 1,
-    "num_clips": 2,
-    "scenes_seed": 0,
-}
+
+
+@functools.cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Config, include_extras=True)
+
+
+def _check(name: str, value: Any, hint: Any) -> None:
+    """Raise a ConfigurationError if a value is not of its field's type, or outside of the field's range."""
+    bounds: Range | None = None
+    if typing.get_origin(hint) is Annotated:
+        hint, bounds = typing.get_args(hint)
+    if hint is bool and not isinstance(value, bool):
+        raise ConfigurationError(f"{name}={value!r}: must be True or False")
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise ConfigurationError(f"{name}={value!r}: choose one of {', '.join(typing.get_args(hint))}")
+    kinds = _NUMBERS.get(hint)
+    if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
+        shown = hint.__name__ if isinstance(hint, type) else hint
+        raise ConfigurationError(f"{name}={value!r}: must be a number of type {shown}")
+    if bounds is not None and value not in bounds:
+        raise ConfigurationError(f"{name}={value}: {bounds}")
+
 
 PRESETS: Mapping[str, Config] = {
     "tiny": Config(
@@ -245,35 +256,3 @@ PRESETS: Mapping[str, Config] = {
     ),
     "paper": Config(),
 }
-
-FOR_TASK: Mapping[tuple[str, str], Mapping[str, Any]] = {
-    ("tiny", "temporal"): {"learning_rate": 0.1},  # `experiments/temporal.py`
-    ("tiny", "spatiotemporal"): {"learning_rate": 0.1},
-}
-"""By preset and task, what differs from the preset."""
-
-
-def make_config(preset: str, task: str = "spatial", **overrides: Any) -> Config:
-    """Take a preset's numbers for a task and change some of them.
-
-    Args:
-        preset: A name in `PRESETS`.
-        task: A name in `TASKS`.
-        **overrides: Fields of `Config` with their new values.
-
-    Returns:
-        The checked configuration.
-
-    Raises:
-        ConfigurationError: If the preset, the task or a keyword is unknown, or a value is out of range.
-    """
-    for kind, name, known in (("preset", preset, PRESETS), ("task", task, TASKS)):
-        if name not in known:
-            raise ConfigurationError(f"unknown {kind} {name!r}; choose one of {', '.join(known)}")
-    names = [field.name for field in dataclasses.fields(Config)]
-    for name in overrides:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"the keywords are {', '.join(names)}"
-            raise ConfigurationError(f"unknown keyword {name!r}; {hint}")
-    return dataclasses.replace(PRESETS[preset], **{**FOR_TASK.get((preset, task), {}), **overrides})

@@ -1,8 +1,8 @@
-"""Ordering heads: from the pool5 features of a sample's pieces to one logit φ_l a permutation (Fig. 1C, appendix B).
+"""Ordering heads: from the pool5 features of a sample's pieces to one logit φ_l per permutation (Fig. 1C, appendix B).
 
-Training gives a head shuffled pieces. Validation asks for the logits of *all* permutations of every sample, which a
-head finds without looking at a piece twice: `permuted` gives what `forward` would give for features permuted one way
-after another, but shares whatever several permutations have in common (DESIGN section 5).
+In training, `forward` receives shuffled pieces. Validation needs the logits of *all* permutations of every sample:
+`all_permutation_logits` returns exactly what `forward` would return for the features in each order, but computes what
+several permutations have in common only once.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from torch import Tensor, nn
 _CHUNK_BYTES = {
     "cpu": 2**26,
     "cuda": 2**30,
-}  # of one chunk's activations: about the last-level cache, or a GPU's fill
+}  # of one chunk's activations: about the last-level cache of a CPU, or enough to keep a GPU busy
 
-_SMALLEST_VARIANCE = 1e-3  # of a feature over a sample's frames: what does not change is not blown up
+_SMALLEST_VARIANCE = 1e-3  # of a feature over a sample's frames: constant features are not amplified
 
 
 class OrderingHead(nn.Module):
-    """A head names the permutation that its input is shuffled by.
+    """A classifier of the permutation that was applied to its input.
 
-    A head of your own defines `forward` and its last layer, `classifier`; `permuted` then works as it is, and is worth
-    replacing where permutations share work.
+    A head of your own defines `forward` and its last layer, `classifier`. The inherited `all_permutation_logits` calls
+    `forward` for every permutation; override it where permutations share work.
     """
 
     classifier: nn.Linear
@@ -35,7 +35,7 @@ class OrderingHead(nn.Module):
         """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
         raise NotImplementedError
 
-    def permuted(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+    def all_permutation_logits(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
         """Yield the logits of every permutation of every sample.
 
         Args:
@@ -50,7 +50,7 @@ class OrderingHead(nn.Module):
             yield self(sample[order])
 
 
-HeadFactory = Callable[[int], OrderingHead]  # from the length of a piece's features to a new head
+HeadFactory = Callable[[int], OrderingHead]  # takes the number of features of a piece
 
 
 class SpatialHead(OrderingHead):
@@ -60,7 +60,7 @@ class SpatialHead(OrderingHead):
         features: Length of a tile's flat pool5 features.
         num_pieces: n, tiles a sample.
         num_permutations: |Ψ|, number of logits.
-        fc6: Width of the layer that every tile has to itself.
+        fc6: Width of the layer that is applied to each tile.
         fc7: Width of the layer that sees all tiles.
     """
 
@@ -74,8 +74,8 @@ class SpatialHead(OrderingHead):
         """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
         return self.classifier(self.fc7(self.fc6(features).flatten(1)).relu_())
 
-    def permuted(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
-        """Yield the logits of every permutation of every sample, see `OrderingHead.permuted`.
+    def all_permutation_logits(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+        """Yield the logits of every permutation of every sample, see `OrderingHead.all_permutation_logits`.
 
         A tile's fc6 output does not depend on where the tile lies, and fc7 is linear in the stacked tiles: fc7's
         output is its bias plus n rows of a table of n² rows a sample.
@@ -97,7 +97,7 @@ class SpatialHead(OrderingHead):
     def _place_table(self, features: Tensor) -> Tensor:
         """(V, n, n, fc7): entry [v, i, k] is what tile i adds to fc7 when it lies at position k."""
         tiles = self.fc6(features)  # [V, n, fc6]
-        positions = self.fc7.weight.split(tiles.shape[2], dim=1)  # n × [fc7, fc6], views: 151 MB stay where they are
+        positions = self.fc7.weight.split(tiles.shape[2], dim=1)  # n × [fc7, fc6], views: no copy of 151 MB
         return torch.stack([tiles @ weight.T for weight in positions], dim=2)
 
 
@@ -107,7 +107,7 @@ class TemporalHead(OrderingHead):
     Args:
         features: Length of a frame's flat pool5 features.
         num_permutations: |Ψ|, number of logits.
-        fc6: Width of the layer that every frame has to itself.
+        fc6: Width of the layer that is applied to each frame.
         lstm: Hidden units of the recurrent layer.
         relative: Whether fc6 sees each feature relative to its mean over the sample's frames, in units of its
             deviation. Neither depends on the frames' order.
@@ -125,10 +125,10 @@ class TemporalHead(OrderingHead):
         outputs, _ = self.lstm(self._frames(features))  # [B, n, lstm]
         return self.classifier(outputs[:, -1])
 
-    def permuted(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
-        """Yield the logits of every permutation of every sample, see `OrderingHead.permuted`.
+    def all_permutation_logits(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+        """Yield the logits of every permutation of every sample, see `OrderingHead.all_permutation_logits`.
 
-        fc6 and the LSTM's product with its input see every frame once. What is left of the recurrence is computed
+        fc6 and the LSTM's input projection are computed once per frame. The rest of the recurrence is computed
         once for all permutations that begin with the same frames.
         """
         levels, leaves = _prefixes(permutations, features.device)
@@ -143,7 +143,7 @@ class TemporalHead(OrderingHead):
     def _frames(self, features: Tensor) -> Tensor:
         """fc6 (B, n, fc6) of pool5 features (B, n, features)."""
         if self.relative:
-            features = features.float()  # a variance has no room in eight bits
+            features = features.float()  # bf16 is too coarse for a variance
             variance, mean = torch.var_mean(features, dim=1, keepdim=True, correction=0)
             features = (features - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()
         return self.fc6(features)
@@ -205,8 +205,8 @@ def _rows_of(row_bytes: int, device: torch.device) -> int:
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Apply a linear layer to (rows, features).
 
-    On a CPU as a convolution of one pixel: the same product in the same precision, but torch gives it to oneDNN, and
-    `nn.Linear` to MKL, which took two to three times as long on the AMD processor of the benchmark.
+    On a CPU it runs as a 1 × 1 convolution: the same product in the same precision, but computed by oneDNN instead of
+    MKL, which took two to three times as long on the AMD processor of the benchmark.
     """
     if inputs.device.type != "cpu":
         return nn.functional.linear(inputs, weight, bias)

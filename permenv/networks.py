@@ -1,8 +1,8 @@
 """The network Φ: a convolutional trunk shared by all tasks, and one ordering head a task (section 3.1, appendix B).
 
-A trunk takes pieces (N, 3, h, w) to a pool5 map (N, c, y, x). A head takes the flat pool5 features of a sample's
-pieces, in their shuffled order, to one logit φ_l a permutation. All pieces of a batch, of whatever task, run through
-the trunk as one folded batch.
+A trunk takes pieces to feature maps: images (N, 3, h, w) to pool5 (N, c, y, x). A head takes the flat features of a
+sample's pieces, in their shuffled order, to one logit φ_l per permutation. All pieces of a batch, from all tasks, go
+through the trunk as one folded batch.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from permenv.config import Backbone
 from permenv.heads import HeadFactory, OrderingHead
 
-Backbone = Callable[[], nn.Module]
 Module = TypeVar("Module", bound=nn.Module)
-_TIMM = "timm/"  # begins the name of a backbone that timm makes
+_TIMM = "timm/"  # prefix of the names of backbones that timm makes
 
 
 def _convolution(
@@ -85,10 +85,10 @@ class _TimmTrunk(nn.Module):
     def __init__(self, name: str):
         super().__init__()
         timm = _import_timm(name)
-        # of all that timm offers, this alone is a map whatever the model, and leaves no unused classifier
+        # the one mode of timm that gives a feature map for every model, without an unused classifier
         self.model: nn.Module = timm.create_model(name, pretrained=False, features_only=True, out_indices=(-1,))
         self._channels_at_the_end = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
-        for module in self.model.modules():  # what drops at random draws from the global generator: a few models do
+        for module in self.model.modules():  # dropout would draw from the global generator
             if isinstance(module, timm.layers.DropPath):
                 module.drop_prob = 0.0
             elif isinstance(module, nn.Dropout):
@@ -101,10 +101,11 @@ class _TimmTrunk(nn.Module):
 
 
 def find_backbone(backbone: str | Backbone) -> Backbone:
-    """What makes the trunk that a name stands for; timm is imported only for a name of its own.
+    """Find the function that makes a trunk; timm is imported only for names that begin with "timm/".
 
     Args:
-        backbone: A name in `BACKBONES`; "timm/NAME" with one of `timm.list_models()`; a function is returned as it is.
+        backbone: A name in `BACKBONES`, or "timm/NAME" with one of `timm.list_models()`; a function is returned as it
+            is.
 
     Returns:
         A function that returns a new trunk.
@@ -147,8 +148,8 @@ class OrderingNetwork(nn.Module):
     """Trunk and heads: φ = head(trunk(pieces)).
 
     Args:
-        trunk: Takes (N, 3, h, w) to (N, c, y, x).
-        heads: One head a task.
+        trunk: Takes pieces (N, *piece) to feature maps of any shape.
+        heads: One head per task.
     """
 
     def __init__(self, trunk: nn.Module, heads: Mapping[str, OrderingHead]):
@@ -157,14 +158,14 @@ class OrderingNetwork(nn.Module):
         self.heads = nn.ModuleDict(heads)
 
     def forward(self, task: str, pieces: Tensor) -> Tensor:
-        """Logits (B, |Ψ|) of pieces (B, n, 3, h, w) that are already permuted."""
+        """Logits (B, |Ψ|) of pieces (B, n, *piece) that are already permuted."""
         return self.heads[task](self.features(pieces))
 
     def together(self, pieces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits (B, |Ψ|) by task of permuted pieces (B, n, 3, h, w) by task.
+        """Logits (B, |Ψ|) by task of permuted pieces (B, n, *piece) by task.
 
-        All pieces are one batch of the trunk, so that its batch statistics in training are those of the mixture that
-        its running statistics describe, and not one task's at a time.
+        All pieces form one batch of the trunk, so that its batch statistics in training are those of the mixture of
+        tasks, as its running statistics are.
         """
         folded = torch.cat([batch.flatten(0, 1) for batch in pieces.values()])
         features = self._pool5(folded).split([batch.shape[0] * batch.shape[1] for batch in pieces.values()])
@@ -174,17 +175,19 @@ class OrderingNetwork(nn.Module):
         }
 
     def features(self, pieces: Tensor) -> Tensor:
-        """Flat pool5 features (B, n, features) of pieces (B, n, 3, h, w)."""
+        """Flat pool5 features (B, n, features) of pieces (B, n, *piece)."""
         return self._pool5(pieces.flatten(0, 1)).unflatten(0, pieces.shape[:2])
 
     def _pool5(self, folded: Tensor) -> Tensor:
-        """Flat pool5 features (N, features) of pieces (N, 3, h, w)."""
-        return self.trunk(folded.contiguous(memory_format=torch.channels_last)).flatten(1)
+        """Flat pool5 features (N, features) of pieces (N, *piece)."""
+        if folded.dim() == 4:  # images
+            folded = folded.contiguous(memory_format=torch.channels_last)
+        return self.trunk(folded).flatten(1)
 
 
 @contextlib.contextmanager
-def evaluating(network: Module) -> Iterator[Module]:
-    """Put a network into evaluation mode for the time of a `with` block: its batch statistics stand still."""
+def eval_mode(network: Module) -> Iterator[Module]:
+    """Put a network into evaluation mode inside a `with` block: batch normalization uses its running statistics."""
     training = network.training
     network.eval()
     try:
@@ -194,7 +197,7 @@ def evaluating(network: Module) -> Iterator[Module]:
 
 
 def build_network(
-    backbone: str | Backbone, heads: Mapping[str, HeadFactory], *, piece_size: int, seed: int
+    backbone: str | Backbone, heads: Mapping[str, HeadFactory], *, piece_shape: Sequence[int], seed: int
 ) -> OrderingNetwork:
     """Build Φ with its initial weights.
 
@@ -202,25 +205,25 @@ def build_network(
     near zero, so that the first predictions are nearly uniform. The global generator of torch is left as it was.
 
     Args:
-        backbone: What `find_backbone` knows: a name, or a function that returns a new trunk for
-            (N, 3, piece_size, piece_size). What such a function or timm makes keeps its own initial weights.
-        heads: By task, what makes its head.
-        piece_size: h = w of a piece in pixels.
+        backbone: A name that `find_backbone` knows, or a function that returns a new trunk for pieces
+            (N, *piece_shape). A trunk made by a function or by timm keeps its own initial weights.
+        heads: By task, a function that makes its head.
+        piece_shape: Shape of one piece, such as (3, h, w).
         seed: Decides all initial weights.
 
     Returns:
         The network, on the CPU, channels last.
 
     Raises:
-        ValueError: If the backbone is unknown, or cannot take pieces of this size.
+        ValueError: If the backbone is unknown, or cannot take pieces of this shape.
     """
-    # modules draw their first weights from the global generator: seed it in here, and give it back as it was
+    # modules draw their initial weights from the global generator: seed it here and restore it afterwards
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk = find_backbone(backbone)()
         if isinstance(backbone, str) and backbone in BACKBONES:
             trunk.apply(_he_initialise)
-        features = _feature_length(trunk, piece_size)
+        features = _feature_length(trunk, piece_shape)
         made: dict[str, OrderingHead] = {}
         for task, make_head in heads.items():
             made[task] = make_head(features).apply(_he_initialise)
@@ -236,12 +239,12 @@ def _he_initialise(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _feature_length(trunk: nn.Module, piece_size: int) -> int:
+def _feature_length(trunk: nn.Module, piece_shape: Sequence[int]) -> int:
     try:
-        with torch.no_grad(), evaluating(trunk):  # one sample more must not enter the batch statistics
-            return trunk(torch.zeros(1, 3, piece_size, piece_size)).flatten(1).shape[1]
+        with torch.no_grad(), eval_mode(trunk):  # this piece must not enter the batch statistics
+            return trunk(torch.zeros(1, *piece_shape)).flatten(1).shape[1]
     except (RuntimeError, AssertionError, ValueError) as error:  # timm's models assert
         raise ValueError(
-            f"the backbone cannot take pieces of {piece_size} × {piece_size}: {str(error) or repr(error)}; change "
-            f"piece_size or the backbone"
+            f"the backbone cannot take pieces of {' × '.join(map(str, piece_shape))}: {str(error) or repr(error)}; "
+            f"change piece_size or the backbone"
         ) from error

@@ -11,13 +11,12 @@ chosen so that it holds at most one of each such pair, and is different from the
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
-_ENUMERATE_UP_TO = 9  # 9! = 362,880 candidates take seconds; beyond, candidates are drawn
+_ENUMERATE_UP_TO = 9  # pieces; 9! = 362,880. For more pieces, candidates are drawn
 _NUM_CANDIDATES = 400_000
 
 
@@ -39,27 +38,29 @@ def _greedy(num_pieces: int, num_permutations: int, seed: int, merge_reversed: b
     rng = np.random.default_rng(seed)
     candidates = _candidates(num_pieces, rng)  # [n, candidates]: a position is one long row
     if merge_reversed:  # one of each pair
-        candidates = candidates[:, _comes_first(candidates)]
-    rng.shuffle(candidates, axis=1)  # argmax takes the first of equals: shuffled, that is a seeded draw
+        candidates = candidates.compress(_comes_first(candidates), axis=1)
     count = candidates.shape[1]
     if count < num_permutations:
         raise ValueError(
             f"num_permutations={num_permutations}: only {count} candidates are drawn for {num_pieces} pieces; "
             f"ask for at most that many"
         )
+    order = np.arange(count)
+    rng.shuffle(order)  # argmax takes the first of equals: in shuffled order, that is a seeded draw
+    candidates = candidates.take(order, axis=1)  # unlike indexing, take leaves each row contiguous
     smallest = np.full(count, num_pieces, dtype=np.uint8)  # distance to the nearest chosen one
-    total = np.zeros(count, dtype=np.int64)  # sum of the distances to the chosen ones
+    total = np.zeros(count, np.min_scalar_type(num_pieces * num_permutations))  # sum of distances to the chosen ones
     chosen = np.empty(num_permutations, dtype=np.int64)
     for i in range(num_permutations):
-        # one key, ordered by the smallest distance, then by the sum, which never reaches the factor
-        chosen[i] = np.argmax(smallest.astype(np.int64) * (num_pieces * num_permutations + 1) + total)
+        # the largest sum among those with the largest smallest distance; their sums are not 0, except at the start
+        chosen[i] = np.argmax(total * (smallest == smallest.max()))
         distance = _distances(candidates, candidates[:, chosen[i]])
         if merge_reversed:
             np.minimum(distance, _distances(candidates, reverse_of(candidates[:, chosen[i]])), out=distance)
         np.minimum(smallest, distance, out=smallest)  # a chosen one has distance 0 from now on
         total += distance
     permutations = candidates[:, chosen].T.astype(np.int64)
-    permutations.flags.writeable = False  # shared by every caller through the cache
+    permutations.flags.writeable = False  # shared by all callers through the cache
     return permutations
 
 
@@ -67,28 +68,36 @@ def _distances(candidates: np.ndarray, permutation: np.ndarray) -> np.ndarray:
     """Hamming distances (candidates,) uint8 of candidates (n, candidates) to one permutation (n,)."""
     distance = np.zeros(candidates.shape[1], dtype=np.uint8)
     for row, piece in zip(candidates, permutation, strict=True):
-        distance += row != piece
+        distance += (row != piece).view(np.uint8)  # faster than adding booleans, which numpy would convert
     return distance
 
 
 def _comes_first(candidates: np.ndarray) -> np.ndarray:
     """(candidates,) bool: which of candidates (n, candidates) are lexicographically before their reverses."""
     last = len(candidates) - 1
-    # only the middle one of an odd number of pieces is its own mirror image: the second position decides there
+    # only the middle piece of an odd number is its own mirror image: the second position decides there
     first, second = (2 * candidates[k].astype(np.int64) - last for k in (0, 1))
     return np.where(first == 0, second, first) < 0
 
 
 def _candidates(num_pieces: int, rng: np.random.Generator) -> np.ndarray:
-    """All n! permutations, or where they are too many a large seeded sample; [n, candidates] uint8."""
+    """All n! permutations in lexicographic order, or for large n a seeded sample of them; [n, candidates] uint8."""
     if num_pieces <= _ENUMERATE_UP_TO:
-        flat = itertools.chain.from_iterable(itertools.permutations(range(num_pieces)))
-        count = math.factorial(num_pieces)
-        table = np.fromiter(flat, dtype=np.uint8, count=count * num_pieces).reshape(count, num_pieces)
-    else:
-        table = rng.permuted(np.tile(np.arange(num_pieces, dtype=np.uint8), (_NUM_CANDIDATES, 1)), axis=1)
-        table = np.unique(table, axis=0)
-    return np.ascontiguousarray(table.T)
+        return _all_permutations(num_pieces)
+    table = rng.permuted(np.tile(np.arange(num_pieces, dtype=np.uint8), (_NUM_CANDIDATES, 1)), axis=1)
+    rows = np.unique(table.view(np.dtype((np.void, num_pieces))))  # bytes compare as rows do, and faster
+    return np.ascontiguousarray(rows.view(np.uint8).reshape(-1, num_pieces).T)
+
+
+def _all_permutations(num_pieces: int) -> np.ndarray:
+    """All n! permutations in lexicographic order, [n, n!] uint8, built up from those of fewer pieces."""
+    table = np.zeros((1, 1), dtype=np.uint8)
+    for n in range(2, num_pieces + 1):
+        first = np.repeat(np.arange(n, dtype=np.uint8), table.shape[1])
+        rest = np.tile(table, n)
+        rest += rest >= first  # the n - 1 pieces other than the first, in order
+        table = np.concatenate([first[None], rest])
+    return table
 
 
 def reverse_of(permutations: np.ndarray) -> np.ndarray:

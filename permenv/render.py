@@ -1,7 +1,9 @@
-"""The run as a picture. Figures are plain matplotlib objects: nothing here but `Window` needs or starts a display."""
+"""The run as a picture. Figures are plain matplotlib objects; only `Window` needs a display."""
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,14 +21,13 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
-from permenv.augment import normalise
 from permenv.config import ConfigurationError
+from permenv.pretraining import Pretraining
 from permenv.reward import extrapolated_error
 from permenv.state import HIGHEST_RATIO
 from permenv.tasks import Task
 
 _COLOURS = "RdYlGn"  # groups from hard (red) to easy (green)
-_TIMES = "plasma"  # frames from early (dark) to late (light)
 _BLUE, _GREY, _GOOD, _BAD = "tab:blue", "0.5", "tab:green", "tab:red"
 _WIDTH, _HEADER, _ROW = 1000, 36, 364  # of the dashboard, in pixels
 _STEM: dict[str, Any] = {"linewidth": 5, "alpha": 0.5}  # from E^BL to E
@@ -110,17 +111,63 @@ def to_array(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
+class Renderer:
+    """Draws the dashboard of a run, and draws it again only when the run has changed.
+
+    Args:
+        title: Of the window and the picture.
+        mode: "rgb_array" or "human".
+
+    Raises:
+        ConfigurationError: If matplotlib can open no window for "human".
+    """
+
+    def __init__(self, title: str, mode: str):
+        self._title = title
+        self._mode = mode
+        self._window = Window(title) if mode == "human" else None
+        self._drawn: tuple[Pretraining, tuple[int, bool], np.ndarray] | None = None
+
+    def show(self, run: Pretraining, rewards: Sequence[float]) -> np.ndarray | None:
+        """Show the run in the window, or return its picture (H, W, 3) uint8, read-only."""
+        if self._mode == "human" and self._window is None:
+            return None
+        moment = len(run.records), run.diverged
+        if self._drawn is None or self._drawn[0] is not run or self._drawn[1] != moment:
+            picture = to_array(dashboard(self._title, run, rewards))
+            picture.flags.writeable = False
+            self._drawn = run, moment, picture
+        picture = self._drawn[2]
+        if self._window is None:
+            return picture
+        self._window.show(picture)
+        return None
+
+    def without_window(self) -> Renderer:
+        """A renderer for a copy of the run: the window stays with the original."""
+        twin = copy.copy(self)
+        twin._window = None
+        return twin
+
+    def close(self) -> None:
+        """Close the window, if there is one."""
+        if self._window is not None:
+            self._window.close()
+            self._window = None
+
+
 @dataclass(frozen=True)
-class Answers:
-    """Samples as a network sees them, and what it makes of them.
+class Predictions:
+    """Shuffled samples, and what a network predicts for them.
 
     Attributes:
-        originals: (B, S, S, 3) uint8 images, or (B, n, S, S, 3) frames in their true order.
-        pieces: (B, n, h, w, 3) uint8, in their shuffled order.
-        orders: (B, n) int, which piece of the true order lies at each position.
+        originals: The samples before they are cut, see `Task.originals`.
+        pieces: (B, n, ...), in their shuffled order, see `Task.raw_pieces`.
+        orders: (B, n) int, the piece of the true order at each position.
         labels: (B,) int, the permutations that were applied, as indices into Ψ.
-        probabilities: (B, |Ψ|), what the network gives each permutation.
-        guesses: (B, n) int, `orders` as the network has it: its most probable permutation.
+        probabilities: (B, |Ψ|), the network's probability of each permutation.
+        guesses: (B, n) int, the most probable permutation of each sample.
+        columns: Pieces in a row of a picture.
     """
 
     originals: np.ndarray
@@ -129,39 +176,42 @@ class Answers:
     labels: np.ndarray
     probabilities: np.ndarray
     guesses: np.ndarray
+    columns: int
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether samples are images that are cut into a grid, and do not come in pieces already, as clips do."""
+        return self.originals.ndim < self.pieces.ndim
 
     def verdict(self, sample: int) -> str:
-        """Whether the permutation of a sample was recognised, or what it was taken for, and its probability."""
+        """Whether the permutation of a sample was recognised, else the most probable one, and its probability."""
         probabilities, label = self.probabilities[sample], self.labels[sample]
         if not np.isfinite(probabilities).all():
-            return "no finite answer"
-        place = int((probabilities > probabilities[label]).sum()) + 1
-        verdict = "recognised" if place == 1 else f"taken for {probabilities.argmax()}, true is no. {place}"
+            return "not finite"
+        rank = int((probabilities > probabilities[label]).sum()) + 1
+        verdict = "recognised" if rank == 1 else f"predicted {probabilities.argmax()}, true ψ ranks {rank}"
         return f"{verdict}\np = {probabilities[label]:.2f}"
 
 
-def ask(task: Task, network: Callable[[Tensor], Tensor], samples: np.ndarray, labels: np.ndarray) -> Answers:
-    """Shuffle centre crops of samples and ask a network how.
+def predict(task: Task, network: Callable[[Tensor], Tensor], samples: np.ndarray, labels: np.ndarray) -> Predictions:
+    """Shuffle samples without augmentation and apply a network.
 
     Args:
-        task: What the samples are of.
-        network: From normalised pieces (B, n, 3, h, w) to logits (B, |Ψ|).
+        task: The task that the samples are of.
+        network: From normalised pieces (B, n, *piece) to logits (B, |Ψ|).
         samples: (B, k) int64.
         labels: (B,) int, the permutations to apply, as indices into Ψ.
-
-    Returns:
-        What the network sees and says.
     """
     orders = task.permutations[labels]
-    pieces = task.centre_pieces(samples, orders)
-    probabilities = torch.softmax(network(normalise(pieces)), dim=1).cpu().numpy()
-    return Answers(
-        originals=task.originals(samples).cpu().numpy(),
-        pieces=pieces.cpu().numpy(),
+    probabilities = torch.softmax(network(task.pieces(samples, orders)), dim=1).cpu().numpy()
+    return Predictions(
+        originals=task.originals(samples),
+        pieces=task.raw_pieces(samples, orders),
         orders=orders,
         labels=labels,
         probabilities=probabilities,
         guesses=task.permutations[probabilities.argmax(axis=1)],
+        columns=task.picture_columns,
     )
 
 
@@ -177,7 +227,7 @@ class Panel:
         observation: (|C|, 2), ŝ.
         choices: (|C|,) int, how often each group was chosen before the last validation; all 0 where nothing was.
         sizes: (|C|,) share of Ψ of each group that was chosen from.
-        answers: A shuffled sample, and what the network makes of it.
+        predictions: A shuffled sample, and what the network predicts.
     """
 
     history: Sequence[tuple[int, float]]
@@ -187,7 +237,46 @@ class Panel:
     observation: np.ndarray
     choices: np.ndarray
     sizes: np.ndarray
-    answers: Answers
+    predictions: Predictions
+
+
+def dashboard(title: str, run: Pretraining, rewards: Sequence[float]) -> Figure:
+    """Show a run as of its last validation, see `dashboard_figure`.
+
+    Args:
+        title: Of the whole picture.
+        run: The run.
+        rewards: Of its updates so far.
+    """
+    config, records, last = run.config, run.records, run.records[-1]
+    chosen_from = records[max(len(records) - 2, 0)].observation.reshape(len(run.tasks), -1, 2)
+    observations = last.observation.reshape(len(run.tasks), -1, 2)
+    cycle = config.free_iterations + config.iterations_per_update
+    place = last.iteration % cycle
+    following = last.iteration - place + (config.free_iterations if place < config.free_iterations else cycle)
+    updates = sum(record.phase == "update" for record in records)
+    is_over = run.diverged or updates >= config.total_updates
+    rng = np.random.default_rng(len(records))  # its own: drawing a picture must not change the run
+    panels = {}
+    for row, (name, task) in enumerate(run.tasks.items()):
+        samples, label = run.held_out[name][:1], rng.integers(config.num_permutations, size=1)
+        panels[name] = Panel(
+            history=run.history[name],
+            credited=[record.phase == "update" for record in records],
+            next_validation=None if is_over else following,
+            diverged=max(run.iteration, last.iteration + 1) if run.diverged else None,
+            observation=observations[row],
+            choices=last.choices[row],
+            sizes=chosen_from[row, :, 0],
+            predictions=predict(task, functools.partial(run.network, name), samples, label),
+        )
+    error = 1.0 if run.diverged else sum(last.errors.values()) / len(last.errors)
+    gain = f"{rewards[-1]:+.3f}" if rewards else "–"
+    status = (
+        f"update {updates} of {config.total_updates}   iteration {last.iteration}   error {error:.3f}   "
+        f"last reward {gain}"
+    )
+    return dashboard_figure(title, status, panels, config.total_updates * cycle)
 
 
 def dashboard_figure(title: str, status: str, panels: Mapping[str, Panel], last_iteration: int) -> Figure:
@@ -216,125 +305,27 @@ def dashboard_figure(title: str, status: str, panels: Mapping[str, Panel], last_
             _draw_errors(_axes(figure, 46, top + 26, 400, 292), task, panel, last_iteration)
             _draw_state(_axes(figure, 508, top + 26, 210, 112), panel)
             _draw_choices(_axes(figure, 508, top + 206, 210, 112), panel)
-            _draw_answer(_axes(figure, 756, top + 26, 228, 142), _axes(figure, 756, top + 196, 228, 142), panel.answers)
+            _draw_prediction(
+                _axes(figure, 756, top + 26, 228, 142), _axes(figure, 756, top + 196, 228, 142), panel.predictions
+            )
     return figure
 
 
-def error_figure(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """Show error and reward over the run.
+def draw_piece(axis: Axes, piece: np.ndarray, corner: tuple[float, float], colour: np.ndarray | str) -> None:
+    """Draw a piece in a coloured frame of side 1.
 
     Args:
-        curves: By what the legend calls it (a task, of a run), the columns "iteration", "error", "baseline_error" and
-            "reward", one entry an update.
-
-    Returns:
-        The figure: E with the extrapolated E^BL above, r below, one colour a curve.
+        axis: Where to draw.
+        piece: An image (h, w, 3), or numbers (channels, length) in [0, 1], which become a line per channel.
+        corner: Lower left corner of the frame.
+        colour: Of the frame.
     """
-    figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    lower.axhline(0, color="grey", linewidth=1)
-    for index, (name, run) in enumerate(curves.items()):
-        look: dict[str, Any] = {"color": f"C{index}", "linewidth": 1.5 if len(curves) < 3 else 1.2}
-        upper.plot(run["iteration"], run["error"], marker=".", label=name, **look)
-        upper.plot(run["iteration"], run["baseline_error"], linestyle=(0, (1, 2)), alpha=0.7, **look)
-        lower.plot(run["iteration"], run["reward"], marker=".", alpha=0.8, **look)
-    upper.plot([], [], linestyle=(0, (1, 2)), color="grey", label="extrapolated")  # one line of the legend for all
-    upper.set(title="validation error E", ylim=(0, 1.02))
-    lower.set(title="reward: gain over the extrapolated error", xlabel="SGD iteration")
-    upper.legend()
-    return figure
-
-
-def choice_figure(updates: Sequence[float], frequencies: np.ndarray, fractions: np.ndarray) -> Figure:
-    """Show how often each group was chosen, update by update (the paper's Fig. 4), and how that leans.
-
-    Args:
-        updates: (T,) numbers of the updates.
-        frequencies: (T, |C|) share of an update's actions that chose each group; rows sum to 1.
-        fractions: (T, |C|) share of the permutations that each group holds; rows sum to 1.
-
-    Returns:
-        The figure, hardest group on top, as in the paper. Below, how many times as often as by chance (all
-        permutations alike) each group was chosen, on a scale of powers of two.
-    """
-    figure = Figure(figsize=(8, 6), dpi=120, layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    below = np.zeros(len(updates))
-    num_groups = frequencies.shape[1]
-    colours = figure_colours(num_groups)
-    for group in reversed(range(num_groups)):  # easiest at the bottom
-        label = {0: "hardest", num_groups - 1: "easiest"}.get(group)
-        upper.bar(updates, frequencies[:, group], bottom=below, width=1, color=colours[group], label=label)
-        below = below + frequencies[:, group]
-    upper.set(title="groups chosen", ylabel="share of the actions", ylim=(0, 1))
-    upper.legend(loc="upper left")
-    with np.errstate(divide="ignore", invalid="ignore"):  # an empty group has no lean, and stays white
-        lean = np.log2(frequencies / fractions)
-    extent = (updates[0] - 0.5, updates[-1] + 0.5, num_groups - 0.5, -0.5)
-    shown = lower.imshow(lean.T, cmap="RdBu_r", vmin=-2, vmax=2, aspect="auto", interpolation="none", extent=extent)
-    lower.set(title="against chance: +1 is twice as often", xlabel="update", ylabel="group, hardest 0")
-    figure.colorbar(shown, ax=lower, label="log2")
-    return figure
-
-
-def shuffle_figure(originals: np.ndarray, pieces: np.ndarray, guesses: Sequence[str]) -> Figure:
-    """Show samples beside their shuffled pieces.
-
-    Args:
-        originals: (B, S, S, 3) uint8 images.
-        pieces: (B, n, h, w, 3) uint8 or float in [0, 1], in their shuffled order, n a square.
-        guesses: (B,) text under each.
-
-    Returns:
-        The figure, one column a sample.
-    """
-    count, num_pieces = pieces.shape[:2]
-    grid = round(num_pieces**0.5)
-    figure = Figure(figsize=(2 * count, 4.6), dpi=120, layout="constrained")
-    axes = figure.subplots(2, count, squeeze=False)
-    for column in range(count):
-        axes[0, column].imshow(originals[column])
-        axes[1, column].imshow(_tile(pieces[column], grid))
-        axes[1, column].set_xlabel(guesses[column], fontsize=8)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-    return figure
-
-
-def frames_figure(originals: np.ndarray, pieces: np.ndarray, orders: np.ndarray, guesses: Sequence[str]) -> Figure:
-    """Show frames of clips in their true order, and below in the order that the network sees.
-
-    Args:
-        originals: (B, n, S, S, 3) uint8 frames in their true order.
-        pieces: (B, n, h, w, 3) uint8 or float in [0, 1], in their shuffled order.
-        orders: (B, n) int, which frame lies at each position of the shuffled order.
-        guesses: (B,) text above each.
-
-    Returns:
-        The figure, two strips a sample; a line in the colour of its time leads from each frame to where it went.
-    """
-    count, num_frames = orders.shape
-    step, gap = 1.06, 0.45  # a frame's side is 1
-    colours = matplotlib.colormaps[_TIMES](np.linspace(0.05, 0.9, num_frames))
-    figure = Figure(figsize=(num_frames + 0.8, 2.6 * count), dpi=120, layout="constrained")
-    for index, axis in enumerate(figure.subplots(count, 1, squeeze=False)[:, 0]):
-        for position, frame in enumerate(orders[index]):
-            _frame(axis, originals[index, position], (step * position, 1 + gap), colours[position])
-            _frame(axis, pieces[index, position], (step * position, 0), colours[frame])
-            ends = step * np.array([frame, position]) + 0.5
-            axis.plot(ends, (1 + gap, 1), color=colours[frame], linewidth=2.5, solid_capstyle="round")
-        for height, text in ((1.5 + gap, "true\norder"), (0.5, "as the\nnetwork\nsees it")):
-            axis.text(-0.12, height, text, fontsize=8, horizontalalignment="right", verticalalignment="center")
-        axis.set(xlim=(-0.8, step * num_frames), ylim=(-0.05, 2.05 + gap), aspect="equal")
-        axis.set_axis_off()
-        axis.set_title(guesses[index].replace("\n", ", "), fontsize=9, loc="left")
-    return figure
-
-
-def _frame(axis: Axes, pixels: np.ndarray, corner: tuple[float, float], colour: np.ndarray | str) -> None:
-    """Draw a picture of side 1 with its lower left corner there, in a coloured frame."""
     left, bottom = corner
-    axis.imshow(pixels, extent=(left, left + 1, bottom, bottom + 1))
+    if piece.ndim == 3:
+        axis.imshow(piece, extent=(left, left + 1, bottom, bottom + 1))
+    else:
+        columns, heights = np.linspace(left + 0.05, left + 0.95, piece.shape[1]), bottom + 0.05 + 0.9 * piece
+        axis.plot(columns, heights.T, color=_BLUE, linewidth=1)
     axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=2.5))
 
 
@@ -347,7 +338,7 @@ def _axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
 
 def _draw_errors(axis: Axes, task: str, panel: Panel, last_iteration: int) -> None:
     iterations, errors = map(list, zip(*panel.history, strict=True))
-    chance = 1 - 1 / panel.answers.probabilities.shape[1]
+    chance = 1 - 1 / panel.predictions.probabilities.shape[1]
     axis.axhline(chance, color=_GREY, linewidth=1, linestyle="--")
     axis.text(last_iteration, chance - 0.015, "chance", color=_GREY, fontsize=8, ha="right", va="top")
     if panel.diverged is not None:
@@ -408,53 +399,39 @@ def _draw_choices(axis: Axes, panel: Panel) -> None:
     axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
 
 
-def _draw_answer(upper: Axes, lower: Axes, answers: Answers) -> None:
+def _draw_prediction(upper: Axes, lower: Axes, predictions: Predictions) -> None:
     """The first sample as the network sees it, and in the order that it takes it to be in."""
-    order, guess = answers.orders[0], answers.guesses[0]
-    _draw_pieces(upper, answers, np.arange(len(order)), ["white"] * len(order))
-    upper.set_title(f"held out, shuffled by ψ {answers.labels[0]}")
+    order, guess = predictions.orders[0], predictions.guesses[0]
+    _draw_pieces(upper, predictions, np.arange(len(order)), ["white"] * len(order))
+    upper.set_title(f"held out, shuffled by ψ {predictions.labels[0]}")
     lower.set_title("put back by the network")
     text: dict[str, Any] = {"fontsize": 8.5, "verticalalignment": "top", "transform": lower.transAxes}
-    if not np.isfinite(answers.probabilities[0]).all():
+    if not np.isfinite(predictions.probabilities[0]).all():
         lower.set_axis_off()
-        lower.text(0, 1, answers.verdict(0), **text)
+        lower.text(0, 1, predictions.verdict(0), **text)
         return
     back = np.argsort(guess)  # the piece that is guessed to be the first, the second, ...
-    _draw_pieces(lower, answers, back, [_GOOD if right else _BAD for right in (order == guess)[back]])
-    lower.text(0, -0.05, answers.verdict(0).replace("\n", ", "), **text)
+    _draw_pieces(lower, predictions, back, [_GOOD if right else _BAD for right in (order == guess)[back]])
+    lower.text(0, -0.05, predictions.verdict(0).replace("\n", ", "), **text)
 
 
-def _draw_pieces(axis: Axes, answers: Answers, arrangement: np.ndarray, colours: Sequence[str]) -> None:
+def _draw_pieces(axis: Axes, predictions: Predictions, arrangement: np.ndarray, colours: Sequence[str]) -> None:
     """Lay out the pieces of the first sample, with frames in these colours; those of a clip bear their true places."""
     count = len(arrangement)
-    stills = answers.originals.ndim == 4
-    columns = round(count**0.5) if stills else (count + 1) // 2
     step = 1.06  # a piece's side is 1
     for place, (piece, colour) in enumerate(zip(arrangement, colours, strict=True)):
-        row, column = divmod(place, columns)
+        row, column = divmod(place, predictions.columns)
         corner = step * column, -step * row
-        _frame(axis, answers.pieces[0, piece], corner, colour)
-        if not stills:
+        draw_piece(axis, predictions.pieces[0, piece], corner, colour)
+        if not predictions.is_grid:
             tag = {"boxstyle": "square,pad=0.15", "facecolor": "black", "edgecolor": "none", "alpha": 0.6}
-            number = str(answers.orders[0, piece] + 1)
+            number = str(predictions.orders[0, piece] + 1)
             axis.text(corner[0] + 0.1, corner[1] + 0.13, number, fontsize=7, color="white", bbox=tag)
-    lowest = -step * ((count - 1) // columns)
-    axis.set(xlim=(-0.04, step * columns), ylim=(lowest - 0.04, 1.04), aspect="equal", anchor="NW")
+    lowest = -step * ((count - 1) // predictions.columns)
+    axis.set(xlim=(-0.04, step * predictions.columns), ylim=(lowest - 0.04, 1.04), aspect="equal", anchor="NW")
     axis.set_axis_off()
 
 
 def figure_colours(num_groups: int) -> np.ndarray:
     """One colour a group, (|C|, 4), from hard (red) to easy (green)."""
     return matplotlib.colormaps[_COLOURS](np.linspace(0, 1, num_groups))
-
-
-def _tile(pieces: np.ndarray, grid: int, gap: int = 2) -> np.ndarray:
-    """Lay pieces (n, h, w, 3) out on a grid, with white gaps."""
-    _, height, width, _ = pieces.shape
-    white = 255 if pieces.dtype == np.uint8 else 1
-    canvas = np.full((grid * (height + gap) - gap, grid * (width + gap) - gap, 3), white, dtype=pieces.dtype)
-    for position, piece in enumerate(pieces):
-        row, column = divmod(position, grid)
-        top, left = row * (height + gap), column * (width + gap)
-        canvas[top : top + height, left : left + width] = piece
-    return canvas

@@ -1,23 +1,29 @@
-"""From the matrix s to what an agent sees: groups of permutations and their summary ŝ (section 3.2, Eq. 10)."""
+"""From the matrix s to the observation: groups of permutations and their summary ŝ (section 3.2, Eq. 10)."""
 
 from __future__ import annotations
 
 import functools
 import warnings
+from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.exceptions import ConvergenceWarning
-from threadpoolctl import ThreadpoolController
+
+if TYPE_CHECKING:
+    from threadpoolctl import ThreadpoolController
 
 LOWEST_RATIO, HIGHEST_RATIO = 0.5, 2.0  # of Eq. 3
+
+
+def preload() -> None:
+    """Import scikit-learn, so that the first clustering does not have to: it takes most of a second."""
+    import sklearn  # noqa: F401
 
 
 def group_permutations(ratios: np.ndarray, num_groups: int, seed: int) -> np.ndarray:
     """Group the permutations by K-means on the rows of s, hardest group first.
 
-    Without an order, an action would mean something else after every clustering; so group 0 has the lowest median
-    ratio. Where s has fewer different rows than groups, the last groups are empty.
+    Groups are numbered in ascending order of their median ratio, so that an action means the same after every
+    clustering. Where s has fewer different rows than groups, the last groups are empty.
 
     Args:
         ratios: (|Ψ|, |X_val|), the matrix s.
@@ -27,7 +33,10 @@ def group_permutations(ratios: np.ndarray, num_groups: int, seed: int) -> np.nda
     Returns:
         (|Ψ|,) int64, the group of each permutation, 0 to |C| - 1.
     """
-    # one thread: with more, the order of the centres' sums, and so the last bit, is up to the scheduler
+    from sklearn.cluster import KMeans  # see `preload`
+    from sklearn.exceptions import ConvergenceWarning
+
+    # one thread: with more, the scheduler decides the order of summation, and so the last bit
     with _thread_pools().limit(limits=1, user_api="openmp"), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer groups than asked for: see above
         found = KMeans(num_groups, n_init=1, random_state=seed).fit_predict(ratios)
@@ -59,7 +68,7 @@ def summarise(ratios: np.ndarray, groups: np.ndarray, num_groups: int) -> np.nda
             summary[group] = members.mean(), np.median(ratios[members])
         else:
             summary[group, 1] = summary[group - 1, 1]
-    summary[:, 1] = summary[:, 1].clip(LOWEST_RATIO, HIGHEST_RATIO)  # rounding must not leave the space
+    summary[:, 1] = summary[:, 1].clip(LOWEST_RATIO, HIGHEST_RATIO)  # rounding must not leave the observation space
     return summary
 
 
@@ -94,4 +103,6 @@ def draw_members(members: list[np.ndarray], chosen: np.ndarray, rng: np.random.G
 
 @functools.cache
 def _thread_pools() -> ThreadpoolController:
+    from threadpoolctl import ThreadpoolController
+
     return ThreadpoolController()  # finding the loaded libraries takes longer than clustering

@@ -1,13 +1,19 @@
-"""The two ordering tasks: what a sample is, how it falls into pieces, which permutations there are (section 3.1).
+"""Ordering tasks: what a sample is, how it divides into pieces, which permutations there are (section 3.1).
 
-A *sample* is a row of integers: the number of an image or clip, and for a clip the places of its frames. So X_val fits
-into a checkpoint, and whoever draws samples needs no pixels.
+A *sample* is a row of integers: the number of an image or clip, and for a clip the positions of its frames. So X_val is
+small enough for a checkpoint, and samples can be drawn without reading pixels.
+
+A task of your own subclasses `Task` and is made known by `register_task`; see `Task` for an example.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 from abc import ABC, abstractmethod
-from pathlib import Path
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -22,192 +28,389 @@ from permenv.augment import (
     normalise,
     random_offsets,
 )
-from permenv.config import Config, ConfigurationError
-from permenv.data import (
-    DataError,
-    StillImages,
-    VideoClips,
-    embedded_clips,
-    embedded_scenes,
-    image_folder,
-    video_folder,
-)
+from permenv.config import PRESETS, Config, ConfigurationError
+from permenv.data import DataError, StillImages, VideoClips
+from permenv.data.arrays import as_clips, as_images
 from permenv.heads import OrderingHead, SpatialHead, TemporalHead
+from permenv.networks import find_backbone
 from permenv.permutations import maximally_different
 
-_HELD_OUT_CLIPS = 1 / 5  # at most, of all: where clips are few, training needs them more than X_val does
+_HELD_OUT_CLIPS = 1 / 5  # at most, of all: where clips are few, training needs them more than validation
+
+
+class Data(Protocol):
+    """What every data set has, whatever its items are."""
+
+    @property
+    def name(self) -> str:
+        """What logs call the set."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the content: equal fingerprints mean equal items in equal order."""
+
+    def __len__(self) -> int: ...
 
 
 class Task(ABC):
-    """An ordering task.
+    """An ordering task: samples of its data are cut into pieces, and a network learns to recognise their permutation.
+
+    A subclass defines the class attributes, `load`, `count_pieces`, `piece_shape` and `pieces`. By default any item of
+    the data is a sample of its own, and the head is the paper's spatial one.
+
+    Example:
+        `tests/permenv/series_task.py` orders the segments of one-dimensional series:
+
+        >>> permenv.register_task("series", SeriesTask)
+        >>> env = gym.make("PermShuffle-v0", task="series", series=numbers)
 
     Attributes:
-        config: All numbers.
+        name: Key of the task in observations by task, `info` and checkpoints.
+        data_keyword: Keyword of `gym.make` that the data are passed by.
+        preset_changes: By preset, the numbers of `Config` that this task changes.
+        config: All numbers of the run.
         permutations: (|Ψ|, n) int64, Ψ.
-        device: Where pieces are wanted.
+        data: What samples are drawn from.
+        device: Where pieces are returned.
 
     Args:
-        config: All numbers.
+        config: All numbers of the run.
         permutations: (|Ψ|, n) int64, Ψ.
-        device: Where pieces are wanted.
+        data: What `load` returned.
+        device: Where pieces are returned.
+
+    Raises:
+        DataError: If there are too few items.
     """
 
-    data: StillImages | VideoClips
+    name: ClassVar[str]
+    data_keyword: ClassVar[str]
+    preset_changes: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
-    def __init__(self, config: Config, permutations: np.ndarray, device: torch.device):
+    def __init__(self, config: Config, permutations: np.ndarray, data: Any, device: torch.device):
         self.config = config
         self.permutations = permutations
+        self.data = data
         self.device = device
-        self._jitter = ColourJitter(config.jitter, config.grey_probability)
+        self._check_size()
+
+    # What a subclass defines
+
+    @classmethod
+    @abstractmethod
+    def load(cls, given: Any, config: Config) -> Data:
+        """Load the data.
+
+        Args:
+            given: Value of the keyword `data_keyword` of `gym.make`; None if it was not passed.
+            config: All numbers of the run.
+
+        Raises:
+            DataError: If the data cannot be used.
+        """
+
+    @classmethod
+    @abstractmethod
+    def count_pieces(cls, config: Config) -> int:
+        """n, pieces of a sample."""
+
+    @property
+    @abstractmethod
+    def piece_shape(self) -> tuple[int, ...]:
+        """Shape of one piece as the trunk receives it, such as (3, h, w)."""
+
+    @abstractmethod
+    def pieces(
+        self, samples: np.ndarray, orders: np.ndarray | None = None, rng: np.random.Generator | None = None
+    ) -> Tensor:
+        """Cut samples into normalised pieces.
+
+        Args:
+            samples: (B, k) int.
+            orders: (B, n) int: position k of sample b receives piece orders[b, k] (Eq. 1). None for the true order.
+            rng: Source of the augmentation; None for none, as in validation.
+
+        Returns:
+            (B, n, *piece_shape) float32 on the device.
+        """
+
+    # What a subclass may replace
+
+    @classmethod
+    def choose_permutations(cls, config: Config) -> np.ndarray:
+        """Choose Ψ, (|Ψ|, n) int64.
+
+        Raises:
+            ValueError: If there are fewer than `num_permutations` permutations.
+        """
+        return maximally_different(cls.count_pieces(config), config.num_permutations, config.permutation_seed)
+
+    def head(self, features: int) -> OrderingHead:
+        """Make a head for pieces with this number of features."""
+        config = self.config
+        return SpatialHead(features, self.num_pieces, len(self.permutations), config.fc6, config.fc7)
+
+    def hold_out(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw X_val: (V, k) int64 samples; by default `num_validation` different items."""
+        return rng.choice(len(self.data), self.config.num_validation, replace=False)[:, None]
+
+    def draw(self, among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw training samples, each item equally likely.
+
+        Args:
+            among: (N,) int, the items to draw from.
+            count: B, number of samples.
+            rng: Source of the draws.
+
+        Returns:
+            (B, k) int64.
+        """
+        return among[rng.integers(len(among), size=count)][:, None]
+
+    def raw_pieces(self, samples: np.ndarray, orders: np.ndarray | None = None) -> np.ndarray:
+        """Cut samples into pieces for pictures.
+
+        Args:
+            samples: (B, k) int.
+            orders: (B, n) int; None for the true order.
+
+        Returns:
+            (B, n, h, w, 3) uint8 images, or (B, n, channels, length) numbers in [0, 1], which are drawn as lines. By
+            default the pieces without augmentation, scaled by the range of their sample.
+        """
+        pieces = self.pieces(samples, orders).flatten(3).cpu().numpy()
+        low, high = (extreme(pieces, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max))
+        return (pieces - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+
+    def originals(self, samples: np.ndarray) -> np.ndarray:
+        """Samples (B, k) before they are cut, for pictures; by default their pieces in the true order."""
+        return self.raw_pieces(samples)
+
+    @property
+    def picture_columns(self) -> int:
+        """Pieces in a row of a picture."""
+        return (self.num_pieces + 1) // 2
+
+    # What all tasks share
 
     @property
     def num_pieces(self) -> int:
         """n, pieces of a sample."""
         return self.permutations.shape[1]
 
-    @abstractmethod
-    def head(self, features: int) -> OrderingHead:
-        """Make a head for pieces with that many pool5 features."""
-
-    @abstractmethod
-    def hold_out(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw X_val.
-
-        Returns:
-            (V, k) int64 samples.
-        """
+    def true_orders(self, count: int) -> np.ndarray:
+        """(count, n) int64, the identity for every sample."""
+        return np.tile(np.arange(self.num_pieces), (count, 1))
 
     def trainable(self, held_out: np.ndarray) -> np.ndarray:
-        """Numbers of the images or clips that are in no sample (V, k) of X_val, ascending."""
+        """Items that occur in no sample (V, k) of X_val, ascending."""
         return np.setdiff1d(np.arange(len(self.data)), held_out[:, 0])
 
-    @abstractmethod
-    def draw(self, among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw training samples.
+    def _check_size(self) -> None:
+        if self.config.num_validation >= len(self.data):
+            raise DataError(
+                f"num_validation={self.config.num_validation}, but {self.data.name} has only {len(self.data)} items "
+                f"and at least one must be left for training: lower num_validation or add data"
+            )
 
-        Args:
-            among: (N,) int, numbers of images or clips.
-            count: B, how many samples.
-            rng: Source of the draws.
 
-        Returns:
-            (B, k) int64 samples, any image or clip as likely as any other.
-        """
+class ImageTask(Task):
+    """A task whose pieces are images: random crops, colour jitter and normalisation per piece (appendix B)."""
 
-    def training_pieces(self, samples: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Shuffle and augment samples.
+    @property
+    def piece_shape(self) -> tuple[int, ...]:
+        """(3, piece_size, piece_size)."""
+        return (3, self.config.piece_size, self.config.piece_size)
 
-        Args:
-            samples: (B, k) int.
-            labels: (B,) int, the permutation of each sample as an index into Ψ.
-            rng: Source of the augmentation.
-
-        Returns:
-            (B, n, 3, h, w) float32 on the device, normalised.
-        """
+    def pieces(
+        self, samples: np.ndarray, orders: np.ndarray | None = None, rng: np.random.Generator | None = None
+    ) -> Tensor:
+        """Cut samples into pieces (B, n, 3, h, w), see `Task.pieces`; without augmentation from the centre."""
+        if rng is None:
+            return normalise(self._cut(samples, self._or_true(samples, orders), self._centre(len(samples))))
         offsets = self._random_offsets(len(samples), rng)
-        colours = jitter_parameters(rng, len(samples), self.num_pieces, self._jitter)
-        return normalise(self._cut(samples, self.permutations[labels], offsets), colours)
+        jitter = ColourJitter(self.config.jitter, self.config.grey_probability)
+        colours = jitter_parameters(rng, len(samples), self.num_pieces, jitter)
+        return normalise(self._cut(samples, self._or_true(samples, orders), offsets), colours)
 
-    def validation_pieces(self, samples: np.ndarray) -> Tensor:
-        """Centre crops (V, n, 3, h, w) float32 of samples (V, k), in their true order, normalised, not augmented."""
-        return normalise(self.centre_pieces(samples, np.tile(np.arange(self.num_pieces), (len(samples), 1))))
+    def raw_pieces(self, samples: np.ndarray, orders: np.ndarray | None = None) -> np.ndarray:
+        """Cut the centre crops (B, n, h, w, 3) uint8, see `Task.raw_pieces`."""
+        return self._cut(samples, self._or_true(samples, orders), self._centre(len(samples))).cpu().numpy()
 
-    def centre_pieces(self, samples: np.ndarray, orders: np.ndarray) -> Tensor:
-        """Centre crops (B, n, h, w, 3) uint8 of samples (B, k) in the orders (B, n)."""
-        return self._cut(samples, orders, centre_offsets(len(samples), self.num_pieces, self._slack))
+    def _or_true(self, samples: np.ndarray, orders: np.ndarray | None) -> np.ndarray:
+        return self.true_orders(len(samples)) if orders is None else orders
 
-    @abstractmethod
-    def originals(self, samples: np.ndarray) -> Tensor:
-        """What samples (B, k) look like before they are cut, uint8: images (B, S, S, 3) or frames (B, n, S, S, 3)."""
+    def _centre(self, count: int) -> np.ndarray:
+        return centre_offsets(count, self.num_pieces, self._slack)
 
     def _random_offsets(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Where to crop the pieces of that many samples in training, (B, n, 2)."""
+        """Crop positions in training, (B, n, 2)."""
         return random_offsets(rng, count, self.num_pieces, self._slack)
 
     @property
     @abstractmethod
     def _slack(self) -> int:
-        """Pixels by which a piece may be moved in what it is cropped from."""
+        """Pixels by which the image that a piece is cropped from is larger than the piece."""
 
     @abstractmethod
     def _cut(self, samples: np.ndarray, orders: np.ndarray, offsets: np.ndarray) -> Tensor:
         """Pieces (B, n, h, w, 3) uint8 of samples (B, k) in the orders (B, n), cropped at offsets (B, n, 2)."""
 
 
-class SpatialTask(Task):
+class SpatialTask(ImageTask):
     """Order the tiles of an image. A sample is [image].
 
     Args:
-        config: All numbers.
+        config: All numbers of the run.
         permutations: (|Ψ|, n) int64, Ψ.
-        images: X, of `config.image_size`; moved to the device if they fit.
-        device: Where pieces are wanted.
+        data: X, of `config.image_size`; moved to the device if it fits.
+        device: Where pieces are returned.
 
     Raises:
         DataError: If there are too few images.
     """
 
+    name = "spatial"
+    data_keyword = "images"
     data: StillImages
 
-    def __init__(self, config: Config, permutations: np.ndarray, images: StillImages, device: torch.device):
-        super().__init__(config, permutations, device)
-        if config.num_validation >= len(images):
-            raise DataError(
-                f"num_validation={config.num_validation}, but {images.name} has only {len(images)} images "
-                f"and at least one must be left for training: lower num_validation or add images"
-            )
-        self.data = images.to(device)
+    def __init__(self, config: Config, permutations: np.ndarray, data: StillImages, device: torch.device):
+        super().__init__(config, permutations, data, device)
+        self.data = data.to(device)
 
-    def head(self, features: int) -> SpatialHead:
-        """Make a head for tiles with that many pool5 features."""
-        config = self.config
-        return SpatialHead(features, self.num_pieces, len(self.permutations), config.fc6, config.fc7)
+    @classmethod
+    def load(cls, given: Any, config: Config) -> StillImages:
+        """Load images: a folder, arrays, a dataset or `StillImages`; the embedded scenes for None."""
+        return as_images(given, config.image_size, num_scenes=config.num_scenes, scenes_seed=config.scenes_seed)
 
-    def hold_out(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw X_val: (V, 1) int64, `num_validation` different images."""
-        return rng.choice(len(self.data), self.config.num_validation, replace=False)[:, None]
+    @classmethod
+    def count_pieces(cls, config: Config) -> int:
+        """Number of tiles."""
+        return config.num_tiles
 
-    def draw(self, among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw training samples (B, 1), see `Task.draw`."""
-        return among[rng.integers(len(among), size=count)][:, None]
-
-    def originals(self, samples: np.ndarray) -> Tensor:
+    def originals(self, samples: np.ndarray) -> np.ndarray:
         """Images (B, S, S, 3) uint8."""
-        return self.data.take(samples[:, 0], self.device)
+        return self._images(samples).cpu().numpy()
+
+    @property
+    def picture_columns(self) -> int:
+        """Tiles in a row of the image."""
+        return self.config.grid
 
     @property
     def _slack(self) -> int:
         return self.config.cell_size - self.config.piece_size
 
+    def _images(self, samples: np.ndarray) -> Tensor:
+        return self.data.take(samples[:, 0], self.device)
+
     def _cut(self, samples: np.ndarray, orders: np.ndarray, offsets: np.ndarray) -> Tensor:
-        return cut_tiles(self.originals(samples), orders, offsets, self.config.grid, self.config.piece_size)
+        return cut_tiles(self._images(samples), orders, offsets, self.config.grid, self.config.piece_size)
 
 
-class TemporalTask(Task):
-    """Order frames of a clip. A sample is [clip, place of the first frame, ..., of the last].
+class TemporalTask(ImageTask):
+    """Order frames of a clip. A sample is [clip, position of the first frame, ..., of the last].
 
-    The frames of a sample are `num_frames` different ones of its clip, any set as likely as any other, in the order
-    of time; with `merge_reversed` half of the samples are in the opposite order.
+    The frames of a sample are `num_frames` different frames of its clip, every set equally likely, in temporal order;
+    with `merge_reversed` half of the samples are in the reverse order.
 
     Args:
-        config: All numbers.
+        config: All numbers of the run.
         permutations: (|Ψ|, n) int64, Ψ.
-        clips: X, of `config.frame_size`, each of at least `num_frames` frames; moved to the device if they fit.
-        device: Where pieces are wanted.
+        data: X, of `config.frame_size`, each clip of at least `num_frames` frames; moved to the device if it fits.
+        device: Where pieces are returned.
 
     Raises:
         DataError: If there are fewer than two clips, or one is too short.
     """
 
+    name = "temporal"
+    data_keyword = "videos"
+    preset_changes = MappingProxyType({"tiny": {"learning_rate": 0.1}})  # experiments/studies/temporal.py
     data: VideoClips
 
-    def __init__(self, config: Config, permutations: np.ndarray, clips: VideoClips, device: torch.device):
-        super().__init__(config, permutations, device)
+    def __init__(self, config: Config, permutations: np.ndarray, data: VideoClips, device: torch.device):
+        super().__init__(config, permutations, data, device)
+        self.data = data.to(device)
+
+    @classmethod
+    def load(cls, given: Any, config: Config) -> VideoClips:
+        """Load videos: a folder, arrays, a dataset or `VideoClips`; the embedded clips for None."""
+        return as_clips(
+            given,
+            config.frame_size,
+            config.clip_frames,
+            min_frames=config.num_frames,
+            split=config.split,
+            num_clips=config.num_clips,
+            scenes_seed=config.scenes_seed,
+        )
+
+    @classmethod
+    def count_pieces(cls, config: Config) -> int:
+        """Number of frames."""
+        return config.num_frames
+
+    @classmethod
+    def choose_permutations(cls, config: Config) -> np.ndarray:
+        """Choose Ψ, see `Task.choose_permutations`; with `merge_reversed` without reverses."""
+        count, seed = config.num_permutations, config.permutation_seed
+        return maximally_different(config.num_frames, count, seed, merge_reversed=config.merge_reversed)
+
+    def head(self, features: int) -> TemporalHead:
+        """Make a head for frames with this number of pool5 features."""
+        config = self.config
+        return TemporalHead(features, len(self.permutations), config.temporal_fc6, config.lstm, config.relative_frames)
+
+    def hold_out(self, rng: np.random.Generator) -> np.ndarray:
+        """Draw X_val: (V, 1 + n) int64, `num_validation` samples, spread evenly over at most a fifth of the clips."""
+        num_samples = self.config.num_validation
+        num_clips = min(num_samples, max(1, int(len(self.data) * _HELD_OUT_CLIPS)))
+        clips = rng.choice(len(self.data), num_clips, replace=False)
+        return self._with_positions(np.resize(clips, num_samples), rng)
+
+    def draw(self, among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+        """Draw training samples (B, 1 + n), see `Task.draw`."""
+        return self._with_positions(among[rng.integers(len(among), size=count)], rng)
+
+    def originals(self, samples: np.ndarray) -> np.ndarray:
+        """Frames (B, n, S, S, 3) uint8, in the order of the sample."""
+        return self._frames(samples, samples[:, 1:]).cpu().numpy()
+
+    @property
+    def _slack(self) -> int:
+        return self.config.frame_size - self.config.piece_size
+
+    def _frames(self, samples: np.ndarray, positions: np.ndarray) -> Tensor:
+        return self.data.take(samples[:, 0], positions, self.device)
+
+    def _cut(self, samples: np.ndarray, orders: np.ndarray, offsets: np.ndarray) -> Tensor:
+        positions = np.take_along_axis(samples[:, 1:], orders, axis=1)
+        return crop_frames(self._frames(samples, positions), offsets, self.config.piece_size)
+
+    def _random_offsets(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        if self.config.shared_crop:
+            return random_offsets(rng, count, 1, self._slack).repeat(self.num_pieces, axis=1)
+        return super()._random_offsets(count, rng)
+
+    def _with_positions(self, clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw the frames of samples from the clips (B,): (B, 1 + n)."""
+        lengths = self.data.lengths[clips]
+        # the n frames with the smallest of random keys are a random set of n
+        keys = rng.random((len(clips), lengths.max()))
+        keys[np.arange(lengths.max()) >= lengths[:, None]] = np.inf
+        positions = np.sort(np.argpartition(keys, self.num_pieces - 1, axis=1)[:, : self.num_pieces], axis=1)
+        if self.config.merge_reversed:
+            backwards = rng.random(len(clips)) < 0.5
+            positions[backwards] = positions[backwards, ::-1]
+        return np.concatenate([clips[:, None], positions], axis=1)
+
+    def _check_size(self) -> None:
+        clips, config = self.data, self.config
         if len(clips) < 2:
             raise DataError(
-                f"{clips.frames.name} has {len(clips)} clip, but one is held out for validation and at least one must "
-                f"be left for training: add clips"
+                f"{clips.name} has {len(clips)} clip, but one is held out for validation and at least one must be left "
+                f"for training: add clips"
             )
         if clips.lengths.min() < config.num_frames:
             short = int(clips.lengths.argmin())
@@ -215,109 +418,130 @@ class TemporalTask(Task):
                 f"clip {clips.names[short]} has {clips.lengths[short]} frames, a sample needs "
                 f"num_frames={config.num_frames}: lower num_frames or leave the clip out"
             )
-        self.data = clips.to(device)
-
-    def head(self, features: int) -> TemporalHead:
-        """Make a head for frames with that many pool5 features."""
-        config = self.config
-        return TemporalHead(features, len(self.permutations), config.temporal_fc6, config.lstm, config.relative_frames)
-
-    def hold_out(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw X_val: (V, 1 + n) int64, `num_validation` samples of at most a fifth of the clips, each as often."""
-        num_samples = self.config.num_validation
-        num_clips = min(num_samples, max(1, int(len(self.data) * _HELD_OUT_CLIPS)))
-        clips = rng.choice(len(self.data), num_clips, replace=False)
-        return self._with_places(np.resize(clips, num_samples), rng)
-
-    def draw(self, among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw training samples (B, 1 + n), see `Task.draw`."""
-        return self._with_places(among[rng.integers(len(among), size=count)], rng)
-
-    def originals(self, samples: np.ndarray) -> Tensor:
-        """Frames (B, n, S, S, 3) uint8, in the order of the sample."""
-        return self.data.take(samples[:, 0], samples[:, 1:], self.device)
-
-    @property
-    def _slack(self) -> int:
-        return self.config.frame_size - self.config.piece_size
-
-    def _cut(self, samples: np.ndarray, orders: np.ndarray, offsets: np.ndarray) -> Tensor:
-        places = np.take_along_axis(samples[:, 1:], orders, axis=1)
-        return crop_frames(self.data.take(samples[:, 0], places, self.device), offsets, self.config.piece_size)
-
-    def _random_offsets(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        if self.config.shared_crop:
-            return random_offsets(rng, count, 1, self._slack).repeat(self.num_pieces, axis=1)
-        return super()._random_offsets(count, rng)
-
-    def _with_places(self, clips: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw the frames of samples from the clips (B,): (B, 1 + n)."""
-        lengths = self.data.lengths[clips]
-        # the n frames with the smallest of random keys are a random set of n
-        keys = rng.random((len(clips), lengths.max()))
-        keys[np.arange(lengths.max()) >= lengths[:, None]] = np.inf
-        places = np.sort(np.argpartition(keys, self.num_pieces - 1, axis=1)[:, : self.num_pieces], axis=1)
-        if self.config.merge_reversed:
-            backwards = rng.random(len(clips)) < 0.5
-            places[backwards] = places[backwards, ::-1]
-        return np.concatenate([clips[:, None], places], axis=1)
 
 
-def make_tasks(
-    task: str, config: Config, images: str | Path | None, videos: str | Path | None, device: torch.device
-) -> dict[str, Task]:
-    """Make what a name in `permenv.config.TASKS` stands for, with its data.
+_REGISTRY: dict[str, tuple[type[Task], ...]] = {}
+
+
+def register_task(name: str, *parts: type[Task]) -> None:
+    """Make a task known to `gym.make`, agents, wrappers and checkpoints by its name.
+
+    Example:
+        >>> register_task("series", SeriesTask)
+        >>> register_task("spatial and series", SpatialTask, SeriesTask)  # a joint task, trained on one trunk
 
     Args:
-        task: The name.
-        config: All numbers.
-        images: Folder of images for a task that has stills, or None for the embedded scenes.
-        videos: Folder of videos for a task that has clips, or None for the embedded clips.
-        device: Where pieces are wanted.
-
-    Returns:
-        The tasks by name, the spatial one first.
+        name: What `gym.make(..., task=name)` calls it. Registering the same classes again is allowed.
+        *parts: The ordering tasks that are trained together, one or more, in the order of the observation's rows.
 
     Raises:
-        ConfigurationError: If there are not as many permutations as asked for, or a folder is given that the task
-            does not use.
-        DataError: If a folder cannot be used.
+        ConfigurationError: If the name is taken, there is no part, or two parts have the same name.
     """
-    has_stills, has_clips = task in ("spatial", "spatiotemporal"), task in ("temporal", "spatiotemporal")
-    if videos is not None and not has_clips:
-        raise ConfigurationError(f"videos={str(videos)!r}: task {task!r} shuffles stills; pass images instead")
-    if images is not None and not has_stills:
-        raise ConfigurationError(f"images={str(images)!r}: task {task!r} shuffles frames; pass videos instead")
-    # all permutations before any data: they are checked at once, and a folder may take minutes to read
-    psi = {}
-    if has_stills:
-        psi["spatial"] = _permutations(config, config.num_tiles, merge_reversed=False)
-    if has_clips:
-        psi["temporal"] = _permutations(config, config.num_frames, config.merge_reversed)
-    tasks: dict[str, Task] = {}
-    if has_stills:
-        tasks["spatial"] = SpatialTask(config, psi["spatial"], _images(images, config), device)
-    if has_clips:
-        tasks["temporal"] = TemporalTask(config, psi["temporal"], _clips(videos, config), device)
+    names = [part.name for part in parts]
+    if not parts or len(set(names)) < len(names):
+        raise ConfigurationError(f"task {name!r} of {names}: pass one or more task classes with different names")
+    known = _REGISTRY.get(name)
+    if known is not None and known != parts:
+        raise ConfigurationError(f"there is a task {name!r} already, of {known}: choose another name")
+    _REGISTRY[name] = parts
+
+
+def registered_tasks() -> Mapping[str, tuple[type[Task], ...]]:
+    """The registered tasks: by name, the ordering tasks that are trained together."""
+    return MappingProxyType(_REGISTRY)
+
+
+register_task("spatial", SpatialTask)
+register_task("temporal", TemporalTask)
+register_task("spatiotemporal", SpatialTask, TemporalTask)
+
+
+def data_keywords() -> set[str]:
+    """The keywords of `gym.make` that pass data to any registered task."""
+    return {part.data_keyword for parts in _REGISTRY.values() for part in parts}
+
+
+def parts_of(task: str) -> tuple[type[Task], ...]:
+    """Find the ordering tasks that a registered name stands for.
+
+    Raises:
+        ConfigurationError: If there is no task of this name.
+    """
+    if task not in _REGISTRY:
+        raise ConfigurationError(f"unknown task {task!r}; choose one of {', '.join(_REGISTRY)}")
+    return _REGISTRY[task]
+
+
+def make_config(preset: str, task: str = "spatial", **overrides: Any) -> Config:
+    """Take a preset's numbers for a task and change some of them.
+
+    Args:
+        preset: A name in `PRESETS`.
+        task: A name in `registered_tasks()`.
+        **overrides: Fields of `Config` with their new values.
+
+    Returns:
+        The checked configuration.
+
+    Raises:
+        ConfigurationError: If the preset, the task or a keyword is unknown, or a value is out of range.
+    """
+    if preset not in PRESETS:
+        raise ConfigurationError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+    parts = parts_of(task)
+    names = [field.name for field in dataclasses.fields(Config)]
+    for name in overrides:
+        if name not in names:
+            known = [*names, *(part.data_keyword for part in parts)]
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"the keywords are {', '.join(known)}"
+            raise ConfigurationError(f"unknown keyword {name!r}; {hint}")
+    changes = {name: value for part in parts for name, value in part.preset_changes.get(preset, {}).items()}
+    config = dataclasses.replace(PRESETS[preset], **{**changes, **overrides})
+    try:
+        find_backbone(config.backbone)
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    return config
+
+
+def make_tasks(task: str, config: Config, device: torch.device, data: Mapping[str, Any]) -> dict[str, Task]:
+    """Make the ordering tasks of a registered name, with their data.
+
+    Args:
+        task: A name in `registered_tasks()`.
+        config: All numbers of the run.
+        device: Where pieces are returned.
+        data: By data keyword, what was passed; None or absent for the default.
+
+    Returns:
+        The tasks by name.
+
+    Raises:
+        ConfigurationError: If there are not as many permutations as asked for, or data are given that the task does
+            not use.
+        DataError: If data cannot be used.
+    """
+    parts = parts_of(task)
+    used = [part.data_keyword for part in parts]
+    for keyword, given in data.items():
+        if given is not None and keyword not in used:
+            raise ConfigurationError(
+                f"{keyword}={_shown(given)}: task {task!r} does not use it; pass {' and '.join(used)}"
+            )
+    try:  # all permutations before any data: they are checked at once, and reading a folder may take minutes
+        permutations = [part.choose_permutations(config) for part in parts]
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    tasks = {
+        part.name: part(config, psi, part.load(data.get(part.data_keyword), config), device)
+        for part, psi in zip(parts, permutations, strict=True)
+    }
+    shapes = {name: each.piece_shape for name, each in tasks.items()}
+    if len(set(shapes.values())) > 1:
+        raise ConfigurationError(f"task {task!r} has pieces of shapes {shapes}: tasks on one trunk need the same shape")
     return tasks
 
 
-def _permutations(config: Config, num_pieces: int, merge_reversed: bool) -> np.ndarray:
-    try:
-        return maximally_different(
-            num_pieces, config.num_permutations, config.permutation_seed, merge_reversed=merge_reversed
-        )
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
-
-
-def _images(folder: str | Path | None, config: Config) -> StillImages:
-    if folder is None:
-        return embedded_scenes(config.num_scenes, config.image_size, config.scenes_seed)
-    return image_folder(folder, config.image_size)
-
-
-def _clips(folder: str | Path | None, config: Config) -> VideoClips:
-    if folder is None:
-        return embedded_clips(config.num_clips, config.clip_frames, config.frame_size, config.scenes_seed)
-    return video_folder(folder, config.frame_size, config.clip_frames, min_frames=config.num_frames, split=config.split)
+def _shown(given: Any) -> str:
+    return repr(str(given)) if isinstance(given, str) or hasattr(given, "__fspath__") else f"<{type(given).__name__}>"

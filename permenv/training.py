@@ -1,4 +1,4 @@
-"""SGD on permuted mini-batches: the network, its optimiser and its moving average. No reinforcement learning here."""
+"""SGD on permuted mini-batches: the network, its momentum and the moving average of its weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import contextlib
 import math
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from permenv.config import Config, ConfigurationError
@@ -45,11 +46,11 @@ def resolve_device(device: str | torch.device) -> torch.device:
 
 
 def spare_threads() -> None:
-    """Use one thread in a process that another one has started; in any other, do nothing.
+    """Limit torch to one thread in a process that another process has started; elsewhere do nothing.
 
-    Many of them would fight for the cores, as each takes all; torch's DataLoader does the same in its workers. Set
-    OMP_NUM_THREADS before they are spawned to give them more. Where a process was forked, one it stays: the threads of
-    OpenMP did not come along, and a second one would be waited for.
+    By default each of several worker processes would start as many threads as there are cores; torch's DataLoader
+    limits its workers in the same way. Set OMP_NUM_THREADS before processes are spawned to give them more threads. A
+    forked process always gets one: OpenMP's threads do not survive a fork, and waiting for them would hang.
     """
     forked = os.getpid() != _IMPORTED_BY
     spawned = multiprocessing.parent_process() is not None and "OMP_NUM_THREADS" not in os.environ
@@ -90,7 +91,8 @@ class Trainer:
 
     Args:
         config: All numbers.
-        heads: By task, what makes its head.
+        heads: By task, a function that makes its head.
+        piece_shape: Shape of a piece, the same for all tasks.
         device: Where the network lives.
         seed: Decides the initial weights.
 
@@ -98,21 +100,23 @@ class Trainer:
         ConfigurationError: If the backbone cannot take pieces of the configured size.
     """
 
-    def __init__(self, config: Config, heads: Mapping[str, HeadFactory], device: torch.device, seed: int):
+    def __init__(
+        self,
+        config: Config,
+        heads: Mapping[str, HeadFactory],
+        piece_shape: Sequence[int],
+        device: torch.device,
+        seed: int,
+    ):
         self.config = config
         self.device = device
         try:
-            network = build_network(config.backbone, heads, piece_size=config.piece_size, seed=seed)
+            network = build_network(config.backbone, heads, piece_shape=piece_shape, seed=seed)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         self.network: OrderingNetwork = network.to(device)
         self.iteration = 0
-        self._optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self._momentum: dict[str, Tensor] = {}  # by parameter; empty before the first step
         self._averaged: AveragedModel | None = None
         if config.ema_decay:
             self._averaged = AveragedModel(
@@ -121,8 +125,8 @@ class Trainer:
         self._dtype = resolve_precision(config.precision, device)
 
     @property
-    def evaluated(self) -> OrderingNetwork:
-        """The network that validation looks at: the averaged weights if there are any, else the live ones."""
+    def eval_network(self) -> OrderingNetwork:
+        """The network that is validated: the averaged weights if there are any, else the live ones."""
         return self.network if self._averaged is None else self._averaged.module  # type: ignore[return-value]
 
     def step(self, batches: Mapping[str, Batch]) -> dict[str, float]:
@@ -138,38 +142,32 @@ class Trainer:
         values = {task: loss.item() for task, loss in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             return values
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._learning_rate()
-        self._optimizer.zero_grad()
+        self.network.zero_grad()
         sum(losses.values(), start=torch.zeros((), device=self.device)).backward()
-        self._optimizer.step()
+        self._descend()
         if self._averaged is not None:
             self._averaged.update_parameters(self.network)
         self.iteration += 1
         return values
 
     def start_from(self, trunk: Mapping[str, Tensor]) -> None:
-        """Take another network's trunk to begin with, batch statistics included.
+        """Load another network's trunk, batch statistics included.
 
         Args:
-            trunk: What `trunk_of` found.
+            trunk: What `trunk_of` returned.
 
         Raises:
-            RuntimeError: If the trunk is another one.
+            RuntimeError: If the trunk has another architecture.
         """
-        for network in (self.network, self.evaluated):
+        for network in (self.network, self.eval_network):
             network.trunk.load_state_dict(trunk)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training moves: a tree of tensors and numbers. The tensors are the live ones."""
+        """Everything that training changes: a tree of tensors and numbers. The tensors are not copied."""
         return {
             "iteration": self.iteration,
             "network": dict(self.network.state_dict()),
-            "momentum": {
-                name: self._optimizer.state[parameter]["momentum_buffer"]
-                for name, parameter in self.network.named_parameters()
-                if parameter in self._optimizer.state  # not before the first step
-            },
+            "momentum": dict(self._momentum),
             "averaged": None if self._averaged is None else dict(self._averaged.state_dict()),
         }
 
@@ -177,17 +175,40 @@ class Trainer:
         """Continue exactly where the given state was taken; its tensors are copied."""
         self.iteration = state["iteration"]
         self.network.load_state_dict(state["network"])
-        self._optimizer.state.clear()
-        for name, parameter in self.network.named_parameters():
-            if name in state["momentum"]:
-                buffer = torch.empty_like(parameter).copy_(state["momentum"][name])
-                self._optimizer.state[parameter]["momentum_buffer"] = buffer
+        self._momentum = {
+            name: torch.empty_like(parameter, requires_grad=False).copy_(state["momentum"][name])
+            for name, parameter in self.network.named_parameters()
+            if name in state["momentum"]
+        }
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
 
+    @torch.no_grad()
+    def _descend(self) -> None:
+        """Take a step of SGD with momentum and weight decay.
+
+        torch's function is called directly: the class `torch.optim.SGD` imports torch's compiler, which takes seconds.
+        """
+        parameters = {name: p for name, p in self.network.named_parameters() if p.grad is not None}
+        momentum = [self._momentum.get(name) for name in parameters]
+        sgd(
+            list(parameters.values()),
+            [p.grad for p in parameters.values()],  # type: ignore[misc]  # none is None
+            momentum,  # the first step fills it in
+            lr=self._learning_rate(),
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+        )
+        self._momentum = {name: buffer for name, buffer in zip(parameters, momentum, strict=True) if buffer is not None}
+
     def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         half = self._dtype == torch.bfloat16
-        with torch.autocast(self.device.type, dtype=torch.bfloat16) if half else contextlib.nullcontext():
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if half else contextlib.nullcontext()
+        ):
             logits = self.network.together({task: batch.pieces for task, batch in batches.items()})
         return {
             task: nn.functional.cross_entropy(logits[task].float(), torch.from_numpy(batch.labels).to(self.device))
@@ -200,7 +221,7 @@ class Trainer:
 
 
 def trunk_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Take the trunk out of a trainer's `state_dict`: the averaged weights if there are any, else the live ones."""
+    """Extract the trunk from a trainer's `state_dict`: the averaged weights if there are any, else the live ones."""
     averaged = state["averaged"]
     network = state["network"] if averaged is None else averaged
     prefix = "trunk." if averaged is None else "module.trunk."

@@ -1,7 +1,7 @@
-"""All |Ψ| × |X_val| predictions, exactly and without permuting a pixel: the matrix s and the error E (section 3.2).
+"""Exact predictions for all |Ψ| × |X_val| pairs without permuting pixels: the matrix s and the error E (section 3.2).
 
-In evaluation mode a piece's features do not depend on where the piece lies: the trunk sees every piece of X_val once,
-and each head finds the logits of all permutations from these features (`permenv.heads`).
+In evaluation mode a piece's features do not depend on its position: the trunk processes every piece of X_val once, and
+each head computes the logits of all permutations from these features (`permenv.heads`).
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from permenv.heads import OrderingHead
-from permenv.networks import OrderingNetwork, evaluating
+from permenv.networks import OrderingNetwork, eval_mode
+from permenv.torch_state import default_torch_state
 
 _CHUNK_SAMPLES = 32  # of X_val in the trunk at once
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What the network makes of every permutation of every validation sample.
+    """The network's predictions for every permutation of every validation sample.
 
     Attributes:
         ratios: (|Ψ|, |X_val|) float32 in [0.5, 2], the matrix s (Eq. 3 and 4): (y_l + 1) / (y_p + 1), with y_l the
@@ -47,48 +48,53 @@ class Validation:
         return bool(np.isfinite(self.ratios).all() and np.isfinite(self.cross_entropy))
 
 
+@default_torch_state()
 def validate(network: OrderingNetwork, task: str, pieces: Tensor, permutations: np.ndarray) -> Validation:
     """Score every permutation of every sample.
 
     Args:
-        network: Φ; it is put into evaluation mode meanwhile.
-        task: Whose head.
-        pieces: (V, n, 3, h, w) float32 on the network's device: X_val, normalised, pieces in their true order.
+        network: Φ; it is in evaluation mode during the call.
+        task: Name of the task whose head is used.
+        pieces: (V, n, *piece) float32 on the network's device: X_val, normalised, pieces in their true order.
         permutations: (|Ψ|, n) int, Ψ.
 
     Returns:
-        s and E; numbers that are not finite where the weights are not.
+        s and E; not finite where the weights are not.
     """
-    scores = [_score(*block) for block in permuted_logits(network, task, pieces, permutations)]
+    scores = [_score(*block) for block in all_permutation_logits(network, task, pieces, permutations)]
     shape = (len(pieces), len(permutations))
-    truth, other, surprise = (torch.cat(parts).view(shape).T.cpu().numpy() for parts in zip(*scores, strict=True))
+    truth, other, negative_log_likelihood = (
+        torch.cat(parts).view(shape).T.cpu().numpy() for parts in zip(*scores, strict=True)
+    )
     correct = truth > other
     return Validation(
-        (truth + 1) / (other + 1), correct, 1 - float(correct.mean()), float(surprise.mean(dtype=np.float64))
+        ratios=(truth + 1) / (other + 1),
+        correct=correct,
+        error=1 - float(correct.mean()),
+        cross_entropy=float(negative_log_likelihood.mean(dtype=np.float64)),
     )
 
 
 @torch.no_grad()
-def permuted_logits(
+def all_permutation_logits(
     network: OrderingNetwork, task: str, pieces: Tensor, permutations: np.ndarray
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the logits of every permutation of every sample, with what was applied.
+    """Yield the logits of every permutation of every sample, with the labels.
 
     Args:
-        network: Φ; it is put into evaluation mode meanwhile.
-        task: Whose head.
-        pieces: (V, n, 3, h, w) float32 on the network's device, normalised, pieces in their true order.
+        network: Φ; it is in evaluation mode during the call.
+        task: Name of the task whose head is used.
+        pieces: (V, n, *piece) float32 on the network's device, normalised, pieces in their true order.
         permutations: (|Ψ|, n) int, Ψ.
 
     Yields:
         Logits (rows, |Ψ|) and true labels (rows,), sample by sample, in the order of Ψ, in chunks of any length.
     """
-    # TF32 would keep ten bits of each factor: not enough to call this exact
-    with evaluating(network), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        head, row = network.heads[task], 0
-        assert isinstance(head, OrderingHead)
+    head, row = network.heads[task], 0
+    assert isinstance(head, OrderingHead)
+    with eval_mode(network):
         for samples in pieces.split(_CHUNK_SAMPLES):
-            for logits in head.permuted(network.features(samples), permutations):
+            for logits in head.all_permutation_logits(network.features(samples), permutations):
                 yield logits, torch.arange(row, row + len(logits), device=logits.device) % len(permutations)
                 row += len(logits)
 

@@ -1,4 +1,4 @@
-"""What several test files share: a small configuration, rollouts, the real data's folder."""
+"""What several test files share: a small configuration, its tasks, actions and rollouts, the folder of real data."""
 
 import os
 from collections.abc import Iterable
@@ -7,6 +7,10 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
+import torch
+
+import permenv
 
 ROOT = Path(__file__).parents[1]
 """The repository."""
@@ -32,7 +36,22 @@ SMALL: dict[str, Any] = {
     "temporal_fc6": 16,
     "lstm": 16,
 }
-"""Overrides of the tiny preset that make a run of a few iterations take a fraction of a second."""
+"""Overrides of the tiny preset that make a run of a few iterations take a fraction of a second: 4 actions fill a
+mini-batch, and a cycle of one free iteration and an update of two has 12 actions."""
+
+NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}
+"""The fields of `permenv.Config` among `SMALL`."""
+
+PARTS = {"spatial": ["spatial"], "temporal": ["temporal"], "spatiotemporal": ["spatial", "temporal"]}
+"""By task, its ordering tasks."""
+
+PIECES = {"spatial": 9, "temporal": 8}
+"""By ordering task, the pieces of a sample."""
+
+every_task = pytest.mark.parametrize(
+    "task", ["spatial", pytest.param("temporal", marks=pytest.mark.ci), "spatiotemporal"]
+)
+"""The temporal task alone, which is also a part of the joint task, is left to CI."""
 
 
 def rollout(env: gym.Env, actions: Iterable[Any]) -> list[tuple]:
@@ -45,3 +64,47 @@ def assert_same(first: list[tuple], second: list[tuple]) -> None:
     for (observation, *rest), (other, *others) in zip(first, second, strict=True):
         np.testing.assert_array_equal(observation, other)
         assert rest == others
+
+
+def assert_same_weights(first: Any, second: Any) -> None:
+    """Compare the weights of two environments or runs, bit for bit."""
+    pairs = zip(weights_of(first), weights_of(second), strict=True)
+    assert all(torch.equal(weight, other) for weight, other in pairs)
+
+
+def random_actions(env: gym.Env, count: int, seed: Any = 0) -> np.ndarray:
+    """Actions of an environment with `SMALL`'s number of groups: (count,), or (count, tasks) of a joint task."""
+    return np.random.default_rng(seed).integers(SMALL["num_groups"], size=(count, *env.action_space.shape))
+
+
+def action_of(env: gym.Env, *groups: int) -> int | np.ndarray:
+    """The action that chooses these groups, one per task; a single one is for every task."""
+    if env.action_space.shape == ():
+        return int(groups[0])
+    return np.array(groups * 2 if len(groups) == 1 else groups)
+
+
+def run_of(env_or_run: Any) -> permenv.Pretraining:
+    """The run of an environment; a run is returned as it is."""
+    return env_or_run if isinstance(env_or_run, permenv.Pretraining) else env_or_run.unwrapped.run
+
+
+def weights_of(env_or_run: Any) -> list[torch.Tensor]:
+    """Copies of the live weights."""
+    return [parameter.detach().clone() for parameter in run_of(env_or_run).trainer.network.parameters()]
+
+
+def small_run(task: str = "spatial", seed: int | None = 0, **overrides: Any) -> permenv.Pretraining:
+    """A run with the numbers of `SMALL`."""
+    return permenv.Pretraining.create("tiny", task, seed=seed, **{**SMALL, **overrides})
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean as the environment computes it: the sum in order, divided by the number."""
+    values = list(values)
+    return sum(values) / len(values)
+
+
+def small_backbone() -> torch.nn.Module:
+    """A user's trunk, at module level so that it pickles."""
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2))

@@ -1,11 +1,14 @@
 """Arrays that were expensive to make, kept on disk between runs.
 
 An entry is a folder `<cache>/<key>/`: `array.bin`, the raw uint8 rows, and `index.json`, which describes
-them and carries a checksum over both. It is built under a temporary name and renamed when it is complete,
-and verified in full whenever it is opened. So whatever happens to an entry (a kill, a full disk, a flipped
-bit, an edit), it is either used as it was made or made again; any entry may be deleted at any time.
+them and carries a checksum over both. It is built under a temporary name, renamed when it is complete, and
+verified in full whenever it is opened. Whatever happens to an entry (a kill, a full disk, a flipped bit, an
+edit), it is either used as it was made or made again. Any entry may be deleted at any time.
 
-The cache lies in the user's cache folder, or in the folder named by the environment variable PERMENV_CACHE.
+The file `<cache>/<key>.lock` is locked by the process that builds the entry; others wait for it. The operating
+system releases the lock of a process that ends, also of one that is killed.
+
+The cache is the user's cache folder, or the folder named by the environment variable PERMENV_CACHE.
 """
 
 from __future__ import annotations
@@ -26,15 +29,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import platformdirs
 
 from permenv.data.source import DataError
 
 FORMAT = 1  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
-READ_BYTES = 16 * 2**20  # a checksum reads in pieces of this size
-ABANDONED_SECONDS = 24 * 3600  # a build that has written nothing for so long is not going on
-ATTEMPTS = 3  # one is enough unless other processes break or replace the entry meanwhile
+READ_BYTES = 16 * 2**20  # a checksum is computed in pieces of this size
+ABANDONED_SECONDS = 24 * 3600  # a build that has written nothing for this long has ended
+ATTEMPTS = 3  # one is enough unless other processes break or delete the entry meanwhile
 
 log = logging.getLogger("permenv")
 
@@ -42,54 +44,109 @@ Append = Callable[[np.ndarray], None]
 Build = Callable[[Append], dict[str, Any]]
 
 
+class CacheError(DataError):
+    """The cache cannot be used. The message names the folder and the remedy."""
+
+
 def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndarray, dict[str, Any]]:
     """Open the entry of this key; make it first if there is none, or none that is intact.
 
-    Several processes may ask for the same key at once: each that finds nothing builds, the first to finish
-    puts its entry in place, and all of them use that one.
+    If several processes need the same entry at the same time, one builds it and the others wait.
 
     Args:
-        key: Name of the entry, fit for a folder's name. It must change whenever what `build` makes changes.
-        shape: (rows planned at most, *shape of a row). Room on the disk is checked for the planned rows
+        key: Name of the entry, a valid folder name. It must change whenever what `build` makes changes.
+        shape: (largest number of rows, *shape of a row). The free disk space is checked for this many rows
             before the work starts; fewer may be written.
-        build: Makes the rows. It is given `append`, which takes (n, *row) uint8 arrays and writes them at
-            once, and returns metadata that JSON can hold.
+        build: Makes the rows. It receives `append`, which writes (n, *row) uint8 arrays, and returns metadata
+            that JSON can represent.
 
     Returns:
-        (rows, *row) uint8 as a read-only memory map, and the metadata as JSON gives it back.
+        (rows, *row) uint8 as a read-only memory map, and the metadata as read back from JSON.
 
     Raises:
-        DataError: If the cache cannot be written or is full, or `build` appended nothing.
+        CacheError: If the cache cannot be written or is full.
+        DataError: If `build` appended nothing.
     """
     entry = cache_folder() / key
     found = _open_intact(entry, shape[1:])
     for _ in range(ATTEMPTS):
         if found is None:
-            _make(entry, shape, build)
-            found = _open_intact(entry, shape[1:])
+            with _locked(entry):
+                found = _open_intact(entry, shape[1:])  # another process may have built it meanwhile
+                if found is None:
+                    _make(entry, shape, build)
+                    found = _open_intact(entry, shape[1:])
     if found is None:
-        raise DataError(
-            f"the cache does not give back what was written to {entry}, {ATTEMPTS} times in a row; "
-            "set the environment variable PERMENV_CACHE to a folder on a sound disk"
+        raise CacheError(
+            f"cache entry {entry} was written {ATTEMPTS} times and each time read back differently or not at all; "
+            "set the environment variable PERMENV_CACHE to a folder on a reliable disk"
         )
     return found
 
 
+def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndarray, dict[str, Any]]:
+    """Like `cached_rows`, but make the rows in memory, with a warning, if the cache cannot be used.
+
+    For rows that are quick to make and fit into memory.
+
+    Args:
+        key: See `cached_rows`.
+        shape: See `cached_rows`.
+        build: See `cached_rows`.
+
+    Returns:
+        (rows, *row) uint8, read-only: a memory map, or an array in memory. And the metadata.
+    """
+    try:
+        return cached_rows(key, shape, build)
+    except CacheError as fault:
+        log.warning("%s is made in memory, in every process again: %s", key, fault)
+    pieces: list[np.ndarray] = []
+    metadata = build(pieces.append)
+    rows = np.concatenate(pieces)
+    rows.flags.writeable = False
+    return rows, metadata
+
+
 def cache_folder() -> Path:
-    """Where the entries lie. The folder need not exist yet."""
+    """Return the folder of the entries. It need not exist yet."""
+    import platformdirs
+
     chosen = os.environ.get("PERMENV_CACHE")
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("permenv")
 
 
-# ---------------------------------------------------------------------------------------------------- reading
+@contextmanager
+def _locked(entry: Path) -> Iterator[None]:
+    """Hold the lock of an entry; wait for the process that holds it.
+
+    On a file system without locks every process builds for itself. That costs time only: an entry is renamed
+    into place as a whole.
+    """
+    import filelock
+
+    lock = filelock.FileLock(entry.with_name(f"{entry.name}.lock"))
+    with _writing(entry.parent):
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            log.info("waiting for another process that builds cache entry %s", entry)
+            lock.acquire()
+        except NotImplementedError:
+            log.info("the cache folder %s has no file locks", entry.parent)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class _BrokenError(Exception):
-    """The entry is not as it was made; the message says why."""
+    """The entry is not as it was written; the message says why."""
 
 
 def _open_intact(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """Open an entry; None if there is none, or it was broken and has been thrown away."""
+    """Open an entry; None if there is none, or it was broken and has been deleted."""
     try:
         return _open(entry, row) if entry.exists() else None
     except (_BrokenError, OSError) as fault:
@@ -106,7 +163,7 @@ def _open(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise _BrokenError(f"{INDEX} is not of format {FORMAT}")
     bytes_there = (entry / ARRAY).stat().st_size
-    if bytes_there != index.get("bytes"):  # the checksum would tell as well, but later and less clearly
+    if bytes_there != index.get("bytes"):  # the checksum would differ too, but takes longer and says less
         raise _BrokenError(f"{ARRAY} has {bytes_there} bytes instead of {index.get('bytes')}")
     found = index.pop("checksum", None)
     if found != _checksum(_hash_file(entry / ARRAY), index):
@@ -126,20 +183,16 @@ def _hash_file(path: Path) -> hashlib.blake2b:
 
 
 def _checksum(array: hashlib.blake2b, index: dict[str, Any]) -> str:
-    """One checksum for the array's bytes and what the index says of them (without the checksum itself)."""
+    """Checksum over the array's bytes and the index (without the checksum itself)."""
     both = array.copy()
     both.update(json.dumps(index, sort_keys=True).encode())
     return both.hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------- writing
-
-
 def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
-    """Build an entry under a temporary name, then give it its own, unless another process has by then."""
+    """Build an entry under a temporary name, then rename it, unless another process was faster."""
     cache = entry.parent
     with _writing(cache):
-        cache.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(cache)
         _require_room(cache, math.prod(shape))
         temporary = _temporary(cache)
@@ -149,7 +202,7 @@ def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
         with _writing(cache):
             _rename_unless_there(temporary, entry)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # there is none any more if all went well
+        shutil.rmtree(temporary, ignore_errors=True)  # after a success it has been renamed
 
 
 def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
@@ -163,7 +216,7 @@ def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
         with _writing(folder.parent):
             file.close()
     if not rows.count:
-        raise DataError(f"there is nothing to keep in the cache under {key}: no rows were made")
+        raise DataError(f"cache entry {key} would be empty: no rows were made")
     index = {
         "format": FORMAT,
         "key": key,
@@ -178,7 +231,7 @@ def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
 
 
 class _Rows:
-    """Appends rows to a file; counts and hashes them on the way."""
+    """Appends rows to a file, counts and hashes them."""
 
     def __init__(self, file: BinaryIO, row: tuple[int, ...], cache: Path) -> None:
         self.count = 0
@@ -189,15 +242,15 @@ class _Rows:
         """Write (n, *row) uint8 rows.
 
         Raises:
-            DataError: If the disk takes no more.
-            TypeError: If the rows are of another shape or type: the caller's mistake.
+            CacheError: If the disk is full.
+            TypeError: If the rows are of another shape or type.
         """
         if rows.dtype != np.uint8 or rows.shape[1:] != self._row:
             raise TypeError(f"rows must be uint8 (n, *{self._row}), not {rows.dtype} {rows.shape}")
         content = np.ascontiguousarray(rows)
         with _writing(self._cache):
             self._file.write(content.data)
-            self._file.flush()  # a full disk shows here, not at the end
+            self._file.flush()  # so that a full disk is noticed here, not at the end
         self.digest.update(content.data)
         self.count += len(rows)
 
@@ -208,13 +261,13 @@ def _rename_unless_there(temporary: Path, entry: Path) -> None:
     except OSError as fault:
         if fault.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
-        log.info("cache entry %s was finished by another process first", entry)
+        log.info("another process finished cache entry %s first", entry)
 
 
 def _discard(entry: Path) -> None:
-    """Delete an entry; it loses its name at once, so nobody meets it half deleted."""
+    """Delete an entry. It is renamed first, so that no other process opens it half deleted."""
     doomed = _temporary(entry.parent)
-    with _writing(entry.parent), suppress(FileNotFoundError):  # another process has discarded it already
+    with _writing(entry.parent), suppress(FileNotFoundError):  # another process has deleted it already
         entry.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
 
@@ -222,39 +275,36 @@ def _discard(entry: Path) -> None:
 def _require_room(cache: Path, needed: int) -> None:
     free = shutil.disk_usage(cache).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB free")
+        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
 
 
 @contextmanager
 def _writing(cache: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an error that names the remedy."""
+    """Turn an error of the file system into one that names the remedy."""
     try:
         yield
     except OSError as fault:
-        raise DataError(
-            f"the cache folder {cache} cannot be written: {fault.strerror}; make room there, or set the "
+        raise CacheError(
+            f"the cache folder {cache} cannot be written: {fault.strerror or fault}; make room there, or set the "
             "environment variable PERMENV_CACHE to a folder that has room and that you may write to"
         ) from fault
 
 
-# ------------------------------------------------------------------------------------------ temporary folders
-
-
 def _temporary(cache: Path) -> Path:
-    """A new name beside the entries that tells who is at work there."""
+    """Return a new name beside the entries. It says which machine and process build there."""
     return cache / f"temporary-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
 def _remove_abandoned(cache: Path) -> None:
-    """Delete what killed processes left, under whatever key: they may have been about to fill the disk."""
+    """Delete what killed processes left, under any key: it may fill the disk."""
     for folder in cache.glob("temporary-*"):
-        with suppress(OSError, ValueError):  # gone meanwhile, or not of our making
+        with suppress(OSError, ValueError):  # gone meanwhile, or not made by this module
             if _is_abandoned(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody works there: the process is dead or, on whatever machine, silent for a day."""
+    """Whether its process has ended or, on any machine, has written nothing for a day."""
     last_write = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
     if time.time() - last_write > ABANDONED_SECONDS:
         return True
@@ -264,7 +314,7 @@ def _is_abandoned(folder: Path) -> bool:
 
 def _is_alive(process: int) -> bool:
     if os.name != "posix":
-        return True  # there, signal 0 would end the process instead of asking for it
+        return True  # on Windows, os.kill with signal 0 would end the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -1,7 +1,7 @@
-"""What stands in the embedded scenes: a pen, texture, clutter, skylines, and one drawing function for each class.
+"""The objects of the embedded scenes: a pen, texture, clutter, skylines, and one drawing function for each class.
 
 An object's points have y upwards, its foot at (0, 0), its height 1 and its front at +x. Colours are RGB in [0, 1].
-A pen draws on a layer, which :func:`paste` lights and lays over the picture.
+A pen draws on a layer; :func:`paste` shades the layer and blends it into the picture.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import cv2
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -61,29 +60,31 @@ class Pen:
     facing: int  # -1 mirrors
 
     def fill(self, points: Points, colour: Colour, opacity: float = 1.0) -> None:
-        """Fills a polygon."""
+        """Fill a polygon."""
+        import cv2
+
         place = np.asarray(points, np.float64) * (self.facing * self.scale, -self.scale) + (self.x, self.y)
         fixed = np.round((place - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
         rgba = [255 * opacity * min(float(c), 1.0) for c in (*colour.ravel().tolist(), 1.0)]
         cv2.fillPoly(self.layer, [fixed], rgba, cv2.LINE_AA, SUBPIXEL_BITS)
 
     def box(self, left: float, bottom: float, right: float, top: float, colour: Colour) -> None:
-        """Fills a rectangle."""
+        """Fill a rectangle."""
         self.fill([(left, bottom), (right, bottom), (right, top), (left, top)], colour)
 
     def disc(self, x: float, y: float, rx: float, ry: float, colour: Colour, opacity: float = 1.0) -> None:
-        """Fills an upright ellipse about (x, y)."""
+        """Fill an axis-aligned ellipse about (x, y)."""
         self.fill(CIRCLE * (rx, ry) + (x, y), colour, opacity)
 
     def stroke(self, start: Point, end: Point, width: float, colour: Colour) -> None:
-        """Draws a straight bar; cv2's own lines have widths of whole pixels."""
+        """Draw a straight bar. The lines of cv2 have widths of whole pixels only."""
         a, b = np.array(start), np.array(end)
         along = (b - a) / max(np.hypot(*(b - a)), 1e-9)
         side = width / 2 * np.array([-along[1], along[0]])
         self.fill(np.stack([a + side, b + side, b - side, a - side]), colour)
 
     def wheel(self, x: float, r: float, t: float, rim: Colour) -> None:
-        """Draws a wheel that stands on the ground and rolls forwards."""
+        """Draw a wheel that stands on the ground and rolls forwards."""
         self.disc(x, r, r, r, INK)
         self.disc(x, r, 0.62 * r, 0.62 * r, rim)
         # Slower than it should roll: from one of eight frames to the next, a cross that turns by more than
@@ -93,7 +94,7 @@ class Pen:
             self.stroke((x - dx, r - dy), (x + dx, r + dy), 0.22 * r, INK)
 
     def smoke(self, x: float, y: float, drift: float, t: float) -> None:
-        """Draws puffs that rise from (x, y), grow, thin out and drift."""
+        """Draw puffs that rise from (x, y), grow, fade and drift."""
         for age in np.sort((np.arange(6) / 6 + 0.5 * t) % 1)[::-1]:
             size = 0.05 + 0.11 * age
             self.disc(x + drift * age, y + 0.6 * age, size, 0.9 * size, SMOKE, 1 - 0.6 * age)
@@ -103,11 +104,8 @@ ANGLES = np.arange(28) * np.pi / 14
 CIRCLE = np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=-1)
 
 
-# --- from layers to pictures ----------------------------------------------------------------------
-
-
 def cast_shadow(picture: Array, shape: Array, light: int, strength: float, foot: float, ground: float) -> None:
-    """Darkens the ground where a shape's shadow falls: flipped, flattened and slanted away from the sun.
+    """Darken the ground where a shape's shadow falls: flipped, flattened and slanted away from the sun.
 
     Args:
         picture: (3, side, side) float32, changed in place.
@@ -117,23 +115,27 @@ def cast_shadow(picture: Array, shape: Array, light: int, strength: float, foot:
         foot: Row of the shape's foot.
         ground: Row of the ground below it.
     """
+    import cv2
+
     slant = 0.9 * light
-    fall = 0.4 * light * (ground - foot)  # what flies casts its shadow further off
+    fall = 0.4 * light * (ground - foot)  # the shadow of a flying object is further away
     source = np.array([[1, -slant, slant * ground - fall], [0, -3, foot + 3 * ground]], np.float32)
     shadow = cv2.warpAffine(shape, source, shape.shape, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
     picture *= 1 - shadow * np.float32(strength / 255)
 
 
 def paste(picture: Array, layer: Array, light: int, tint: Colour, texture: Array | float = 0.0) -> None:
-    """Lays a pen's layer over the picture, its edges bright towards the light and dark away from it.
+    """Blend a pen's layer into the picture, its edges bright towards the light and dark away from it.
 
     Args:
         picture: (3, side, side) float32, changed in place.
         layer: (side, side, 4) uint8.
         light: +1 if it comes from the left, else -1.
         tint: The light's colour.
-        texture: (side, side) float32, how much brighter or darker each pixel is than its paint.
+        texture: (side, side) float32, by how much each pixel is brighter or darker than its colour.
     """
+    import cv2
+
     reach = max(2, round(0.09 * len(layer)))
     *channels, alpha = cv2.split(layer)
     left, right = (cv2.blur(alpha, (reach, reach), anchor=(x, reach // 2)) for x in (reach - 1, 0))
@@ -144,12 +146,9 @@ def paste(picture: Array, layer: Array, light: int, tint: Colour, texture: Array
         plane += channel * (shade * (share / 255))
 
 
-# --- texture --------------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=1)
 def _tile() -> Array:
-    """Returns (TILE, TILE, 2): fractal noise that repeats seamlessly, and its slope, each of deviation 1."""
+    """Return (TILE, TILE, 2): fractal noise that repeats seamlessly, and its slope, each of standard deviation 1."""
     white = np.random.default_rng(0).normal(size=(TILE, TILE))
     frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None, :])
     noise = np.fft.ifft2(np.fft.fft2(white) / (frequency + 3 / TILE) ** 1.4 * (frequency > 0)).real
@@ -158,36 +157,38 @@ def _tile() -> Array:
 
 
 def fractal_noise(u: Array, v: Array) -> tuple[Array, Array]:
-    """Samples the noise, and its slope towards +u, at texels (u, v), which broadcast; it repeats for ever."""
-    wrapped = (w - TILE * np.floor(w / TILE) for w in (u, v))  # cv2.remap's own range is 16 bits
+    """Sample the noise, and its slope towards +u, at texels (u, v), which broadcast. The noise is periodic."""
+    import cv2
+
+    wrapped = (w - TILE * np.floor(w / TILE) for w in (u, v))  # cv2.remap takes 16-bit coordinates only
     columns, rows = (w.astype(np.float32, order="C") for w in np.broadcast_arrays(*wrapped))
     noise, slope = cv2.split(cv2.remap(_tile(), columns, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP))
     return noise, slope
 
 
-# --- what stands about: drawn facing the light's way, so that +x is away from it -------------------
+# Clutter is drawn facing the light's direction, so that +x is away from the light.
 
 
 def draw_bush(pen: Pen, hue: float) -> None:
-    """Draws a bush with its shadow; `hue` in [0, 1] goes from green to brown."""
+    """Draw a bush with its shadow; `hue` in [0, 1] goes from green to brown."""
     pen.disc(0.35, 0, 0.6, 0.12, INK, opacity=0.4)
     for x, y, r in ((-0.3, 0.2, 0.3), (0.3, 0.22, 0.32), (0, 0.42, 0.36)):
         pen.disc(x, y, r, r, rgb(0.2 + 0.3 * hue, 0.45, 0.2))
 
 
 def draw_stone(pen: Pen, hue: float) -> None:
-    """Draws a stone with its shadow; `hue` in [0, 1] goes from dark to light."""
+    """Draw a stone with its shadow; `hue` in [0, 1] goes from dark to light."""
     pen.disc(0.35, 0, 0.6, 0.12, INK, opacity=0.4)
     pen.fill([(-0.4, 0), (-0.3, 0.3), (0.05, 0.42), (0.35, 0.25), (0.42, 0)], rgb(0.5, 0.5, 0.48) * (0.8 + 0.5 * hue))
 
 
 def draw_post(pen: Pen) -> None:
-    """Draws a fence post with its shadow."""
+    """Draw a fence post with its shadow."""
     pen.fill([(0, 0), (0.1, 0), (0.7, -0.2), (0.6, -0.2)], INK, opacity=0.4)
     pen.stroke((0, 0), (0, 1), 0.12, WOOD * 1.3)
 
 
-# --- what lies along the horizon: heights in [0, 1] over x, from the scene's traits ----------------
+# Skylines: heights in [0, 1] over x, from the scene's traits.
 
 
 def _wave(x: Array, frequency: float, phase: float) -> Array:
@@ -220,9 +221,8 @@ def _plain(x: Array, traits: Array) -> Array:
 RIDGES = (_hills, _mountains, _forest, _city, _plain)
 
 
-# --- the classes ----------------------------------------------------------------------------------
-# One function each, of a pen, the thing's looks, the wind (along the pen's x, in the thing's own heights per
-# clip; some classes ignore it) and the time.
+# The classes: one function each, of a pen, the object's looks, the wind (along the pen's x, in the object's own
+# heights per clip; some classes ignore it) and the time.
 
 
 def _car(pen: Pen, thing: Thing, wind: float, t: float) -> None:
@@ -351,13 +351,13 @@ def _train(pen: Pen, thing: Thing, wind: float, t: float) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a class looks like and does; lengths in picture sides, motion over the whole clip."""
+    """Appearance and motion of a class; lengths in picture sides, motion over the whole clip."""
 
     draw: Callable[[Pen, Thing, float, float], None]
     height: float
     reach: float  # half its width, in own heights
     grain: tuple[float, float]  # noise-tile texels per own height, across and up: planks, foliage or metal
-    roughness: float  # deviation of the grain's brightness
+    roughness: float  # standard deviation of the grain's brightness
     speed: float = 0.0  # forwards
     rise: float = 0.0
     altitude: float = 0.0  # of its foot above the ground
@@ -377,7 +377,7 @@ CLASSES: tuple[str, ...] = tuple(KINDS)
 
 
 def sample_thing(rng: np.random.Generator, label: int) -> Thing:
-    """Draws an object of a class."""
+    """Draw an object of a class at random."""
     kind = KINDS[CLASSES[label]]
     return Thing(
         label=label,
@@ -393,7 +393,7 @@ def sample_thing(rng: np.random.Generator, label: int) -> Thing:
 
 
 def _paint(rng: np.random.Generator) -> Colour:
-    """A colour of any hue, neither black nor so dull that shapes vanish in haze."""
+    """Draw a colour of any hue that is neither black nor so pale that shapes vanish in haze."""
     hue, value, saturation = rng.random(), rng.uniform(0.45, 0.98), rng.uniform(0.2, 0.8)
     wheel = np.clip(np.abs((hue * 6 + rgb(0, 4, 2)) % 6 - 3) - 1, 0, 1)
     return value * (1 - saturation * (1 - wheel))

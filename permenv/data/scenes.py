@@ -1,18 +1,17 @@
-"""Labelled landscapes drawn from a seed: the data set that needs no files.
+"""Labelled landscapes rendered from a seed: the dataset that needs no files.
 
-A scene is one *object* (its class is the label) standing in, or flying over, a *landscape* that says nothing about
-the class, and a *camera* that frames them. The parts of a picture belong together in one way: the sky pales towards
-the horizon, the ground shrinks towards a vanishing point, one light models every shape and casts every shadow, and
-an object has its parts where its class has them. Where in the picture all this lies is up to the camera, which pans,
-zooms and tilts at random, often until sky or ground fills the view: so a tile seldom betrays its place, and most of
-what solves a jigsaw puzzle is the object. Clips have a direction of time: vehicles drive forwards, balloons rise,
-sails turn clockwise, and smoke and clouds drift with the wind, which mostly blows to the right. The camera pans
-meanwhile, mostly to the right as well.
+A scene is one *object* (its class is the label) that stands in, or flies over, a *landscape* independent of the
+class, and a *camera*. The parts of a picture have a fixed arrangement: the sky gets paler towards the horizon, the
+ground shrinks towards a vanishing point, one light shades every shape and casts every shadow, and the parts of an
+object lie where its class has them. The camera pans, zooms and rolls at random, often until sky or ground fills the
+view. So the content of a tile seldom gives away its position, and a jigsaw puzzle is mostly solved by the object.
+Clips have a direction of time: vehicles drive forwards, balloons rise, sails turn clockwise, and smoke and clouds
+drift with the wind, mostly to the right. The camera pans at the same time, mostly to the right as well.
 
-Everything random but the sensor's noise is drawn once, into a frozen :class:`Scene`; a picture is then a function of
+All random numbers but the sensor's noise are drawn once, into a frozen :class:`Scene`. A picture is a function of
 the scene, a size and a time. A scene's points are (x, y), x to the right of the object and y downwards from the
-horizon; its unit is arbitrary, and the camera turns it into pixels, so a scene looks the same at every size. Pictures
-have channels first, which numpy blends fastest, until :func:`_develop` returns bytes.
+horizon. Their unit is arbitrary and the camera converts it to pixels, so a scene looks the same at every size.
+Pictures have channels first, which numpy blends fastest, until :func:`_develop` returns bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 
 from permenv.data.objects import (
@@ -44,12 +42,12 @@ from permenv.data.objects import (
 
 __all__ = ["CLASSES", "RECIPE", "render_clips", "render_stills"]
 
-RECIPE = 1  # raise it when the same seed would give other pixels: a checkpoint names the data it was trained on
+RECIPE = 1  # increase it when the same seed gives other pixels: checkpoints and the cache name data by it
 NEAR = 0.02  # how far below the true horizon the ground is cut off, to keep depths finite
 MAX_ROLL = 6.0  # degrees
-ROOM = 1.1  # side of what is drawn over that of the picture, which the roll cuts from it: cos + sin of MAX_ROLL
+ROOM = 1.1  # side of what is drawn, relative to the picture that is cut from it after the roll: cos + sin of MAX_ROLL
 
-# Zenith, horizon, and what the light does to everything it falls on.
+# Colours of zenith, horizon and light.
 SKIES = (
     ((0.22, 0.47, 0.85), (0.76, 0.88, 0.96), (1.00, 1.00, 0.96)),  # noon
     ((0.42, 0.62, 0.84), (0.97, 0.87, 0.74), (1.00, 0.94, 0.84)),  # morning
@@ -72,22 +70,22 @@ GROUNDS = (
 
 @dataclass(frozen=True)
 class Camera:
-    """Where a scene is looked at, and with how good a camera."""
+    """Position, zoom and image quality of the camera."""
 
     x: float  # of the picture's centre
     y: float
     side: float  # of the picture, in the scene's unit
     roll: float  # degrees
-    blur: float  # of what lies behind the object, in picture sides
-    glow: tuple[float, float]  # how much brighter the picture gets from side to side, rightwards and downwards
+    blur: float  # of the background, in picture sides
+    glow: tuple[float, float]  # increase of brightness across the picture, rightwards and downwards
     saturation: float  # of the colours, 0 for a grey picture
-    noise: float  # deviation of the pixels, 0 to 255
+    noise: float  # standard deviation of the pixels, 0 to 255
     noise_seed: int
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """All that was drawn at random for one scene."""
+    """All random choices of one scene."""
 
     camera: Camera
     thing: Thing
@@ -116,7 +114,7 @@ class Scene:
 
 
 def render_stills(count: int, size: int, seed: int = 0) -> tuple[Array, Array]:
-    """Draws one picture of each of the first `count` scenes of a seed.
+    """Render one picture of each of the first `count` scenes of a seed.
 
     Scene i depends on `seed` and i alone, so a shorter call returns a prefix of a longer one.
 
@@ -137,7 +135,7 @@ def render_stills(count: int, size: int, seed: int = 0) -> tuple[Array, Array]:
 
 
 def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[Array, Array]:
-    """Draws a short film of each of the first `count` scenes of a seed.
+    """Render a short clip of each of the first `count` scenes of a seed.
 
     Args:
         count: Number of scenes, at least 1.
@@ -152,9 +150,7 @@ def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[Arr
     Raises:
         ValueError: If `count`, `frames`, `size` or `seed` is too small.
     """
-    for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, 16), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"{name} is {value}; pass at least {least}")
+    check(count, frames, size, seed)
     labels = deal_labels(count, seed)
     clips = np.empty((count, frames, size, size, 3), np.uint8)
     for i in range(count):
@@ -162,28 +158,32 @@ def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[Arr
     return clips, labels
 
 
+def check(count: int, frames: int, size: int, seed: int) -> None:
+    """Raise a ValueError if an argument of `render_clips` is too small."""
+    for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, 16), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"{name} is {value}; pass at least {least}")
+
+
 def render_clip(index: int, label: int, frames: int, size: int, seed: int) -> Array:
-    """Draws the film of one scene, (frames, size, size, 3) uint8 RGB, see `render_clips`; `label` is the scene's."""
+    """Render the clip of one scene, (frames, size, size, 3) uint8 RGB, see `render_clips`; `label` is the scene's."""
     scene = _sample(np.random.default_rng([seed, 0, index]), label)
     times = np.linspace(0, 1, frames) if frames > 1 else (0.5,)
     return np.stack([_draw(scene, size, float(t)) for t in times])
 
 
 def deal_labels(count: int, seed: int) -> Array:
-    """Deals every class once per block of scenes, each block shuffled for itself, so that prefixes agree."""
+    """Return (count,) int64 labels: every class once per block, each block shuffled on its own, so prefixes agree."""
     blocks = range(-(-count // len(CLASSES)))
     deals = [np.random.default_rng([seed, 1, block]).permutation(len(CLASSES)) for block in blocks]
     return np.concatenate(deals)[:count].astype(np.int64)
 
 
-# --- what is drawn at random ----------------------------------------------------------------------
-
-
 def _sample(rng: np.random.Generator, label: int) -> Scene:
-    """Draws a scene; nothing but the thing, and how the camera frames it, depends on the label."""
+    """Draw a scene at random. Only the object, and how the camera frames it, depends on the label."""
     thing = sample_thing(rng, label)
     camera = _sample_camera(rng, thing)
-    light = int(rng.choice((-1, 1)))  # either side: else the shading of a tile would tell its column
+    light = int(rng.choice((-1, 1)))  # otherwise the shading of a tile would give away its column
     zenith, haze, tint = (_jitter(rng, colour) for colour in SKIES[rng.integers(len(SKIES))])
     has_road, has_furrows, has_water = rng.random(3) < (0.5, 0.3, 0.25)
     shore = rng.uniform(0.05, 0.9) * thing.ground if has_water else 0.0
@@ -216,7 +216,7 @@ def _sample(rng: np.random.Generator, label: int) -> Scene:
 
 
 def _sample_camera(rng: np.random.Generator, thing: Thing) -> Camera:
-    """Frames the thing: from half as wide or high as the picture to larger than it, and anywhere in it."""
+    """Draw a camera that frames the object, from half of the picture to larger than it, anywhere in the picture."""
     width, height = 2 * KINDS[CLASSES[thing.label]].reach * thing.height, thing.height
     side = max(width, height) / math.exp(rng.uniform(math.log(0.5), math.log(1.5)))
     slack_x, slack_y = (0.5 * abs(side - span) + 0.2 * span for span in (width, height))
@@ -234,12 +234,12 @@ def _sample_camera(rng: np.random.Generator, thing: Thing) -> Camera:
 
 
 def _sample_pan(rng: np.random.Generator) -> Array:
-    """Draws how the camera moves: sideways, a little up or down, and in one of eight clips to the left."""
+    """Draw how the camera moves: sideways, in one of eight clips to the left, and a little up or down."""
     return np.array([rng.choice((1, -1), p=(7 / 8, 1 / 8)) * rng.uniform(0.15, 0.5), rng.uniform(-0.1, 0.1)])
 
 
 def _sample_clutter(rng: np.random.Generator, camera: Camera, shore: float) -> Array:
-    """Strews bushes and stones over the land in view."""
+    """Draw positions and looks of bushes and stones on the land in view."""
     draws = rng.random((rng.integers(0, 12), 5))
     furthest, nearest = max(shore, camera.y - 0.5 * camera.side, 0.03) + 0.02, camera.y + 0.65 * camera.side
     if nearest <= furthest:
@@ -250,11 +250,8 @@ def _sample_clutter(rng: np.random.Generator, camera: Camera, shore: float) -> A
 
 
 def _jitter(rng: np.random.Generator, colour: tuple[float, float, float]) -> Colour:
-    """Varies a colour, more in brightness than in hue."""
+    """Vary a colour, more in brightness than in hue."""
     return np.clip(rgb(*colour) * rng.uniform(0.85, 1.12) + rgb(*rng.normal(0, 0.03, 3)), 0.02, 1)
-
-
-# --- the picture, from back to front --------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,21 +263,23 @@ class View:
     scale: float  # pixels per unit of the scene
 
     def row(self, y: float) -> int:
-        """Returns the first row below a height, as far as it is in view."""
+        """Return the first row below a height, clipped to the view."""
         return min(max(math.ceil((y - self.y[0, 0]) * self.scale), 0), len(self.y))
 
     def rows(self, rows: slice) -> View:
-        """Returns the view of some rows."""
+        """Return the view of some rows."""
         return View(self.x, self.y[rows], self.scale)
 
     def pen(self, layer: Array, x: float, y: float, height: float, facing: int) -> Pen:
-        """Returns a pen for what is `height` high and has its foot at (x, y)."""
+        """Return a pen for an object of this height with its foot at (x, y)."""
         column, row = ((place - centres.flat[0]) * self.scale + 0.5 for place, centres in ((x, self.x), (y, self.y)))
         return Pen(layer, column, row, height * self.scale, facing)
 
 
 def _draw(scene: Scene, size: int, t: float) -> Array:
-    """Returns the (size, size, 3) uint8 picture of a scene at time t in [0, 1]."""
+    """Return the (size, size, 3) uint8 picture of a scene at time t in [0, 1]."""
+    import cv2
+
     camera = scene.camera
     side = math.ceil(ROOM * size)
     centres = (np.arange(side) + 0.5 - 0.5 * side) * (camera.side / size)
@@ -294,7 +293,7 @@ def _draw(scene: Scene, size: int, t: float) -> Array:
     if skyline < side:
         picture[:, skyline:] = _ground(scene, view.rows(slice(skyline, None)))
     _add_clutter(picture, scene, view, -math.inf, scene.thing.ground)
-    if camera.blur * size > 0.25:  # else it could not be seen
+    if camera.blur * size > 0.25:  # less is invisible
         for plane in picture:
             cv2.GaussianBlur(plane, (0, 0), camera.blur * size, dst=plane)
     _add_thing(picture, scene, view, t)
@@ -303,7 +302,9 @@ def _draw(scene: Scene, size: int, t: float) -> Array:
 
 
 def _develop(picture: Array, camera: Camera, size: int, t: float) -> Array:
-    """Turns what the camera sees into (size, size, 3) bytes: saturation, glow, roll and noise."""
+    """Apply saturation, glow, roll and noise to what the camera sees; return (size, size, 3) uint8."""
+    import cv2
+
     side = picture.shape[1]
     ramp = (np.arange(side, dtype=np.float32) + np.float32(0.5)) / side - np.float32(0.5)
     grey = (1 - camera.saturation) / 3 * picture.sum(axis=0)
@@ -340,7 +341,7 @@ def _sky(scene: Scene, view: View, t: float) -> Array:
 
 
 def _add_ridge(sky: Array, scene: Scene, view: View, nearness: float) -> None:
-    """Draws hills, mountains, a forest or a city along the horizon: lower and clearer the nearer they are."""
+    """Draw hills, mountains, a forest or a city along the horizon. Near ones are lower and less hazy."""
     profile = RIDGES[scene.ridge_kind](view.x + 0.37 * nearness, scene.traits)
     top = -scene.ridge_height * (1 - 0.5 * nearness) * profile
     noise, relief = fractal_noise(view.x * 90 + TILE * (scene.traits[2] + 0.37 * nearness), view.y * 90)
@@ -350,7 +351,7 @@ def _add_ridge(sky: Array, scene: Scene, view: View, nearness: float) -> None:
 
 
 def _ground(scene: Scene, view: View) -> Array:
-    """Draws a plane seen in perspective: what lies at `depth` is shrunk by it, about the vanishing point."""
+    """Return a plane in perspective: what lies at `depth` is smaller by this factor, about the vanishing point."""
     height = view.y + NEAR
     depth = 1 / height
     across = (view.x - scene.vanish) * depth
@@ -359,7 +360,7 @@ def _ground(scene: Scene, view: View) -> Array:
     slope = 0.10 * relief
     if scene.furrows:
         slope += 0.15 * np.sin(2 * np.pi * scene.furrows * across)
-    contrast = np.clip(height * 4, 0, 1)  # texture finer than the pixels would only flicker
+    contrast = np.clip(height * 4, 0, 1)  # texture finer than the pixels would flicker
     shade = 1 + contrast * (0.14 * noise + scene.light * slope)
     density, clearness = scene.patches
     blots, _ = fractal_noise(across * density - offset[0], depth * density - offset[1])
@@ -378,7 +379,7 @@ def _ground(scene: Scene, view: View) -> Array:
 
 
 def _add_clutter(picture: Array, scene: Scene, view: View, beyond: float, until: float) -> None:
-    """Draws the bushes, the stones and the posts along the road whose foot lies in a range of y."""
+    """Draw the bushes, stones and posts along the road whose foot lies in a range of y."""
     layer = np.zeros((*picture.shape[1:], 4), np.uint8)
     for x, y, kind, width, hue in scene.clutter.tolist():
         if not beyond < y <= until:
@@ -393,7 +394,7 @@ def _add_clutter(picture: Array, scene: Scene, view: View, beyond: float, until:
 
 
 def _posts(scene: Scene) -> list[tuple[float, float]]:
-    """Returns the feet of the posts along the road, those far out of view left out."""
+    """Return the feet of the posts along the road, without those far out of view."""
     centre, half = scene.road
     if not half:
         return []
@@ -405,7 +406,7 @@ def _posts(scene: Scene) -> list[tuple[float, float]]:
 
 
 def _add_thing(picture: Array, scene: Scene, view: View, t: float) -> None:
-    """Draws the labelled object and the shadow it casts."""
+    """Draw the labelled object and its shadow."""
     thing = scene.thing
     kind = KINDS[CLASSES[thing.label]]
     x = thing.facing * kind.speed * scene.camera.side * (t - 0.5)
@@ -422,14 +423,11 @@ def _add_thing(picture: Array, scene: Scene, view: View, t: float) -> None:
     paste(picture, layer, scene.light, scene.tint, kind.roughness * noise)
 
 
-# --- tools ----------------------------------------------------------------------------------------
-
-
 def _mix(a: Array, b: Array, share: Array | float) -> Array:
-    """Blends colours: `a` where the share is 0, `b` where it is 1."""
+    """Blend colours: `a` where the share is 0, `b` where it is 1."""
     return a + (b - a) * share
 
 
 def _inside(distance: Array, scale: float) -> Array:
-    """Coverage of pixels at a signed distance inside an edge, which makes it as soft as one pixel."""
+    """Return how much of a pixel is covered, from its signed distance inside an edge; the edge is one pixel soft."""
     return np.clip(distance * scale + 0.5, 0, 1)

@@ -1,15 +1,16 @@
-"""What a data source hands to the environment: a set of square still images, or of video clips made of them."""
+"""The datasets of the environment: square still images, and video clips made of them."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-COPY_BYTES = 64 * 2**20  # a memory map moves to a device in pieces of this size
+COPY_BYTES = 64 * 2**20  # a memory map is copied to a device in pieces of this size
 
 
 class DataError(ValueError):
@@ -20,14 +21,17 @@ class DataError(ValueError):
 class StillImages:
     """A set of square still images, X in the paper's section 3.
 
+    A set is immutable. `copy.deepcopy` returns the set itself, so that a copied specification of an environment
+    shares the pixels.
+
     Args:
-        pixels: (N, S, S, 3) uint8 RGB; a tensor, or a read-only memory map of a file.
+        pixels: (N, S, S, 3) uint8 RGB; a tensor, or a read-only array such as a memory map of a file.
         labels: (N,) int64 indices into `classes`, -1 = unlabelled; None where nothing is labelled.
-            They are for evaluation only: the training never sees them.
+            They are for evaluation only and never used in training.
         classes: The classes' names; the index is the label.
-        name: What logs call the set.
-        fingerprint: Hex digest of the content; equal fingerprints mean equal images in equal order.
-        skipped: (relative path, reason) of every file that was found but could not be read.
+        name: Name of the set in logs.
+        fingerprint: Digest of the content; equal fingerprints mean equal images in equal order.
+        skipped: (relative path or item, reason) of everything that was found but could not be read.
     """
 
     pixels: torch.Tensor | np.ndarray
@@ -40,6 +44,9 @@ class StillImages:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> StillImages:
+        return self
+
     @property
     def size(self) -> int:
         """Side S of the images in pixels."""
@@ -50,7 +57,7 @@ class StillImages:
 
         Args:
             indices: (B,) integers in [0, N), in any order, repeats allowed.
-            device: Where the images are wanted.
+            device: Device of the result.
 
         Returns:
             A copy, (B, S, S, 3) uint8 on `device`.
@@ -58,25 +65,29 @@ class StillImages:
         Raises:
             IndexError: If an index lies outside the set.
         """
-        indices = np.ascontiguousarray(indices, np.int64)  # to torch, uint8 is a mask and a reversed view an error
+        indices = np.ascontiguousarray(indices, np.int64)  # torch reads uint8 as a mask and refuses reversed views
         if isinstance(self.pixels, torch.Tensor):
             return self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device)).to(device)
         images = torch.from_numpy(np.asarray(self.pixels[indices]))
-        if device.type == "cuda":  # from pinned memory the copy runs beside the computation
+        if device.type == "cuda":  # from pinned memory the copy overlaps with computation
             return images.pin_memory().to(device, non_blocking=True)
         return images.to(device)
 
     def to(self, device: torch.device) -> StillImages:
-        """Move the pixels to a device where they fit into half of its free memory.
+        """Move the pixels to a GPU if they fit into half of its free memory.
 
-        Where they do not fit they stay where they are (a memory map on disk), and `take` still works.
+        Otherwise they stay where they are, and `take` reads from there. On a CPU a memory map is never copied: the
+        system keeps the file in memory while there is room.
 
         Returns:
             The same set with its pixels as a tensor on `device`, or this set unchanged.
         """
-        if isinstance(self.pixels, torch.Tensor) and self.pixels.device == device:
+        if isinstance(self.pixels, torch.Tensor):
+            if self.pixels.device == device:
+                return self
+        elif device.type == "cpu":
             return self
-        if self.pixels.nbytes > _free_bytes(device) // 2:
+        if self.pixels.nbytes > free_bytes(device) // 2:
             return self
         if isinstance(self.pixels, torch.Tensor):
             return replace(self, pixels=self.pixels.to(device))
@@ -85,14 +96,16 @@ class StillImages:
 
 @dataclass(frozen=True, eq=False)
 class VideoClips:
-    """A set of video clips, each a run of square frames.
+    """A set of video clips, each a sequence of square frames.
+
+    A set is immutable, see `StillImages`.
 
     Args:
-        frames: The frames of all clips, one clip after the other, each in the order of time. A frame has its clip's
-            label; name, fingerprint and skipped files are the set's.
+        frames: The frames of all clips, one clip after the other, each in temporal order. A frame has the label of
+            its clip; name, fingerprint and skipped files are those of the set.
         starts: (V + 1,) int64: clip v has the frames `starts[v]` to `starts[v + 1] - 1`.
-        names: (V,) what each clip is called: its path below the folder.
-        irregular: (relative path, remark) of every clip that is used although its file promised something else.
+        names: (V,) names of the clips: for files, the path relative to the folder.
+        irregular: (relative path, remark) of every clip that is used although frames are missing.
     """
 
     frames: StillImages
@@ -103,19 +116,22 @@ class VideoClips:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> VideoClips:
+        return self
+
     @property
     def name(self) -> str:
-        """What logs call the set."""
+        """Name of the set in logs."""
         return self.frames.name
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of the content, see `StillImages`."""
+        """Digest of the content, see `StillImages`."""
         return self.frames.fingerprint
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
-        """(relative path, reason) of everything that was found but could not be used."""
+        """(relative path or item, reason) of everything that was found but could not be used."""
         return self.frames.skipped
 
     @property
@@ -128,8 +144,8 @@ class VideoClips:
 
         Args:
             clips: (B,) integers in [0, V), repeats allowed.
-            places: (B, n) integers, which frames of each clip, in [0, length of the clip), in any order.
-            device: Where the frames are wanted.
+            places: (B, n) integers, the frames of each clip, in [0, length of the clip), in any order.
+            device: Device of the result.
 
         Returns:
             A copy, (B, n, S, S, 3) uint8 on `device`.
@@ -145,12 +161,12 @@ class VideoClips:
         return self.frames.take(rows.reshape(-1), device).unflatten(0, rows.shape)
 
     def to(self, device: torch.device) -> VideoClips:
-        """Move the frames to a device where they fit, see `StillImages.to`."""
+        """Move the frames to a device if they fit, see `StillImages.to`."""
         return replace(self, frames=self.frames.to(device))
 
 
 def _copy_to(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy a memory map piece by piece, so that it never lies in host memory as a whole as well."""
+    """Copy a memory map piece by piece, so that host memory never holds all of it."""
     copy = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
     rows = max(1, COPY_BYTES // pixels[0].nbytes)
     for start in range(0, len(pixels), rows):
@@ -158,8 +174,8 @@ def _copy_to(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
     return copy
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Free memory of a device in bytes; 0 where the system does not say, so that nothing fits."""
+def free_bytes(device: torch.device) -> int:
+    """Free memory of a device in bytes; 0 if the system does not report it, so that nothing fits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

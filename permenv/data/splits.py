@@ -1,4 +1,4 @@
-"""Official lists of which clips are for training and which for testing, in the forms of UCF-101 and HMDB-51."""
+"""Official lists of training and test clips, in the formats of UCF-101 and HMDB-51."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Split:
 
     Args:
         number: Its number, from 1 on.
-        folder: Where its lists lie.
+        folder: Folder of its lists.
         train: The training clips, relative paths as listed: `Class/clip.avi`.
         test: The test clips.
     """
@@ -39,21 +39,21 @@ class Split:
 def official_split(root: Path, number: int, clips: Collection[str]) -> Split | None:
     """Find the official split of a folder's clips.
 
-    Lists are looked for in the folder itself, its parent, the folders in it and those in its parent, in this order.
-    Those that name none of the clips are another set's and passed over.
-    A clip is known by its path without the extension, so lists hold for clips that were converted as well.
+    Lists are searched in the folder itself, its parent, the folders in it and those in its parent, in this order.
+    Lists that name none of the clips belong to another set and are ignored.
+    A clip is identified by its path without the extension, so lists are also valid for converted clips.
 
     Args:
         root: The folder of clips.
         number: The split, from 1 on.
-        clips: Relative paths of the clips that are there.
+        clips: Relative paths of the clips in the folder.
 
     Returns:
         The split, or None if there are no lists.
 
     Raises:
-        DataError: If there are lists but not of this split, a line is malformed, a list cannot be read, or
-            the split has a clip both in training and in test.
+        DataError: If there are lists but none of this split, a line is malformed, a list cannot be read, or a clip
+            is both in training and in test.
     """
     there = {stem(clip) for clip in clips}
     for place in _places(root):
@@ -67,15 +67,15 @@ def official_split(root: Path, number: int, clips: Collection[str]) -> Split | N
             both = {stem(clip) for clip in parts["train"]} & {stem(clip) for clip in parts["test"]}
             if both:
                 raise DataError(
-                    f"split {number} in {place} has {len(both)} clips both in training and in test, {min(both)} "
-                    "for one; correct the lists"
+                    f"split {number} in {place} has {len(both)} clips both in training and in test, for example "
+                    f"{min(both)}; correct the lists"
                 )
             return Split(number, place, frozenset(parts["train"]), frozenset(parts["test"]))
     return None
 
 
 def _places(root: Path) -> list[Path]:
-    """Where lists are looked for, in this order."""
+    """Folders that may contain lists, in the order of the search."""
     root = root.resolve()
     others = (folder for folder in _folders(root.parent) if folder != root)
     return [root, root.parent, *_folders(root), *others]
@@ -86,7 +86,7 @@ def _folders(place: Path) -> list[Path]:
 
 
 def _entries(place: Path) -> list[Path]:
-    """What lies in a folder, sorted; nothing where we may not look."""
+    """The sorted content of a folder; empty if it cannot be listed."""
     with suppress(OSError):
         return sorted(place.iterdir())
     return []
@@ -111,13 +111,13 @@ def _lists(place: Path) -> dict[str, dict[int, Parts]]:
 
 
 def _lines(path: Path, form: re.Pattern[str], expected: str) -> Iterator[re.Match[str]]:
-    """Match the lines of a list that are not blank.
+    """Match the non-blank lines of a list.
 
     Raises:
         DataError: If a line is malformed, or the list cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")  # as names of files are
+        text = path.read_text(encoding="utf-8", errors="surrogateescape")  # like file names
     except OSError as fault:
         raise DataError(f"the split list {path} cannot be read: {fault.strerror}; repair or remove it") from fault
     for number, line in enumerate(text.splitlines(), start=1):

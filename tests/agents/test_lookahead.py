@@ -1,4 +1,4 @@
-"""The one-step oracle on the real environment, made small: what it is promised, and that it leaves no trace."""
+"""One-step lookahead on small environments: its plans are exact, and planning does not change the environment."""
 
 from typing import Any
 
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents import Lookahead, Transition
+from agents import Lookahead, rollout
+from tests.agents.helpers import assert_equal_trees
 
 SHARE = 0.5
 
@@ -23,14 +24,14 @@ TINY = {
     "num_validation": 10,
     "batch_size": 4,
     "iterations_per_update": 1,
-    "ema_decay": 0.0,  # or the errors of the candidates hardly differ after so few iterations
+    "ema_decay": 0.0,  # otherwise the errors of the candidates hardly differ after so few iterations
 }
-both_kinds = pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+single_and_joint = pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
 
 
 @pytest.fixture
 def make(make_env):
-    """Return a function that makes a tiny environment with a run begun, an agent in it and its first observation."""
+    """Return a function that makes a tiny environment after a reset, an agent for it and the first observation."""
 
     def begin(seed: int = 0, agent_seed: int = 0, **overrides: Any) -> tuple[gym.Env, Lookahead, np.ndarray]:
         env = make_env(**{**TINY, **overrides})
@@ -41,9 +42,9 @@ def make(make_env):
 
 
 class Forkable(gym.Env):
-    """Eight steps an update; the error at its end is `score` of how often each group was chosen.
+    """An update of eight steps, whose error is `score` of how often each group was chosen.
 
-    Choosing the group `deadly` three times ends the run with an error of 0 in its info, which is not to be believed.
+    Choosing the group `deadly` three times terminates the run; the error 0 in its info must then be ignored.
     """
 
     action_space = gym.spaces.Discrete(3)
@@ -68,35 +69,16 @@ class Forkable(gym.Env):
 
 
 def play(env: gym.Env, agent: Lookahead, observation: np.ndarray, updates: int = 1) -> tuple[np.ndarray, list, dict]:
-    """Act until so many updates are over or the run is; returns ŝ, the actions and the last info."""
+    """Play some updates, or to the end of the run; return the last observation, the actions and the last info."""
     actions = []
-    while updates:
-        action = agent.act(observation)
-        actions.append(np.asarray(action).tolist())
-        observation_next, reward, terminated, truncated, info = env.step(action)
-        agent.learn(Transition(observation, action, reward, observation_next, terminated, truncated, info))
-        observation = observation_next
-        updates -= info["validated"] and info["phase"] == "update"
-        if terminated or truncated:
-            break
-    return observation, actions, info
-
-
-def assert_equal_trees(first: Any, second: Any) -> None:
-    if isinstance(first, dict):
-        assert first.keys() == second.keys()
-        for key in first:
-            assert_equal_trees(first[key], second[key])
-    elif isinstance(first, list):
-        assert len(first) == len(second)
-        for one, other in zip(first, second, strict=True):
-            assert_equal_trees(one, other)
-    elif isinstance(first, torch.Tensor):
-        assert torch.equal(first, second)
-    elif isinstance(first, np.ndarray):
-        assert np.array_equal(first, second)
-    else:
-        assert first == second
+    last = rollout(
+        env,
+        agent,
+        observation=observation,
+        updates=updates,
+        on_step=lambda transition: actions.append(np.asarray(transition.action).tolist()),
+    )
+    return last.observation_next, actions, last.info
 
 
 def slow_candidate(env: gym.Env, observation: np.ndarray, task: int, group: int | None, seed: int) -> float:
@@ -107,8 +89,8 @@ def slow_candidate(env: gym.Env, observation: np.ndarray, task: int, group: int 
         chances /= chances.sum(axis=1, keepdims=True)
         if group is not None:
             full = np.flatnonzero(chances[task])
-            lean = group if group in full else full[-1]
-            chances[task] = (1 - SHARE) * chances[task] + SHARE * (np.arange(chances.shape[1]) == lean)
+            preferred = group if group in full else full[-1]
+            chances[task] = (1 - SHARE) * chances[task] + SHARE * (np.arange(chances.shape[1]) == preferred)
         action = [
             next(i for i, total in enumerate(np.cumsum(row) / np.cumsum(row)[-1]) if total > number)
             for row, number in zip(chances, generator.random(len(chances)), strict=True)
@@ -120,15 +102,16 @@ def slow_candidate(env: gym.Env, observation: np.ndarray, task: int, group: int 
             return info["error"]
 
 
-@both_kinds
+@single_and_joint
 @pytest.mark.parametrize("free_iterations", [0, 1])
-def test_the_candidates_are_what_they_say_and_the_best_one_comes_true(make, task, free_iterations):
+def test_the_errors_of_the_candidates_are_exact_and_the_best_one_is_played(make, task, free_iterations):
     env, agent, observation = make(task=task, free_iterations=free_iterations)
     start, words = env.unwrapped.fork(), np.random.default_rng(0)  # the agent's seed
     fractions = observation[..., 0].reshape(-1, 3)
-    leans = [None, *((task, group) for task, row in enumerate(fractions) for group in range(3) if row[group])]
+    candidates = [None, *((task, group) for task, row in enumerate(fractions) for group in range(3) if row[group])]
     expected = {
-        lean: slow_candidate(start, observation, *(lean or (0, None)), int(words.integers(2**63))) for lean in leans
+        candidate: slow_candidate(start, observation, *(candidate or (0, None)), int(words.integers(2**63)))
+        for candidate in candidates
     }
     _, _, info = play(env, agent, observation)
     assert agent.errors == expected
@@ -136,10 +119,10 @@ def test_the_candidates_are_what_they_say_and_the_best_one_comes_true(make, task
     assert all(info["error"] <= error for error in agent.errors.values())
     assert agent.gains[None] == 0
     assert max(agent.gains.values()) == expected[None] - info["error"]
-    assert len(leans) == len(fractions) * 3 + 1
+    assert len(candidates) == len(fractions) * 3 + 1
 
 
-def test_the_promise_holds_cycle_after_cycle(make):
+def test_every_cycle_reaches_the_lowest_error_of_its_plan(make):
     env, agent, observation = make(iterations_per_update=2)
     best = set()
     for _ in range(4):
@@ -149,8 +132,8 @@ def test_the_promise_holds_cycle_after_cycle(make):
     assert len(best) > 1
 
 
-@both_kinds
-def test_planning_leaves_no_trace_in_the_environment(make, task):
+@single_and_joint
+def test_planning_leaves_the_environment_unchanged(make, task):
     env, agent, observation = make(task=task)
     twin = env.unwrapped.fork()
     before, numbers = env.unwrapped.state_dict(), (torch.get_rng_state().tolist(), str(np.random.get_state()))  # noqa: NPY002
@@ -167,16 +150,16 @@ def test_planning_leaves_no_trace_in_the_environment(make, task):
     assert_equal_trees(env.unwrapped.state_dict(), twin.state_dict())
 
 
-def test_probabilities_are_those_of_the_plan_in_play(make):
+def test_probabilities_are_those_of_the_current_plan(make):
     env, agent, observation = make()
     seen = set()
     for _ in range(2):
         for _ in range(4):  # a free iteration of two actions, an update of two
             probabilities, version = agent.probabilities(observation), agent.version
-            lean = min(agent.errors, key=agent.errors.get)
+            best = min(agent.errors, key=agent.errors.get)
             expected = observation[:, 0].astype(float)
-            if lean is not None:
-                expected = (1 - SHARE) * expected + SHARE * np.eye(3)[lean[1]]
+            if best is not None:
+                expected = (1 - SHARE) * expected + SHARE * np.eye(3)[best[1]]
             np.testing.assert_allclose(probabilities, expected, atol=1e-6)
             seen.add((version, observation.tobytes()))
             action = agent.act(observation)
@@ -187,14 +170,14 @@ def test_probabilities_are_those_of_the_plan_in_play(make):
     assert len({version for version, _ in seen}) == 2
 
 
-def test_equal_errors_leave_it_at_the_random_policy():
+def test_the_random_policy_wins_a_tie():
     env = Forkable(score=lambda counts: 0.25)
     agent = Lookahead(env, seed=0)
     np.testing.assert_allclose(agent.probabilities(env.observation), env.observation[:, 0], rtol=1e-6)
     assert set(agent.errors.values()) == {0.25}
 
 
-def test_it_leans_to_what_lowers_the_error():
+def test_it_is_tilted_towards_the_group_that_lowers_the_error():
     env = Forkable(score=lambda counts: 1 - counts[1] / 8)
     agent = Lookahead(env, seed=0)
     _, actions, info = play(env, agent, env.observation)
@@ -207,7 +190,9 @@ def test_it_leans_to_what_lowers_the_error():
 
 
 def test_a_fork_that_diverges_counts_as_an_error_of_1():
-    env = Forkable(score=lambda counts: 0.99 - counts[2] / 100, deadly=2)  # the deadly group looks good until it kills
+    env = Forkable(
+        score=lambda counts: 0.99 - counts[2] / 100, deadly=2
+    )  # the deadly group has low errors until it terminates the run
     agent = Lookahead(env, seed=2)
     _, actions, info = play(env, agent, env.observation)
     assert agent.errors[0, 2] == 1.0
@@ -215,16 +200,16 @@ def test_a_fork_that_diverges_counts_as_an_error_of_1():
     assert len(actions) == 8
 
 
-def test_where_every_candidate_diverges_the_first_is_played_to_the_end(make):
+def test_if_every_candidate_diverges_the_first_is_played_to_the_end(make):
     env, agent, observation = make(learning_rate=1e30, iterations_per_update=4)
     _, _, info = play(env, agent, observation)
     assert info["diverged"]
     assert set(agent.errors.values()) == {1.0}
     assert agent.state_dict()["plan"] == []
-    assert agent.state_dict()["lean"] is None
+    assert agent.state_dict()["tilt"] is None
 
 
-def test_at_the_end_of_the_run_the_plan_is_over_and_a_new_run_gets_a_new_one(make):
+def test_the_plan_is_dropped_at_the_end_of_the_run(make):
     env, agent, observation = make(total_updates=1)
     observation, _, info = play(env, agent, observation, updates=5)
     assert info["update"] == 1
@@ -240,19 +225,19 @@ def test_at_the_end_of_the_run_the_plan_is_over_and_a_new_run_gets_a_new_one(mak
 # In the middle of a cycle
 
 
-@both_kinds
-def test_both_restored_in_mid_plan_continue_bit_for_bit(make, task, tmp_path):
+@single_and_joint
+def test_agent_and_environment_restored_in_the_middle_of_a_plan_continue_bit_for_bit(make, task, tmp_path):
     env, agent, observation = make(task=task)
     restored_env, restored, _ = make(task=task, seed=5, agent_seed=9)
     for _ in range(3):  # into the update, after the free iteration
         observation, *_ = env.step(agent.act(observation))
     env.unwrapped.save(tmp_path / "env")
     agent.save(tmp_path / "agent")
-    promised = min(agent.errors.values())
+    lowest = min(agent.errors.values())
     again, _ = restored_env.reset(options={"checkpoint": tmp_path / "env"})
     restored.load(tmp_path / "agent")
     assert np.array_equal(restored.probabilities(again), agent.probabilities(observation))
-    assert restored.errors == {}  # it made no plan of its own
+    assert restored.errors == {}  # it did not make a new plan
     assert_equal_trees(restored.state_dict(), agent.state_dict())
     _, actions, info = play(env, agent, observation, updates=2)
     _, same_actions, same_info = play(restored_env, restored, again, updates=2)
@@ -260,11 +245,11 @@ def test_both_restored_in_mid_plan_continue_bit_for_bit(make, task, tmp_path):
     assert same_info == info
     assert_equal_trees(restored.state_dict(), agent.state_dict())
     assert env.unwrapped.records[2].errors == restored_env.unwrapped.records[2].errors
-    assert np.mean(list(env.unwrapped.records[2].errors.values())) == promised
+    assert np.mean(list(env.unwrapped.records[2].errors.values())) == lowest
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_the_environment_alone_restored_in_mid_cycle_is_planned_from_there(make, steps, tmp_path):
+def test_without_a_plan_in_the_middle_of_a_cycle_it_plans_from_there(make, steps, tmp_path):
     env, agent, observation = make()
     for _ in range(steps):
         observation, *_ = env.step(agent.act(observation))
@@ -276,7 +261,7 @@ def test_the_environment_alone_restored_in_mid_cycle_is_planned_from_there(make,
     assert info["error"] == min(other.errors.values())
 
 
-def test_a_plan_does_not_outlive_the_run_it_was_made_for(make):
+def test_a_reset_ends_the_plan(make):
     env, agent, observation = make()
     env.step(agent.act(observation))
     planned, version = dict(agent.errors), agent.version
@@ -287,10 +272,10 @@ def test_a_plan_does_not_outlive_the_run_it_was_made_for(make):
     assert agent.errors != planned
 
 
-def test_actions_of_others_end_a_plan_with_the_next_validation(make):
+def test_actions_of_others_end_the_plan_at_the_next_validation(make):
     env, agent, observation = make()
     agent.act(observation)
-    for action in (2, 2):  # the free iteration, by somebody else
+    for action in (2, 2):  # the free iteration, with actions that the agent did not choose
         observation, *_ = env.step(action)
     version = agent.version
     _, actions, info = play(env, agent, observation)

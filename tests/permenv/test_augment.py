@@ -1,4 +1,4 @@
-"""Pieces: cut where they should be, shuffled as ψ says, coloured and normalised as documented."""
+"""Pieces are cut where their offsets say, shuffled as ψ says, and coloured and normalised as documented."""
 
 import numpy as np
 import pytest
@@ -14,8 +14,11 @@ from permenv.augment import (
     jitter_parameters,
     normalise,
     random_offsets,
-    unshuffled,
 )
+
+
+def in_true_order(batch: int, num_pieces: int) -> np.ndarray:
+    return np.tile(np.arange(num_pieces), (batch, 1))
 
 
 def images(batch: int, side: int, seed: int = 0) -> torch.Tensor:
@@ -24,11 +27,11 @@ def images(batch: int, side: int, seed: int = 0) -> torch.Tensor:
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(2, 6), st.integers(0, 4))
 @settings(deadline=None, max_examples=40)
-def test_unshuffled_pieces_rebuild_the_region_they_were_cut_from(batch, grid, piece_size, slack):
+def test_pieces_in_their_true_order_rebuild_the_region_they_were_cut_from(batch, grid, piece_size, slack):
     cell = piece_size + slack
     pictures = images(batch, grid * cell)
     offsets = random_offsets(np.random.default_rng(1), batch, grid**2, slack)
-    pieces = cut_tiles(pictures, unshuffled(batch, grid**2), offsets, grid, piece_size)
+    pieces = cut_tiles(pictures, in_true_order(batch, grid**2), offsets, grid, piece_size)
     for b in range(batch):
         for position in range(grid**2):
             row, column = divmod(position, grid)
@@ -41,7 +44,7 @@ def test_unshuffled_pieces_rebuild_the_region_they_were_cut_from(batch, grid, pi
 @settings(deadline=None, max_examples=20)
 def test_pieces_as_large_as_their_cells_rebuild_the_whole_image(batch, grid, cell):
     pictures = images(batch, grid * cell)
-    pieces = cut_tiles(pictures, unshuffled(batch, grid**2), centre_offsets(batch, grid**2, 0), grid, cell)
+    pieces = cut_tiles(pictures, in_true_order(batch, grid**2), centre_offsets(batch, grid**2, 0), grid, cell)
     rows = pieces.view(batch, grid, grid, cell, cell, 3).permute(0, 1, 3, 2, 4, 5)
     assert torch.equal(rows.reshape(pictures.shape), pictures)
 
@@ -49,7 +52,7 @@ def test_pieces_as_large_as_their_cells_rebuild_the_whole_image(batch, grid, cel
 def test_position_k_holds_the_piece_that_the_permutation_names():
     pictures = images(2, 12)
     order = np.array([[3, 1, 0, 2], [2, 3, 1, 0]])
-    straight = cut_tiles(pictures, unshuffled(2, 4), centre_offsets(2, 4, 2), 2, 4)
+    straight = cut_tiles(pictures, in_true_order(2, 4), centre_offsets(2, 4, 2), 2, 4)
     shuffled = cut_tiles(pictures, order, centre_offsets(2, 4, 2), 2, 4)
     for b in range(2):
         for k in range(4):
@@ -58,7 +61,7 @@ def test_position_k_holds_the_piece_that_the_permutation_names():
 
 def test_validation_crops_are_centred():
     picture = images(1, 10)
-    piece = cut_tiles(picture, unshuffled(1, 1), centre_offsets(1, 1, 4), 1, 6)
+    piece = cut_tiles(picture, in_true_order(1, 1), centre_offsets(1, 1, 4), 1, 6)
     assert torch.equal(piece[0, 0], picture[0, 2:8, 2:8])
 
 
@@ -73,7 +76,7 @@ def test_random_crops_reach_every_place_of_the_cell():
 )
 def test_crops_outside_their_cell_are_refused(side, offset, message):
     with pytest.raises(ValueError, match=message):
-        cut_tiles(images(1, side), unshuffled(1, 9), np.full((1, 9, 2), offset), 3, 2)
+        cut_tiles(images(1, side), in_true_order(1, 9), np.full((1, 9, 2), offset), 3, 2)
 
 
 def frames(batch: int, num_frames: int, side: int) -> torch.Tensor:
@@ -119,7 +122,7 @@ def slow_normalise(piece: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
 
 @pytest.mark.parametrize("coloured", [False, True])
 def test_normalisation_equals_a_plain_reference(coloured):
-    pieces = cut_tiles(images(2, 12), unshuffled(2, 4), centre_offsets(2, 4, 0), 2, 6)
+    pieces = cut_tiles(images(2, 12), in_true_order(2, 4), centre_offsets(2, 4, 0), 2, 6)
     colours = jitter_parameters(np.random.default_rng(2), 2, 4, ColourJitter(0.5, 0.5)) if coloured else None
     result = normalise(pieces, colours)
     assert result.shape == (2, 4, 3, 6, 6)
@@ -134,7 +137,7 @@ def test_a_flat_piece_stays_flat():
     assert normalise(flat).abs().max() < 1e-3
 
 
-def test_brightness_contrast_and_saturation_are_what_they_are_called():
+def test_brightness_contrast_and_saturation_change_what_their_names_say():
     strength = ColourJitter(0.4, 0.0)
     affine = jitter_parameters(np.random.default_rng(0), 500, 3, strength)
     grey = np.array([0.5, 0.5, 0.5])
@@ -147,7 +150,7 @@ def test_brightness_contrast_and_saturation_are_what_they_are_called():
     np.testing.assert_allclose(none, np.broadcast_to(np.eye(3, 4), none.shape), atol=1e-7)
 
 
-def test_grey_takes_the_colour_from_all_pieces_of_a_sample():
+def test_all_pieces_of_a_sample_are_grey_or_none():
     colours = jitter_parameters(np.random.default_rng(0), 400, 4, ColourJitter(0.2, 0.3))
     pieces = images(400 * 4, 2).view(400, 4, 2, 2, 3)
     result = normalise(pieces, colours)

@@ -1,4 +1,4 @@
-"""Checkpoints: what goes in comes out; what is broken is refused; what was there survives."""
+"""Checkpoints: trees are read as they were written, damaged files raise an error, and an old file survives."""
 
 import os
 import pickle
@@ -50,7 +50,7 @@ def assert_equal(first, second):
 
 @given(tree=trees)
 @settings(deadline=None, max_examples=50)
-def test_a_tree_comes_back_as_it_was(tree, tmp_path_factory):
+def test_a_tree_is_read_as_it_was_written(tree, tmp_path_factory):
     path = tmp_path_factory.mktemp("tree") / "deep" / "file"
     checkpoint.write(path, tree)
     assert_equal(checkpoint.read(path), tree)
@@ -61,7 +61,7 @@ def example():
 
 
 @pytest.mark.parametrize("where", [0, 3, 8, 60, 700, 2000, -1])
-def test_one_flipped_byte_is_noticed(where, tmp_path):
+def test_one_flipped_byte_is_detected(where, tmp_path):
     checkpoint.write(tmp_path / "file", example())
     content = bytearray((tmp_path / "file").read_bytes())
     content[where] ^= 1

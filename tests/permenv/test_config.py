@@ -1,4 +1,4 @@
-"""Presets, overrides, and what is refused before anything runs."""
+"""Presets, overrides, and values that raise an error before anything runs."""
 
 import dataclasses
 import json
@@ -6,8 +6,15 @@ import sys
 
 import pytest
 
-from permenv import PRESETS, TASKS, ConfigurationError, make_config
-from permenv.config import FOR_TASK
+from permenv import PRESETS, ConfigurationError, make_config, registered_tasks
+
+TASKS = ("spatial", "temporal", "spatiotemporal")
+
+
+def changes_of(preset, task):
+    """Return what the parts of a task change in a preset."""
+    parts = registered_tasks()[task]
+    return {name: value for part in parts for name, value in part.preset_changes.get(preset, {}).items()}
 
 
 def test_the_paper_preset_has_the_papers_numbers():
@@ -26,7 +33,7 @@ def test_the_paper_preset_has_the_papers_numbers():
 
 
 def test_the_three_tasks_of_the_paper():
-    assert TASKS == ("spatial", "temporal", "spatiotemporal")
+    assert tuple(registered_tasks())[:3] == TASKS
 
 
 def test_sizes_that_follow_from_others():
@@ -46,17 +53,17 @@ def test_overrides_change_only_what_they_name(preset):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_task_has_the_presets_numbers_but_for_its_own(preset, task):
-    own = FOR_TASK.get((preset, task), {})
+def test_a_task_has_the_numbers_of_the_preset_except_those_it_changes(preset, task):
+    own = changes_of(preset, task)
     assert make_config(preset, task) == dataclasses.replace(PRESETS[preset], **own)
     for name, value in own.items():
         assert getattr(PRESETS[preset], name) != value
-        assert getattr(make_config(preset, task, **{name: 2 * value}), name) == 2 * value  # a keyword has the last word
+        assert getattr(make_config(preset, task, **{name: 2 * value}), name) == 2 * value  # a keyword overrides both
 
 
 def test_the_paper_has_one_preset_for_all_tasks():
     assert {make_config("paper", task) for task in TASKS} == {PRESETS["paper"]}
-    assert {task for preset, task in FOR_TASK} <= set(TASKS)
+    assert changes_of("tiny", "temporal") == changes_of("tiny", "spatiotemporal") == {"learning_rate": 0.1}
 
 
 @pytest.mark.parametrize(
@@ -91,12 +98,12 @@ def test_the_paper_has_one_preset_for_all_tasks():
         ({"split": "1"}, r"split='1': must be a number of type int \| None"),
     ],
 )
-def test_bad_values_are_named(overrides, message):
+def test_an_error_names_the_bad_value(overrides, message):
     with pytest.raises(ConfigurationError, match=message):
         make_config(**{"preset": "tiny", **overrides})
 
 
-def test_timm_is_asked_for_where_a_backbone_needs_it(monkeypatch):
+def test_an_error_says_that_a_backbone_needs_timm(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
     make_config("tiny")
     with pytest.raises(ConfigurationError, match=r"'timm/resnet18' needs timm: pip install \"permenv\[timm\]\""):
@@ -111,6 +118,6 @@ def test_a_timm_that_does_not_import_is_reported_with_its_reason(monkeypatch, tm
         make_config("tiny", backbone="timm/resnet18")
 
 
-def test_as_dict_is_json_and_names_a_backbone_of_ones_own():
+def test_as_dict_is_json_and_has_the_name_of_a_users_backbone():
     values = make_config("tiny", backbone=json.loads).as_dict()
     assert json.loads(json.dumps(values))["backbone"] == "json.loads"

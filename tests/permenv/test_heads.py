@@ -17,7 +17,7 @@ FEATURES = 12  # of a piece
 
 
 class OwnHead(OrderingHead):
-    """A head of somebody else: no more than `forward` and the last layer."""
+    """A user's head: no more than `forward` and the last layer."""
 
     def __init__(self, features: int, num_pieces: int, num_permutations: int):
         super().__init__()
@@ -61,7 +61,7 @@ def features_of(samples: int, num_pieces: int, seed: int = 0) -> torch.Tensor:
 
 
 def naive(head: OrderingHead, features: torch.Tensor, permutations: np.ndarray) -> torch.Tensor:
-    """Logits [V, |Ψ|, |Ψ|]: permute, look, once for every permutation of every sample."""
+    """Logits [V, |Ψ|, |Ψ|]: permute the features and apply the head, for every permutation of every sample."""
     return torch.stack(
         [
             torch.stack([head(sample[permutation.tolist()][None])[0] for permutation in permutations])
@@ -74,7 +74,7 @@ def naive(head: OrderingHead, features: torch.Tensor, permutations: np.ndarray) 
 def check(head: OrderingHead, features: torch.Tensor, permutations: np.ndarray) -> list[int]:
     """Compare, and return the lengths of the chunks."""
     expected = naive(head, features, permutations).flatten(0, 1)
-    chunks = list(head.permuted(features, permutations))
+    chunks = list(head.all_permutation_logits(features, permutations))
     found = torch.cat(chunks)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -94,7 +94,7 @@ def test_the_spatial_head_stacks_its_tiles_in_order():
         torch.testing.assert_close(logits, head.classifier.weight @ hidden + head.classifier.bias)
 
 
-def test_the_temporal_head_classifies_what_its_lstm_says_after_the_last_frame():
+def test_the_temporal_head_classifies_the_output_of_its_lstm_after_the_last_frame():
     head, features = make("temporal", 5, 6), features_of(3, 5)
     assert isinstance(head.lstm, nn.LSTM)
     assert (head.lstm.num_layers, head.lstm.bidirectional) == (1, False)
@@ -112,14 +112,14 @@ def test_a_relative_head_sees_how_a_frame_differs_from_the_others_of_its_sample(
     features = 100 * features_of(3, 5)  # so that the least variance, which keeps still clips still, does not show
     spread = (features - features.mean(1, keepdim=True)) / features.std(1, keepdim=True, correction=0)
     torch.testing.assert_close(head(features), plain(spread), rtol=1e-3, atol=1e-4)
-    # what all frames have in common, and how strong it is, it does not see
+    # it does not see what all frames have in common, nor its scale
     torch.testing.assert_close(head(3 * features + features_of(3, 1, seed=1)), head(features), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(plain(3 * spread), plain(spread), atol=1e-2)
 
 
 @pytest.mark.parametrize("still", [0.0, 1e-6])
-def test_a_relative_head_does_not_blow_a_still_clips_rounding_up(still):
-    """All frames alike, or nearly: their mean in another order of summation must not make another frame of them."""
+def test_a_relative_head_does_not_amplify_the_rounding_of_a_still_clip(still):
+    """With equal or nearly equal frames, the rounding of their mean in another order of summation must not matter."""
     permutations, clip = SETS["far apart"], 5 + features_of(3, 1).expand(3, 9, FEATURES)
     check(make("relative", 9, 40), clip + still * features_of(3, 9, seed=1), permutations)
 
@@ -176,12 +176,12 @@ def test_the_papers_sizes(kind):
     check(head, features, permutations)
 
 
-def test_in_double_precision_the_difference_to_one_after_another_is_gone():
-    """So it is rounding, and nothing else."""
+def test_in_double_precision_all_permutations_equal_one_after_another_to_1e_12():
+    """So the difference in float32 is rounding."""
     permutations = SETS["far apart"]
     head, features = make("temporal", 9, 40).double(), features_of(2, 9).double()
     with torch.no_grad():
-        found = torch.cat(list(head.permuted(features, permutations)))
+        found = torch.cat(list(head.all_permutation_logits(features, permutations)))
         torch.testing.assert_close(found, naive(head, features, permutations).flatten(0, 1), rtol=0, atol=1e-12)
 
 
@@ -214,7 +214,7 @@ def test_the_tree_holds_every_different_beginning_once_of_any_set(rows):
     check_tree(np.array(rows))
 
 
-def test_what_the_tree_saves():
+def test_the_tree_has_fewer_nodes_than_all_prefixes():
     levels, _ = _prefixes(SETS["all of four pieces"], torch.device("cpu"))
     assert [len(level.pieces) for level in levels] == [4, 12, 24, 24]
     assert levels[-1].parents is None  # the last piece is what is left: nothing branches

@@ -12,7 +12,7 @@ from torch import nn
 
 from permenv import ConfigurationError
 from permenv.heads import SpatialHead, TemporalHead
-from permenv.networks import BACKBONES, build_network, caffenet, evaluating
+from permenv.networks import BACKBONES, build_network, caffenet, eval_mode
 
 SIZES = {"caffenet": 75, "quarter-caffenet": 32}
 
@@ -25,7 +25,8 @@ HEADS = {
 
 
 def build(backbone="quarter-caffenet", piece_size=32, seed=0, tasks=("spatial", "temporal")):
-    return build_network(backbone, {task: HEADS[task] for task in tasks}, piece_size=piece_size, seed=seed)
+    shape = (3, piece_size, piece_size)
+    return build_network(backbone, {task: HEADS[task] for task in tasks}, piece_shape=shape, seed=seed)
 
 
 def noise(batch, task, size=32, seed=0):
@@ -33,7 +34,7 @@ def noise(batch, task, size=32, seed=0):
 
 
 def two_by_two() -> nn.Module:
-    """A backbone of somebody else."""
+    """A user's backbone."""
     return nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(2))
 
 
@@ -122,7 +123,7 @@ def test_the_seed_decides_the_weights_and_the_global_generator_is_left_alone():
         assert constant or not torch.equal(p, q)
 
 
-def test_a_backbone_of_ones_own_is_seeded_too():
+def test_a_users_backbone_is_seeded_too():
     weights = [build(two_by_two, seed=seed).trunk[0].weight for seed in (1, 1, 2)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
@@ -147,17 +148,17 @@ def test_an_lstm_starts_as_torch_makes_it_and_fc6_with_hes_deviation():
 
 
 def test_pieces_too_small_for_the_trunk_are_refused():
-    with pytest.raises(ValueError, match=r"cannot take pieces of 8 × 8"):
+    with pytest.raises(ValueError, match=r"cannot take pieces of 3 × 8 × 8"):
         build("caffenet", piece_size=8)
 
 
-def test_evaluating_gives_the_mode_back():
+def test_eval_mode_restores_the_mode():
     network = build()
-    with evaluating(network):
+    with eval_mode(network):
         assert not network.trunk.training
     assert network.trunk.training
     network.eval()
-    with evaluating(network):
+    with eval_mode(network):
         pass
     assert not network.training
 
@@ -230,17 +231,18 @@ def test_a_timm_trunk_draws_nothing_in_its_forward_pass(timm, name):
 def test_a_run_with_a_timm_backbone_trains_forks_saves_and_pickles(timm, make_env, tmp_path):
     env = make_env(backbone="timm/test_resnet", learning_rate=0.05, total_updates=4)
     env.reset(seed=0)
-    world = env.unwrapped
-    assert json.loads(json.dumps(world.config.as_dict()))["backbone"] == "timm/test_resnet"
-    initial = [p.detach().clone() for p in world.trainer.network.trunk.parameters()]
+    base_env = env.unwrapped
+    assert json.loads(json.dumps(base_env.config.as_dict()))["backbone"] == "timm/test_resnet"
+    trunk = base_env.run.trainer.network.trunk
+    initial = [p.detach().clone() for p in trunk.parameters()]
     actions = np.random.default_rng(0).integers(4, size=48).tolist()  # 4 updates of 3 iterations of 4 actions
     for action in actions[:24]:
         env.step(action)
-    assert all(not torch.equal(a, b) for a, b in zip(initial, world.trainer.network.trunk.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(initial, trunk.parameters(), strict=True))
     env.unwrapped.save(tmp_path / "run.safetensors")
     restored = make_env(backbone="timm/test_resnet", learning_rate=0.05, total_updates=4)
     restored.reset(options={"checkpoint": tmp_path / "run.safetensors"})
-    runs = [world, world.fork(), restored.unwrapped, pickle.loads(pickle.dumps(world))]
+    runs = [base_env, base_env.fork(), restored.unwrapped, pickle.loads(pickle.dumps(base_env))]
     for action in actions[24:]:
         results = [run.step(action) for run in runs]
     for observation, reward, terminated, truncated, info in results:
@@ -266,5 +268,5 @@ def test_an_unknown_timm_model_is_refused_when_the_environment_is_made(timm, mak
 
 def test_a_timm_model_of_another_size_is_refused_when_the_run_begins(timm, make_env):
     env = make_env(backbone="timm/vit_tiny_patch16_224")
-    with pytest.raises(ConfigurationError, match=r"pieces of 32 × 32: Input height \(32\) .*; change piece_size"):
+    with pytest.raises(ConfigurationError, match=r"pieces of 3 × 32 × 32: Input height \(32\) .*; change piece_size"):
         env.reset(seed=0)

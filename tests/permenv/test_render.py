@@ -1,71 +1,42 @@
-"""The pictures say what the numbers say."""
+"""Figures show the numbers of a run; pictures change with its validations; a window follows it."""
 
+import pickle
+import sys
+
+import cv2
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
+from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo
+from matplotlib import pyplot
 from matplotlib.colors import to_rgba
 
-from permenv import render
+from permenv import ConfigurationError, render
+from tests.helpers import PARTS, assert_same, every_task, random_actions, rollout
+from tests.permenv.windows import CanvasWithoutScreen
 
-
-def curve(error):
-    return {"iteration": [10, 20], "error": [0.9, error], "baseline_error": [0.95, 0.8], "reward": [0.05, 0.8 - error]}
-
-
-@pytest.mark.parametrize("names", [("spatial",), ("spatial, a", "temporal, a", "spatial, b", "temporal, b")])
-def test_every_curve_has_a_colour_of_its_own_and_one_line_of_the_legend(names):
-    figure = render.error_figure({name: curve(0.1 * index) for index, name in enumerate(names)})
-    upper, lower = figure.axes
-    assert [text.get_text() for text in upper.get_legend().get_texts()] == [*names, "extrapolated"]
-    errors = [line for line in upper.lines if line.get_label() in names]
-    assert [line.get_ydata()[-1] for line in errors] == pytest.approx([0.1 * index for index in range(len(names))])
-    assert len({line.get_color() for line in errors}) == len(names)
-    for index, line in enumerate(errors):  # E, its extrapolation and its reward look alike
-        assert {line.get_color()} == {upper.lines[2 * index + 1].get_color(), lower.lines[1 + index].get_color()}
-    assert render.to_array(figure).shape == (720, 960, 3)
-
-
-def test_strips_show_each_frame_in_its_place_and_where_it_went():
-    rng = np.random.default_rng(0)
-    originals = rng.integers(0, 256, (2, 4, 8, 8, 3), dtype=np.uint8)
-    orders = np.array([[2, 0, 3, 1], [0, 1, 2, 3]])
-    pieces = np.stack([clip[order] for clip, order in zip(originals, orders, strict=True)])
-    figure = render.frames_figure(originals, pieces, orders, ["ψ 3: recognised\np = 0.50", "ψ 0"])
-    assert [axis.get_title(loc="left") for axis in figure.axes] == ["ψ 3: recognised, p = 0.50", "ψ 0"]
-    for axis, clip, order in zip(figure.axes, originals, orders, strict=True):
-        assert len(axis.images) == 8
-        shown = {(round(image.get_extent()[0] / 1.06), image.get_extent()[2] > 0.5): image for image in axis.images}
-        outlines = {(round(box.get_x() / 1.06), box.get_y() > 0.5): box.get_edgecolor() for box in axis.patches}
-        for position, frame in enumerate(order):
-            assert np.array_equal(shown[position, True].get_array(), clip[position])
-            assert np.array_equal(shown[position, False].get_array(), clip[frame])
-            assert outlines[position, False] == outlines[frame, True]
-            start, end = axis.lines[position].get_xdata()
-            assert (round(start / 1.06 - 0.47), round(end / 1.06 - 0.47)) == (frame, position)
-    assert render.to_array(figure).shape == (624, 576, 3)
-
-
-def test_tiles_are_shown_beside_their_image():
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 4, 4, 3), dtype=np.uint8)
-    figure = render.shuffle_figure(np.zeros((2, 12, 12, 3), np.uint8), pixels, ["a", "b"])
-    below = figure.axes[2].images[0].get_array()
-    assert below.shape == (16, 16, 3)
-    assert np.array_equal(below[6:10, 12:16], pixels[0, 5])
-    assert [axis.get_xlabel() for axis in figure.axes] == ["", "", "a", "b"]
-
+# Figures
 
 PSI = np.array([[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1], [3, 2, 1, 0], [1, 2, 3, 0]])
 
 
-def answers(label=4, guess=4, stills=True, broken=False):
-    """A sample of four pieces under the permutations PSI, and a network that is sure of one of them."""
+def predictions(label=4, guess=4, stills=True, broken=False):
+    """Return a sample of four tiles or frames under the permutations PSI, of which a network predicts one."""
     probabilities = np.full((1, 5), 0.1, np.float32)
     probabilities[0, [label, guess]] = 0.2, 0.6
     if broken:
         probabilities[:] = np.nan
     originals = np.zeros((1, 8, 8, 3) if stills else (1, 4, 4, 4, 3), np.uint8)
     true_order = np.arange(4, dtype=np.uint8)[:, None, None, None].repeat(4, 1).repeat(4, 2).repeat(3, 3)  # n, h, w, 3
-    return render.Answers(
-        originals, true_order[PSI[label]][None], PSI[[label]], np.array([label]), probabilities, PSI[[guess]]
+    return render.Predictions(
+        originals=originals,
+        pieces=true_order[PSI[label]][None],
+        orders=PSI[[label]],
+        labels=np.array([label]),
+        probabilities=probabilities,
+        guesses=PSI[[guess]],
+        columns=2,
     )
 
 
@@ -78,7 +49,7 @@ def panel(**changes):
         "observation": np.array([[0.2, 0.9], [0.5, 1.0], [0.3, 1.2]]),
         "choices": np.array([6, 1, 3]),
         "sizes": np.array([0.4, 0.4, 0.2]),
-        "answers": answers(),
+        "predictions": predictions(),
     }
     return render.Panel(**{**shown, **changes})
 
@@ -89,7 +60,7 @@ def draw(**changes):
     return figure
 
 
-def test_the_dashboard_shows_the_error_and_the_line_that_it_is_judged_by():
+def test_the_dashboard_shows_the_error_and_its_baseline():
     axis = draw().axes[0]
     assert axis.get_title(loc="left") == "spatial: E = 0.500"
     assert axis.get_xlim() == (0, 60)
@@ -106,14 +77,14 @@ def test_the_dashboard_shows_the_error_and_the_line_that_it_is_judged_by():
 
 def test_the_dashboard_shows_the_end_of_a_run_and_its_divergence():
     assert len(draw(next_validation=None).axes[0].lines) == 2
-    axis = draw(next_validation=None, diverged=31, answers=answers(broken=True)).axes[0]
+    axis = draw(next_validation=None, diverged=31, predictions=predictions(broken=True)).axes[0]
     assert axis.get_title(loc="left") == "spatial: diverged"
     assert axis.lines[1].get_xydata()[-1].tolist() == [31, 1]
     assert axis.collections[-1].get_segments()[0] == pytest.approx(np.array([[31, 1], [31, 0.485]]))
     assert to_rgba(axis.collections[-1].get_color()[0])[:3] == to_rgba("tab:red")[:3]
 
 
-def test_the_dashboard_shows_the_state_and_how_the_choices_lean():
+def test_the_dashboard_shows_the_state_and_the_choices():
     state, choices = draw().axes[1:3]
     boxes = np.array([bar.get_bbox().extents for bar in state.patches])  # left, from, right, to
     assert boxes == pytest.approx(np.array([[0, 1, 0.2, 0.9], [0.2, 1, 0.7, 1], [0.7, 1, 1, 1.2]]))
@@ -129,7 +100,7 @@ def test_before_the_first_choice_the_dashboard_says_so():
 
 
 def shown_pieces(axis):
-    """What lies where, row by row, and the colour around it."""
+    """Return the pieces row by row, and the colours of their frames."""
     places = sorted(axis.images, key=lambda image: (-image.get_extent()[2], image.get_extent()[0]))
     corners = {box.get_xy(): box.get_edgecolor() for box in axis.patches}
     outlines = [corners[image.get_extent()[0], image.get_extent()[2]] for image in places]
@@ -137,28 +108,189 @@ def shown_pieces(axis):
 
 
 @pytest.mark.parametrize("stills", [True, False])
-def test_the_dashboard_puts_a_sample_back_as_the_network_takes_it(stills):
+def test_the_dashboard_puts_a_sample_back_in_the_predicted_order(stills):
     good, bad = to_rgba("tab:green"), to_rgba("tab:red")
-    *_, shuffled, back = draw(answers=answers(stills=stills)).axes
+    *_, shuffled, back = draw(predictions=predictions(stills=stills)).axes
     assert shown_pieces(shuffled)[0] == [1, 2, 3, 0]
     assert shown_pieces(back) == ([0, 1, 2, 3], [good] * 4)
     assert back.texts[-1].get_text() == "recognised, p = 0.60"
-    *_, shuffled, back = draw(answers=answers(guess=1, stills=stills)).axes
-    # it takes 1, 2, 3, 0 for 1, 0, 3, 2: what it takes for the first is the third, and so on
+    *_, shuffled, back = draw(predictions=predictions(guess=1, stills=stills)).axes
+    # it predicts 1, 0, 3, 2 for 1, 2, 3, 0: the piece predicted to be the first is the third, and so on
     assert shown_pieces(back) == ([2, 1, 0, 3], [bad, good, bad, good])
-    assert back.texts[-1].get_text() == "taken for 1, true is no. 2, p = 0.20"
+    assert back.texts[-1].get_text() == "predicted 1, true ψ ranks 2, p = 0.20"
     numbers = [text.get_text() for text in shuffled.texts]
     assert numbers == ([] if stills else ["2", "3", "4", "1"])
 
 
-def test_an_answer_that_is_not_finite_puts_nothing_back():
-    *_, shuffled, back = draw(answers=answers(broken=True)).axes
+def test_predictions_that_are_not_finite_put_nothing_back():
+    *_, shuffled, back = draw(predictions=predictions(broken=True)).axes
     assert len(shuffled.images) == 4
     assert not back.images
-    assert back.texts[-1].get_text() == "no finite answer"
+    assert back.texts[-1].get_text() == "not finite"
 
 
 def test_two_tasks_are_two_rows():
     figure = render.dashboard_figure("title", "status", {"spatial": panel(), "temporal": panel()}, 60)
     assert render.to_array(figure).shape == (764, 1000, 3)
     assert [axis.get_title(loc="left") for axis in figure.axes[::5]] == ["spatial: E = 0.500", "temporal: E = 0.500"]
+
+
+# The environment's pictures
+
+
+@every_task
+def test_the_picture_changes_at_validations_only(make_env, task):
+    env = make_env(task=task, render_mode="rgb_array")
+    env.reset(seed=0)
+    last, pictures = env.render(), 1
+    for action in random_actions(env, 20):
+        info = env.step(action)[4]
+        picture = env.render()
+        assert picture.shape == (36 + 364 * len(PARTS[task]), 1000, 3)
+        assert picture.dtype == np.uint8
+        assert not picture.flags.writeable  # it may be handed out again
+        assert (picture is last) == (not info["validated"])
+        for part in range(len(PARTS[task]) if info["validated"] else 0):
+            rows = slice(36 + 364 * part, 400 + 364 * part)
+            assert not np.array_equal(picture[rows], last[rows])
+        last, pictures = picture, pictures + info["validated"]
+    assert pictures == 4
+
+
+@every_task
+def test_rendering_does_not_change_the_run(make_env, task):
+    env, twin = make_env(task=task, render_mode="rgb_array"), make_env(task=task)
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    for action in random_actions(env, 16):
+        env.render()
+        assert_same([env.step(action)], [twin.step(action)])
+    np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])  # the generator too
+
+
+def drawn_anew(make_env, env):
+    """The picture of a run that has never been drawn."""
+    fresh = make_env(task=env.task, render_mode="rgb_array").unwrapped
+    fresh.load_state_dict(env.state_dict())
+    return fresh.render()
+
+
+def test_forks_copies_and_continued_runs_have_their_own_pictures(make_env, tmp_path):
+    env = make_env(render_mode="rgb_array").unwrapped
+    env.reset(seed=0)
+    rollout(env, [0] * 12)
+    env.save(tmp_path / "run")
+    saved, fork, copy = env.render(), env.fork(), pickle.loads(pickle.dumps(env))
+    for each, group in ((fork, 1), (copy, 2), (env, 3)):
+        np.testing.assert_array_equal(each.render(), saved)
+        rollout(each, [group] * 12)
+    pictures = [each.render() for each in (fork, copy, env)]
+    for each, picture in zip((fork, copy, env), pictures, strict=True):
+        np.testing.assert_array_equal(picture, drawn_anew(make_env, each))
+    assert len({picture.tobytes() for picture in pictures}) == 3
+    env.load_state_dict(fork.state_dict())  # another run with as many validations
+    np.testing.assert_array_equal(env.render(), pictures[0])
+    env.reset(options={"checkpoint": tmp_path / "run"})
+    np.testing.assert_array_equal(env.render(), saved)
+
+
+@pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+def test_a_run_that_diverged_is_drawn(make_env, task):
+    env = make_env(task=task, render_mode="rgb_array")
+    env.reset(seed=0)
+    rollout(env, random_actions(env, 12))
+    before = env.render()
+    for network in (env.unwrapped.run.trainer.network, env.unwrapped.run.trainer.eval_network):
+        network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
+    assert rollout(env, random_actions(env, 4))[-1][2]
+    after = env.render()
+    assert after.shape == before.shape
+    assert not np.array_equal(after, before)
+
+
+@pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+def test_episodes_are_recorded(make_env, tmp_path, task):
+    env = make_env(task=task, render_mode="rgb_array", total_updates=2)
+    env = RecordEpisodeStatistics(RecordVideo(env, str(tmp_path / "videos")))
+    env.reset(seed=0)
+    *steps, last = rollout(env, random_actions(env, 24))
+    env.close()
+    assert last[3]
+    assert last[4]["episode"]["r"] == pytest.approx(sum(reward for _, reward, *_ in [*steps, last]))
+    assert last[4]["episode"]["l"] == 24
+    (file,) = (tmp_path / "videos").iterdir()
+    video, frames = cv2.VideoCapture(str(file)), []
+    assert video.get(cv2.CAP_PROP_FPS) == env.metadata["render_fps"]
+    while (read := video.read())[0]:
+        frames.append(read[1])
+    assert len(frames) in (24, 25)  # one after reset and each step; moviepy may round the last one off
+    assert {frame.shape for frame in frames} == {(36 + 364 * len(PARTS[task]), 1000, 3)}
+    assert np.abs(frames[0].astype(int) - frames[-1]).max() > 100
+
+
+# Windows
+
+
+@every_task
+def test_a_window_follows_the_run(make_env, windows, task):
+    env, twin = make_env(task=task, render_mode="human"), make_env(task=task, render_mode="rgb_array")
+    (window,) = windows
+    assert window.title == f"PermShuffle: {task}"
+    assert window.raised == 0  # there is nothing to show yet
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    assert window.raised == 1
+    np.testing.assert_array_equal(window.picture, twin.render())
+    for action in random_actions(env, 12):
+        drawn, (*_, info) = window.drawn, env.step(action)
+        twin.step(action)
+        assert window.drawn == drawn + info["validated"]
+        np.testing.assert_array_equal(window.picture, twin.render())
+    assert env.render() is None
+    assert window.raised == 1  # it does not come to the front by itself
+    assert window.answered == 1 + 12 / 4 + 1  # reset, every iteration, render
+    assert tuple(window.canvas.figure.bbox.size) == (1000, 36 + 364 * len(PARTS[task]))
+    env.close()
+    assert window.destroyed
+    assert windows == [window]
+
+
+def test_a_run_continues_after_its_window_is_closed(make_env, windows):
+    env = make_env(render_mode="human")
+    env.reset(seed=0)
+    pyplot.close("all")  # as whoever looks at it may
+    rollout(env, random_actions(env, 12))
+    assert windows[0].drawn == 0
+    env.close()
+    env.close()
+
+
+def test_a_fork_is_not_shown_in_its_parents_window(make_env, windows):
+    env = make_env(render_mode="human").unwrapped
+    env.reset(seed=0)
+    fork = env.fork()
+    rollout(fork, random_actions(env, 12))
+    fork.close()
+    assert windows[0].drawn == 0
+    assert not windows[0].destroyed
+    rollout(env, random_actions(env, 12))
+    assert windows[0].drawn == 2
+
+
+@pytest.mark.parametrize("backend", ["agg", "windows_on_no_screen"])
+def test_without_a_screen_a_window_raises_an_error_before_data_are_read(make_env, windows, monkeypatch, backend):
+    if backend == "agg":
+        pyplot.switch_backend("agg")
+    else:
+        monkeypatch.setattr(sys.modules[backend], "FigureCanvas", CanvasWithoutScreen)
+        pyplot.switch_backend(f"module://{backend}")
+    message = rf"render_mode='human'.*backend is '.*{backend}'; use render_mode='rgb_array', or.* set MPLBACKEND"
+    with pytest.raises(ConfigurationError, match=message):
+        make_env(render_mode="human", images="/nowhere")
+    assert not pyplot.get_fignums()
+    assert not windows
+
+
+def test_rendering_before_reset_raises_an_error(make_env):
+    with pytest.raises(gym.error.ResetNeeded):
+        make_env(render_mode="rgb_array").unwrapped.render()

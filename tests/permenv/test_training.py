@@ -1,4 +1,4 @@
-"""The trainer: it learns, its average is an average, and it continues from its state bit for bit."""
+"""The trainer learns, averages its weights, and continues from its state bit for bit."""
 
 import copy
 import functools
@@ -8,25 +8,26 @@ import numpy as np
 import pytest
 import torch
 
-from permenv import TASKS, ConfigurationError, checkpoint, make_config
+from permenv import ConfigurationError, checkpoint, make_config
 from permenv.tasks import make_tasks
 from permenv.training import Batch, Trainer, resolve_device, resolve_precision, trunk_of
-from tests.helpers import SMALL
+from tests.helpers import NUMBERS, PARTS
 
 CPU = torch.device("cpu")
-NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}
+TASKS = tuple(PARTS)
 PLAIN = {"ema_decay": 0.0, "momentum": 0.0, "weight_decay": 0.0}
 """Overrides under which a step is the gradient times the learning rate."""
 
 
 @functools.cache
 def tasks_of(task, **overrides):
-    return make_tasks(task, make_config("tiny", **{**NUMBERS, **overrides}), None, None, CPU)
+    return make_tasks(task, make_config("tiny", **{**NUMBERS, **overrides}), CPU, {})
 
 
 def make_trainer(task="spatial", seed=0, **overrides):
     config = make_config("tiny", **{**NUMBERS, "precision": "float32", **overrides})
-    return Trainer(config, {name: each.head for name, each in tasks_of(task).items()}, CPU, seed)
+    shape = (3, config.piece_size, config.piece_size)
+    return Trainer(config, {name: each.head for name, each in tasks_of(task).items()}, shape, CPU, seed)
 
 
 def make_batches(task="spatial", seed=0, labels=None, **overrides):
@@ -35,7 +36,7 @@ def make_batches(task="spatial", seed=0, labels=None, **overrides):
     for name, each in tasks_of(task, **overrides).items():
         chosen = rng.integers(24, size=8) if labels is None else labels
         samples = each.draw(np.arange(len(each.data)), 8, rng)
-        batches[name] = Batch(each.training_pieces(samples, chosen, rng), chosen)
+        batches[name] = Batch(each.pieces(samples, each.permutations[chosen], rng), chosen)
     return batches
 
 
@@ -132,7 +133,7 @@ def test_averaged_weights_are_the_exponential_average_buffers_included(task):
                 name: 0.9 * average[name] + 0.1 * live[name] if live[name].is_floating_point() else live[name]
                 for name in live
             }
-    averaged = trainer.evaluated.state_dict()
+    averaged = trainer.eval_network.state_dict()
     for name in average:
         if average[name].is_floating_point():
             torch.testing.assert_close(averaged[name], average[name], rtol=1e-5, atol=1e-7)
@@ -141,7 +142,7 @@ def test_averaged_weights_are_the_exponential_average_buffers_included(task):
 
 def test_without_averaging_the_live_weights_are_validated():
     trainer = make_trainer(ema_decay=0.0)
-    assert trainer.evaluated is trainer.network
+    assert trainer.eval_network is trainer.network
 
 
 def test_the_learning_rate_drops():
@@ -171,12 +172,12 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(task, broken):
     with torch.no_grad():
         trainer.network.heads[broken].classifier.bias.fill_(torch.inf)
     before = {name: p.detach().clone() for name, p in trainer.network.named_parameters()}
-    evaluated, state = copy.deepcopy(trainer.evaluated.state_dict()), copy.deepcopy(trainer.state_dict())
+    averaged, state = copy.deepcopy(trainer.eval_network.state_dict()), copy.deepcopy(trainer.state_dict())
     losses = train(trainer, 1, task)[0]
     assert [name for name, loss in losses.items() if not np.isfinite(loss)] == [broken]
     assert trainer.iteration == 1
     assert all(torch.equal(p, before[name]) for name, p in trainer.network.named_parameters())
-    assert all(torch.equal(value, evaluated[name]) for name, value in trainer.evaluated.state_dict().items())
+    assert all(torch.equal(value, averaged[name]) for name, value in trainer.eval_network.state_dict().items())
     assert all(torch.equal(value, state["momentum"][n]) for n, value in trainer.state_dict()["momentum"].items())
 
 
@@ -193,7 +194,7 @@ def test_a_restored_trainer_continues_bit_for_bit(task, ema_decay, before):
     train(restored, 2, task, seed=9)  # whatever it did before
     restored.load_state_dict(trainer.state_dict())
     assert train(restored, 4, task, seed=1) == train(trainer, 4, task, seed=1)
-    for p, q in zip(trainer.evaluated.parameters(), restored.evaluated.parameters(), strict=True):
+    for p, q in zip(trainer.eval_network.parameters(), restored.eval_network.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
@@ -222,10 +223,10 @@ def test_a_state_is_not_tied_to_the_one_that_loads_it():
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_the_trunk_of_a_state_is_the_evaluated_one(ema_decay, steps):
+def test_the_trunk_of_a_state_is_the_validated_one(ema_decay, steps):
     trainer = make_trainer(ema_decay=ema_decay)
     train(trainer, steps)
-    found, expected = trunk_of(trainer.state_dict()), trainer.evaluated.trunk.state_dict()
+    found, expected = trunk_of(trainer.state_dict()), trainer.eval_network.trunk.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     live = trainer.network.trunk.state_dict()
@@ -241,10 +242,10 @@ def test_a_run_starts_from_the_trunk_of_a_run_of_another_task(task, mine, theirs
     train(source, 3)
     trunk = copy.deepcopy(trunk_of(source.state_dict()))
     target.start_from(trunk_of(source.state_dict()))
-    for network in (target.network, target.evaluated):
+    for network in (target.network, target.eval_network):
         values = network.trunk.state_dict()
         assert all(torch.equal(values[name], value) for name, value in trunk.items())
-    for p, q in zip(target.evaluated.heads.parameters(), untouched.network.heads.parameters(), strict=True):
+    for p, q in zip(target.eval_network.heads.parameters(), untouched.network.heads.parameters(), strict=True):
         assert torch.equal(p, q)
     assert target.iteration == 0
     assert not target.state_dict()["momentum"]
@@ -282,8 +283,8 @@ def test_bf16_trains_and_keeps_float32_weights(task):
     assert losses[0] != full
 
 
-def test_pieces_that_are_too_small_for_the_backbone_are_a_matter_of_configuration():
-    with pytest.raises(ConfigurationError, match="cannot take pieces of 8 × 8"):
+def test_pieces_too_small_for_the_backbone_raise_a_configuration_error():
+    with pytest.raises(ConfigurationError, match="cannot take pieces of 3 × 8 × 8"):
         make_trainer(backbone="caffenet", piece_size=8)
 
 

@@ -1,4 +1,4 @@
-"""Exact validation against the naive one: permute the pixels, run the whole network, once a permutation."""
+"""Exact validation against the naive one, which permutes the pixels and runs the network once per permutation."""
 
 import itertools
 
@@ -12,13 +12,13 @@ from permenv import heads, validation
 from permenv.heads import OrderingHead, SpatialHead, TemporalHead
 from permenv.networks import build_network
 from permenv.permutations import maximally_different
-from permenv.validation import permuted_logits, validate
+from permenv.validation import all_permutation_logits, validate
 
 TASKS = ("spatial", "temporal", "relative", "own")
 
 
 class OwnHead(OrderingHead):
-    """A head of somebody else: no more than `forward` and the last layer."""
+    """A user's head: no more than `forward` and the last layer."""
 
     def __init__(self, features: int, num_pieces: int, num_permutations: int):
         super().__init__()
@@ -45,7 +45,7 @@ def heads_for(num_pieces: int, count: int, **sizes: int):
 def trained_a_little(tasks, num_pieces=9, count=30, backbone="quarter-caffenet", size=32, **sizes: int):
     """A network whose predictions are far from uniform and whose batch statistics are not the initial ones."""
     makers = heads_for(num_pieces, count, **sizes)
-    network = build_network(backbone, {task: makers[task] for task in tasks}, piece_size=size, seed=3)
+    network = build_network(backbone, {task: makers[task] for task in tasks}, piece_shape=(3, size, size), seed=3)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _ in range(3):
@@ -78,7 +78,7 @@ def naive(network, task, pieces, permutations):
 
 def all_probabilities(network, task, pieces, permutations):
     """Softmax [|Ψ|, V, |Ψ|] of the exact validation, and the labels that it gives to its rows."""
-    logits, labels = zip(*permuted_logits(network, task, pieces, permutations), strict=True)
+    logits, labels = zip(*all_permutation_logits(network, task, pieces, permutations), strict=True)
     table = torch.cat(logits).softmax(1).view(len(pieces), len(permutations), -1)
     return table.transpose(0, 1).numpy(), torch.cat(labels).view(len(pieces), -1)
 
@@ -91,8 +91,8 @@ def check(network, task, pieces, permutations):
     np.testing.assert_allclose(result.ratios, ratios, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(result.correct, correct)
     assert result.error == pytest.approx(error)
-    surprises = [-np.log(probabilities[label, :, label]) for label in range(len(permutations))]
-    assert result.cross_entropy == pytest.approx(np.mean(surprises), rel=1e-5)
+    negative_log_likelihoods = [-np.log(probabilities[label, :, label]) for label in range(len(permutations))]
+    assert result.cross_entropy == pytest.approx(np.mean(negative_log_likelihoods), rel=1e-5)
     assert (labels == torch.arange(len(permutations))).all()
 
 
@@ -119,7 +119,7 @@ def test_equals_naive_whatever_the_chunks(joint, task, chunk_bytes, samples, mon
     np.testing.assert_allclose(result.ratios, ratios, rtol=0, atol=1e-5)
     np.testing.assert_array_equal(result.correct, correct)
     assert result.error == pytest.approx(error)
-    assert 0.5 < error < 1  # or the case would show nothing
+    assert 0.5 < error < 1
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -165,7 +165,7 @@ def test_a_ratio_above_one_is_a_recognised_permutation(joint, task):
     np.testing.assert_allclose(result.permutation_errors.mean(), result.error)
 
 
-def test_the_cross_entropy_of_an_answer_that_is_certainly_wrong_is_finite():
+def test_the_cross_entropy_of_a_certain_and_wrong_prediction_is_finite():
     """Its probability is 0 in float32, minus its logarithm is not infinite."""
     network = trained_a_little(["spatial"], count=6)
     network.heads["spatial"].classifier.bias.data[0] += 1000
@@ -174,7 +174,7 @@ def test_the_cross_entropy_of_an_answer_that_is_certainly_wrong_is_finite():
     assert result.finite
 
 
-def test_a_network_that_answers_always_the_same_recognises_nothing():
+def test_a_network_that_always_predicts_the_same_recognises_nothing():
     network = trained_a_little(["temporal"], 4, 24)
     with torch.no_grad():
         network.heads["temporal"].classifier.weight.zero_()
@@ -184,7 +184,7 @@ def test_a_network_that_answers_always_the_same_recognises_nothing():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_network_is_left_in_training_mode_with_its_statistics(joint, task):
+def test_the_network_stays_in_training_mode_with_its_statistics(joint, task):
     network, pieces, permutations, _ = joint
     before = {name: value.clone() for name, value in network.state_dict().items()}
     validate(network, task, pieces, permutations)
@@ -194,7 +194,7 @@ def test_the_network_is_left_in_training_mode_with_its_statistics(joint, task):
 
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("broken", ["trunk", "head"])
-def test_broken_weights_are_seen(task, broken):
+def test_weights_that_are_not_finite_are_detected(task, broken):
     network = trained_a_little([task])
     weights = network.trunk[0].weight if broken == "trunk" else network.heads[task].classifier.weight
     with torch.no_grad():
@@ -204,7 +204,7 @@ def test_broken_weights_are_seen(task, broken):
     assert result.error == 1
 
 
-def test_a_broken_head_does_not_touch_another_task(joint):
+def test_a_broken_head_does_not_affect_another_task(joint):
     network, pieces, permutations, expected = joint
     bias = network.heads["temporal"].classifier.bias
     before = bias.detach().clone()

@@ -1,4 +1,4 @@
-"""The cache gives back what was written or makes it again, whatever has happened to it."""
+"""The cache returns what was written or makes it again, whatever happened to its files."""
 
 import json
 import multiprocessing
@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import platformdirs
 import pytest
 
 from permenv.data import cache
-from permenv.data.cache import cached_rows
+from permenv.data.cache import cached_or_in_memory, cached_rows
 from permenv.data.source import DataError
 
 ROW = (4, 3)
@@ -24,14 +26,14 @@ METADATA = {"skipped": [["ä.jpg", "truncated"]]}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The cache of one test."""
+    """Return the cache folder of one test."""
     place = tmp_path / "cache"
     monkeypatch.setenv("PERMENV_CACHE", str(place))
     return place
 
 
 class Builder:
-    """Appends ROWS in two pieces and counts how often it was asked to."""
+    """Appends ROWS in two pieces and counts its calls."""
 
     def __init__(self):
         self.calls = 0
@@ -52,6 +54,11 @@ def fail(append):
     raise AssertionError("built again")
 
 
+def contents(folder):
+    """Names of what the cache holds, without the lock files."""
+    return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
+
+
 def test_rows_and_metadata_come_back_on_the_first_and_the_second_start(folder):
     for build in (Builder(), fail):
         rows, metadata = open_rows(build)
@@ -59,7 +66,7 @@ def test_rows_and_metadata_come_back_on_the_first_and_the_second_start(folder):
         assert metadata == METADATA
         assert isinstance(rows, np.memmap)
         assert not rows.flags.writeable
-    assert [path.name for path in folder.iterdir()] == ["key"]
+    assert contents(folder) == ["key"]
 
 
 def test_fewer_rows_than_planned():
@@ -67,20 +74,20 @@ def test_fewer_rows_than_planned():
     np.testing.assert_array_equal(rows, ROWS)
 
 
-def test_keys_are_apart():
+def test_different_keys_are_different_entries():
     open_rows(Builder())
     rows, _ = cached_rows("other", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
     assert rows.shape == (1, 2)
     open_rows(fail)
 
 
-def test_rows_of_another_kind_than_agreed_are_refused():
+def test_rows_of_another_shape_or_type_are_refused():
     for wrong in (ROWS[:, :2], ROWS.astype(np.float32)):
         with pytest.raises(TypeError, match="rows must be uint8"):
             open_rows(lambda append, rows=wrong: append(rows) or {})
 
 
-def test_no_rows_at_all():
+def test_an_entry_without_rows_is_refused():
     with pytest.raises(DataError, match="no rows"):
         open_rows(lambda append: {})
 
@@ -174,7 +181,7 @@ def test_a_build_that_fails_leaves_nothing(folder):
 
     with pytest.raises(KeyboardInterrupt):
         open_rows(build)
-    assert list(folder.iterdir()) == []
+    assert contents(folder) == []
     open_rows(Builder())
 
 
@@ -194,7 +201,7 @@ def a_finished_process():
         ("else-where", a_finished_process, 2, False),
     ],
 )
-def test_leftovers_go_when_nobody_works_on_them(folder, machine, process, age_days, kept):
+def test_temporary_folders_of_ended_processes_are_deleted(folder, machine, process, age_days, kept):
     leftover = folder / f"temporary-{machine}-{process()}-0123"
     leftover.mkdir(parents=True)
     (leftover / "array.bin").write_bytes(b"half")
@@ -208,7 +215,7 @@ def test_leftovers_go_when_nobody_works_on_them(folder, machine, process, age_da
 
 
 def build_until_killed(started):
-    """Append one piece, say so, and never finish."""
+    """Append one piece, set the event, and never finish."""
 
     def build(append):
         append(ROWS[:2])
@@ -218,7 +225,7 @@ def build_until_killed(started):
     open_rows(build)
 
 
-def test_a_process_killed_while_it_builds_leaves_nothing_that_is_used(folder):
+def test_a_process_killed_while_it_builds_leaves_no_entry_and_no_lock(folder):
     spawn = multiprocessing.get_context("spawn")
     started = spawn.Event()
     process = spawn.Process(target=build_until_killed, args=(started,))
@@ -226,40 +233,100 @@ def test_a_process_killed_while_it_builds_leaves_nothing_that_is_used(folder):
     assert started.wait(60)
     process.kill()
     process.join()
-    assert [path.name.partition("-")[0] for path in folder.iterdir()] == ["temporary"]
+    assert [name.partition("-")[0] for name in contents(folder)] == ["temporary"]
 
     rows, _ = open_rows(Builder())
 
     np.testing.assert_array_equal(rows, ROWS)
-    assert [path.name for path in folder.iterdir()] == ["key"]
+    assert contents(folder) == ["key"]
 
 
-def build_beside_another(meeting, results):
-    """Build at the same moment as another process does, and hand over what was opened."""
+def build_slowly(append):
+    """Leave a mark for each build; take long enough for the other processes to arrive."""
+    (cache.cache_folder() / f"build-{os.getpid()}.lock").touch()
+    append(ROWS)
+    time.sleep(0.3)
+    return METADATA
 
-    def build(append):
-        append(ROWS[:2])
-        meeting.wait(60)  # now both build
-        append(ROWS[2:])
-        return METADATA
 
-    rows, metadata = open_rows(build)
+def open_at_once(barrier, results):
+    """Open the entry at the same moment as other processes do, and report what was opened."""
+    barrier.wait(60)
+    rows, metadata = open_rows(build_slowly)
     results.put((np.array(rows), metadata))
 
 
-def test_two_processes_that_build_the_same_entry_both_succeed(folder):
+@pytest.mark.ci
+def test_processes_that_need_an_entry_at_once_build_it_once(folder):
     spawn = multiprocessing.get_context("spawn")
-    meeting, results = spawn.Barrier(2), spawn.Queue()
-    process = spawn.Process(target=build_beside_another, args=(meeting, results))
-    process.start()
-    build_beside_another(meeting, results)
-    for _ in range(2):
+    barrier, results = spawn.Barrier(3), spawn.Queue()
+    processes = [spawn.Process(target=open_at_once, args=(barrier, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    open_at_once(barrier, results)
+    for _ in range(3):
         rows, metadata = results.get(timeout=60)
         np.testing.assert_array_equal(rows, ROWS)
         assert metadata == METADATA
-    process.join()
-    assert process.exitcode == 0
-    assert [path.name for path in folder.iterdir()] == ["key"]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert len(list(folder.glob("build-*"))) == 1
+    assert contents(folder) == ["key"]
+
+
+def test_threads_that_need_an_entry_at_once_build_it_once(folder):
+    folder.mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(lambda _: open_rows(build_once), range(8)))
+    assert all((rows == ROWS).all() for rows, _ in opened)
+
+
+def build_once(append):
+    (cache.cache_folder() / "built").touch(exist_ok=False)
+    time.sleep(0.1)
+    append(ROWS)
+    return METADATA
+
+
+def test_a_builder_that_finds_the_entry_of_a_faster_process_uses_it(folder):
+    def build(append):
+        append(ROWS)
+        shutil.copytree(other, folder / "key")  # as on a file system without locks
+        return {}
+
+    open_rows(Builder())
+    other = (folder / "key").rename(folder / "copy")
+    rows, metadata = open_rows(build)
+    np.testing.assert_array_equal(rows, ROWS)
+    assert metadata == METADATA
+
+
+def test_without_file_locks_the_entry_is_built_all_the_same(monkeypatch):
+    def acquire(self, timeout=None):
+        raise NotImplementedError("this file system has no flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    rows, _ = open_rows(Builder())
+    np.testing.assert_array_equal(rows, ROWS)
+
+
+def test_rows_are_made_in_memory_where_the_cache_cannot_be_written(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "file" / "cache"))
+    rows, metadata = cached_or_in_memory("key", (5, *ROW), Builder())
+    np.testing.assert_array_equal(rows, ROWS)
+    assert metadata == METADATA
+    assert not rows.flags.writeable
+    [warning] = caplog.records
+    assert (warning.name, warning.levelname) == ("permenv", "WARNING")
+    assert "key is made in memory" in warning.getMessage()
+    assert "file/cache cannot be written" in warning.getMessage()
+
+
+def test_an_error_of_the_builder_is_not_taken_for_one_of_the_cache():
+    with pytest.raises(DataError, match="no rows"):
+        cached_or_in_memory("key", (5, *ROW), lambda append: {})
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path, monkeypatch):
@@ -269,7 +336,7 @@ def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path, monke
         open_rows(fail)
 
 
-def test_too_small_a_disk_shows_before_the_work(folder, monkeypatch):
+def test_a_disk_that_is_too_small_is_noticed_before_the_work(folder, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(10**12, 10**12, ROWS.nbytes - 1))
     with pytest.raises(DataError, match=r"cache cannot be written.*PERMENV_CACHE"):
@@ -286,7 +353,7 @@ def test_a_disk_that_fills_up_during_the_work(folder):
             cached_rows("key", (5, 2**20), lambda append: [append(mebibyte) for _ in range(5)])
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert list(folder.iterdir()) == []
+    assert contents(folder) == []
 
 
 def test_a_disk_that_does_not_keep_what_is_written(folder, monkeypatch):
@@ -298,11 +365,11 @@ def test_a_disk_that_does_not_keep_what_is_written(folder, monkeypatch):
             flip_bit(target)
 
     monkeypatch.setattr(Path, "rename", rename_and_damage)
-    with pytest.raises(DataError, match=r"does not give back.*PERMENV_CACHE"):
+    with pytest.raises(DataError, match=r"written 3 times .*PERMENV_CACHE"):
         open_rows(Builder())
-    assert list(folder.iterdir()) == []
+    assert contents(folder) == []
 
 
-def test_without_the_variable_the_cache_is_the_users(monkeypatch):
+def test_by_default_the_cache_is_in_the_users_cache_folder(monkeypatch):
     monkeypatch.delenv("PERMENV_CACHE")
-    assert cache.cache_folder() == cache.platformdirs.user_cache_path("permenv")
+    assert cache.cache_folder() == platformdirs.user_cache_path("permenv")

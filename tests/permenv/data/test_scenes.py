@@ -1,4 +1,4 @@
-"""The embedded scenes: reproducible, labelled, laid out, and moving."""
+"""The embedded scenes: reproducibility, labels, layout and motion."""
 
 import random
 
@@ -8,10 +8,11 @@ import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
 from permenv.data import scenes
+from permenv.data.embedded import embedded_clips, embedded_scenes
 from permenv.data.scenes import CLASSES, render_clips, render_stills
 
 SIZE = 64
-MOVED = 40  # levels of grey that change where something moves; the noise of the sensor changes fewer
+MOVED = 40  # change in grey levels where something moves; the noise of the sensor is smaller
 
 
 @pytest.fixture(scope="module")
@@ -22,14 +23,14 @@ def stills() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def clips() -> tuple[np.ndarray, np.ndarray]:
-    """Beginning, middle and end of enough scenes to see every class move, the camera on a tripod."""
+    """Beginning, middle and end of enough scenes to see every class move, with a fixed camera."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenes, "_sample_pan", lambda rng: np.zeros(2))
         return render_clips(160, 3, 48, seed=11)
 
 
 def travel(pixels: np.ndarray, labels: np.ndarray, name: str, axis: int) -> np.ndarray:
-    """How far, in pixels down (axis 1) or right (axis 2), what changes moves in each clip of a class."""
+    """How far, in pixels down (axis 1) or right (axis 2), the changing pixels move in each clip of a class."""
     first, middle, last = pixels[labels == CLASSES.index(name)].mean(axis=-1).swapaxes(0, 1)
 
     def centre(change: np.ndarray) -> np.ndarray:
@@ -45,14 +46,14 @@ def brightness(pixels: np.ndarray) -> np.ndarray:
 
 
 def horizon(picture: np.ndarray) -> int:
-    """The row between the two most different parts, sky and ground as a rule."""
+    """The row between the two most different parts, usually sky and ground."""
     rows = picture.mean(axis=1)
     apart = [np.abs(rows[:row].mean(axis=0) - rows[row:].mean(axis=0)).sum() for row in range(4, len(rows) - 4)]
     return 4 + int(np.argmax(apart))
 
 
 def gradients(picture: np.ndarray) -> np.ndarray:
-    """Histograms of edge directions in a 6 x 6 grid: what is where, whatever its colour."""
+    """Histograms of edge directions in a 6 x 6 grid: shapes and positions without colours."""
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
     strength, angle = cv2.cartToPolar(cv2.Sobel(grey, -1, 1, 0), cv2.Sobel(grey, -1, 0, 1))
     cell = np.arange(SIZE) * 6 // SIZE
@@ -86,7 +87,7 @@ class TestContract:
 
     def test_channels_are_red_green_blue(self, stills):
         top, bottom = (stills[0][:, row].mean(axis=(0, 1)) for row in (0, -1))
-        assert top[2] / top[0] > bottom[2] / bottom[0]  # on the whole the sky is bluer than the ground
+        assert top[2] / top[0] > bottom[2] / bottom[0]  # on average the sky is bluer than the ground
 
     def test_same_seed_gives_same_scenes(self):
         for first, second in zip(render_stills(6, 24, seed=3), render_stills(6, 24, seed=3), strict=True):
@@ -142,7 +143,7 @@ class TestContract:
 
 
 class TestLayout:
-    """A picture has an above and a below, but no column or horizon of its own, at every size."""
+    """Top and bottom of a picture differ; columns do not, and the horizon varies."""
 
     def test_a_scene_looks_the_same_at_every_size(self):
         small, large = render_stills(24, 54, seed=2)[0], render_stills(24, 216, seed=2)[0]
@@ -163,33 +164,33 @@ class TestLayout:
         from_left = brightness(pixels[:, :, :third]) > brightness(pixels[:, :, -third:])
         assert 0.4 < from_left.mean() < 0.6
 
-    def test_no_column_has_a_look_of_its_own(self, stills):
+    def test_columns_look_alike_on_average(self, stills):
         pixels, _ = stills
         columns = pixels.mean(axis=(0, 1, 3))
         assert np.ptp(columns) < pixels.mean(axis=(1, 2, 3)).std() / 2
 
-    def test_the_horizon_lies_anywhere(self, stills):
+    def test_the_horizon_is_at_any_height(self, stills):
         horizons = [horizon(picture) for picture in stills[0][:160]]
         tally, _ = np.histogram(horizons, bins=3, range=(0, SIZE))
         assert (tally > len(horizons) / 10).all()
 
 
 class TestLabels:
-    """The class can be seen, though not in the colours."""
+    """The class shows in shapes, not in colours."""
 
     def test_nearest_neighbours_by_shape_share_their_class(self, stills):
         pixels, labels = stills
         features = np.stack([gradients(picture) for picture in pixels])
         assert accuracy_of_nearest_neighbour(features, labels) > 3 / len(CLASSES)
 
-    def test_colours_hardly_tell_the_class(self, stills):
+    def test_colours_hardly_predict_the_class(self, stills):
         pixels, labels = stills
         colours = pixels.reshape(len(pixels), -1, 3).mean(axis=1)
         assert accuracy_of_nearest_neighbour(colours, labels) < 2 / len(CLASSES)
 
 
 class TestTime:
-    """Clips show the stills' scenes, and time has a direction."""
+    """Clips show the same scenes as stills, and time has a direction."""
 
     @pytest.mark.parametrize("frames", [1, 3, 5])
     def test_middle_frame_is_the_still(self, frames):
@@ -207,14 +208,14 @@ class TestTime:
         assert np.median(rows) < -2
 
     @pytest.mark.parametrize("name", ["car", "plane", "train", "horse"])
-    def test_what_has_wheels_wings_or_legs_travels_either_way(self, clips, name):
+    def test_vehicles_and_horses_move_to_either_side(self, clips, name):
         columns = travel(*clips, name, axis=2)
         assert np.median(np.abs(columns)) > 3
         assert (columns > 0).any()
         assert (columns < 0).any()
 
     @pytest.mark.parametrize("name", ["house", "tree", "windmill"])
-    def test_what_is_rooted_stays(self, clips, name):
+    def test_houses_trees_and_windmills_stay(self, clips, name):
         assert np.median(np.abs(travel(*clips, name, axis=2))) < 2.5
 
     def test_the_camera_pans_mostly_to_the_right(self):
@@ -227,4 +228,52 @@ class TestTime:
             ]
         )
         assert np.median(np.abs(shifts[:, 0])) > 5
-        assert 0.05 < (shifts[:, 0] > 0).mean() < 0.4  # what is seen moves the other way
+        assert 0.05 < (shifts[:, 0] > 0).mean() < 0.4  # the picture moves the other way
+
+
+class TestEmbedded:
+    """The embedded datasets are the rendered scenes, kept in the cache."""
+
+    @pytest.fixture(autouse=True)
+    def forget(self, cache):
+        """Begin with an empty cache, in memory as on disk."""
+        for function in (embedded_scenes, embedded_clips):
+            function.cache_clear()
+
+    def test_scenes_are_the_rendered_stills(self):
+        images = embedded_scenes(11, 24, 3)
+        pixels, labels = render_stills(11, 24, 3)
+        np.testing.assert_array_equal(images.pixels, pixels)
+        np.testing.assert_array_equal(images.labels, labels)
+        assert (images.classes, images.fingerprint) == (CLASSES, "scenes-1-11-24-3")
+
+    def test_clips_are_the_rendered_clips(self):
+        clips = embedded_clips(9, 3, 24, 3)
+        pixels, labels = render_clips(9, 3, 24, 3)
+        np.testing.assert_array_equal(clips.frames.pixels, pixels.reshape(-1, 24, 24, 3))
+        np.testing.assert_array_equal(clips.frames.labels, labels.repeat(3))
+        np.testing.assert_array_equal(clips.lengths, [3] * 9)
+        assert clips.fingerprint == "clips-1-9-3-24-3"
+
+    @pytest.mark.parametrize("function", [lambda: embedded_scenes(5, 16), lambda: embedded_clips(5, 2, 16)])
+    def test_the_second_process_renders_nothing(self, function, monkeypatch):
+        first = function()
+        embedded_scenes.cache_clear()
+        embedded_clips.cache_clear()
+        monkeypatch.setattr("permenv.data.embedded.render_clip", None)
+        assert function().fingerprint == first.fingerprint
+        assert function() is function()
+
+    def test_without_a_cache_scenes_are_rendered_in_memory(self, tmp_path, monkeypatch, caplog):
+        (tmp_path / "file").touch()
+        monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "file"))
+        np.testing.assert_array_equal(embedded_scenes(5, 16).pixels, render_stills(5, 16)[0])
+        [warning] = caplog.records
+        assert "scenes-1-5-16-0 is made in memory" in warning.getMessage()
+        assert len(embedded_clips(5, 2, 16)) == 5
+
+    def test_too_small_arguments_are_named(self):
+        with pytest.raises(ValueError, match=r"size is 15; pass at least 16"):
+            embedded_scenes(5, 15)
+        with pytest.raises(ValueError, match=r"count is 0; pass at least 1"):
+            embedded_clips(0, 2, 16)

@@ -1,4 +1,4 @@
-"""Official lists say which clips train: where they are found, what they mean, what is said of bad ones."""
+"""Official lists of training and test clips: where they are found, what they contain, errors about bad ones."""
 
 import pytest
 
@@ -10,7 +10,7 @@ CLIPS = [f"{label}/v_{label}_g{group:02}_c01.avi" for label in ("Bend", "Jump") 
 
 @pytest.fixture
 def root(tmp_path):
-    """The folder of the clips, three folders deep so that nothing else lies around it."""
+    """The folder of the clips, three folders deep so that nothing else is next to it."""
     folder = tmp_path / "data" / "set" / "videos"
     folder.mkdir(parents=True)
     return folder
@@ -62,7 +62,7 @@ def test_each_split_has_its_own_lists(root):
     ]
 
 
-def test_lists_are_looked_for_in_and_around_the_folder_in_a_fixed_order(root):
+def test_lists_are_searched_in_and_around_the_folder_in_a_fixed_order(root):
     places = [root, root.parent, root / "inside", root.parent / "beside"]
     for place in reversed(places):
         ucf(place)
@@ -77,7 +77,7 @@ def test_no_lists(root):
     assert official_split(root, 1, CLIPS) is None
 
 
-def test_lists_of_another_set_are_passed_over(root):
+def test_lists_of_another_set_are_ignored(root):
     ucf(root.parent / "a", train=["Run/a.avi"], test=["Run/b.avi"])
     assert official_split(root, 1, CLIPS) is None
     hmdb(root.parent / "b")
@@ -91,13 +91,13 @@ def test_both_forms_in_one_folder(root):
 
 
 @pytest.mark.parametrize("name", ["{}.mp4", "{}.AVI", "{}"])
-def test_lists_hold_for_converted_clips(root, name):
+def test_lists_are_valid_for_converted_clips(root, name):
     ucf(root / "lists")
     converted = [name.format(clip.removesuffix(".avi")) for clip in CLIPS]
     assert official_split(root, 1, converted).train == set(CLIPS[:4])
 
 
-def test_a_split_that_is_not_there(root):
+def test_a_split_that_does_not_exist(root):
     for number in (1, 3):
         ucf(root / "lists", number)
     with pytest.raises(DataError, match=r"no split 2 in .*lists; choose one of \[1, 3\]"):
@@ -133,7 +133,7 @@ def test_a_list_that_cannot_be_read(root):
         official_split(root, 1, CLIPS)
 
 
-# ------------------------------------------------------------------------------------------------- real lists
+# Real lists
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])

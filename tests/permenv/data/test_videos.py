@@ -1,4 +1,4 @@
-"""A folder of videos becomes clips: which clips, which frames, which labels, what is said of bad ones."""
+"""Folders of videos as clips: files, frames, labels, splits, and errors about bad clips."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ from permenv.data.videos import video_folder
 
 CPU = torch.device("cpu")
 SIDE = 64  # of the frames that the tests write
-BITS = 16  # a frame shows its number as 16 light and dark blocks, which no codec makes unreadable
+BITS = 16  # a frame shows its number as 16 light and dark blocks, which survive every codec
 FOURCC = {
     ".avi": "MJPG",
     ".mp4": "mp4v",
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 @pytest.fixture
 def no_decoding(monkeypatch):
-    """Call it to forbid decoding from then on."""
+    """Return a function that makes any later decoding fail."""
 
     def decode(*_):
         raise AssertionError("decoded again")
@@ -60,7 +60,7 @@ def frame(number, height=SIDE, width=SIDE):
 
 
 def numbers(frames):
-    """What the frames (F, S, S, 3) of a clip show."""
+    """The numbers that the frames (F, S, S, 3) of a clip show."""
     size = frames.shape[1]
     blocks = np.asarray(frames).reshape(len(frames), 4, size // 4, 4, size // 4, 3).mean(axis=(2, 4, 5)) > 128
     return [sum(1 << bit for bit in range(BITS) if shown[bit]) for shown in blocks.reshape(-1, BITS)]
@@ -93,12 +93,12 @@ def sequence(folder, names, first=0, **shape):
 
 
 def clip(clips, index):
-    """Numbers that a clip's frames show."""
+    """The numbers that the frames of a clip show."""
     return numbers(clips.frames.pixels[clips.starts[index] : clips.starts[index + 1]])
 
 
 def evenly(count, most):
-    """Plainly: the first frame, the last one, and those nearest below equal steps between."""
+    """Plain reference: the first frame, the last one, and those at equal steps between, rounded down."""
     if count <= most:
         return list(range(count))
     return [int(np.floor(place + 1e-9)) for place in np.linspace(0, count - 1, most)]
@@ -108,10 +108,10 @@ def read(root, max_frames=64, **options):
     return video_folder(root, 16, max_frames, progress=False, **options)
 
 
-# --------------------------------------------------------------------------------- which clips, which labels
+# Files and labels
 
 
-def test_the_first_folder_is_the_class_and_the_order_is_that_of_the_paths(tmp_path):
+def test_the_first_folder_is_the_class_and_clips_are_sorted_by_path(tmp_path):
     names = ["jump/b.avi", "bend/deep/er/a.avi", "z.avi", "jump/a.AVI"]
     for place, name in enumerate(names):
         film(tmp_path / "set" / name, count=2 + place, first=100 * place)
@@ -175,7 +175,7 @@ def test_hidden_and_other_files_are_not_read(tmp_path):
     assert clips.frames.skipped == ()
 
 
-# ----------------------------------------------------------------------------------------------- which frames
+# Frames
 
 
 @pytest.mark.parametrize("extension", [*FOURCC, ".gif"])
@@ -197,8 +197,8 @@ def test_frames_are_spread_evenly_from_the_first_to_the_last(tmp_path, most):
 def test_of_a_long_video_only_the_kept_frames_are_converted(tmp_path, monkeypatch):
     film(tmp_path / "a.avi", count=400)
     converted = []
-    square = videos.centre_square
-    monkeypatch.setattr(videos, "centre_square", lambda *args: converted.append(1) or square(*args))
+    square = videos.rgb_square
+    monkeypatch.setattr(videos, "rgb_square", lambda *args: converted.append(1) or square(*args))
     assert clip(read(tmp_path, 8), 0) == evenly(400, 8)
     assert len(converted) == 8
 
@@ -251,7 +251,7 @@ def test_rotation_is_honoured(tmp_path):
     assert clip(clips, 0)[0] == 0b0000_0000_1111_1111  # top half
 
 
-# ------------------------------------------------------------------------------------- headers and bad files
+# Headers and bad files
 
 
 def promise(path, frames):
@@ -265,12 +265,12 @@ def promise(path, frames):
 
 @pytest.mark.parametrize("most", [8, 64])
 @pytest.mark.parametrize("promised", [0, 1, 7, 29, 31, 1000, 2**31 - 1, 2**32 - 1])
-def test_a_header_that_lies_changes_no_frame(tmp_path, promised, most):
+def test_frames_do_not_depend_on_a_wrong_header(tmp_path, promised, most):
     promise(film(tmp_path / "a.avi", count=30), promised)
     assert clip(read(tmp_path, most), 0) == evenly(30, most)
 
 
-def test_a_clip_that_ends_before_its_header_promised_is_named(tmp_path, caplog):
+def test_a_clip_with_fewer_frames_than_its_header_says_is_named(tmp_path, caplog):
     film(tmp_path / "a.avi")
     for name, promised in (("few", 32), ("many", 33), ("all", 10)):
         promise(film(tmp_path / f"{name}.avi", count=30), promised)
@@ -295,7 +295,7 @@ def test_a_truncated_avi_gives_its_first_frames(tmp_path):
 
 
 def broken_clips(root):
-    """Every kind of clip that gives nothing, with what is said of it."""
+    """Every kind of unusable clip, with the reason that is reported."""
     half = film(root / "half.mp4", count=40)
     half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
     (root / "empty.mp4").write_bytes(b"")
@@ -342,7 +342,7 @@ def test_bad_clips_are_named_and_skipped_on_every_start(tmp_path, caplog, no_dec
         no_decoding()  # the second start
 
 
-def test_what_may_not_be_opened_is_skipped_until_it_may(tmp_path, monkeypatch):
+def test_clips_without_permission_are_skipped_until_it_is_given(tmp_path, monkeypatch):
     film(tmp_path / "a.avi")
     film(tmp_path / "closed.avi")
     opened, scandir = Path.open, os.scandir
@@ -441,7 +441,7 @@ def test_many_bad_clips_make_one_short_warning(tmp_path, caplog):
         ([], "missing", r"missing cannot be listed: No such file.*\.avi.*folder/<class>"),
         (["a.avi"], "a.avi", r"a\.avi cannot be listed: Not a directory.*\.avi.*folder/<class>"),
         (["a/notes.txt"], ".", r"no videos in.*\.avi.*\.png.*folder/<class>"),
-        (["a/a.avi", "b.mp4"], ".", r"no clip that can be used: a/a\.avi \(empty file\).*folder/<class>"),
+        (["a/a.avi", "b.mp4"], ".", r"no usable clip: a/a\.avi \(empty file\).*folder/<class>"),
     ],
 )
 def test_a_folder_without_videos_is_named_with_the_remedy(tmp_path, files, root, message):
@@ -470,7 +470,7 @@ def test_numbers_out_of_range(tmp_path, options, message):
         video_folder(tmp_path, **{"size": 16, "max_frames": 64, **options})
 
 
-# ----------------------------------------------------------------------------------------- cache and identity
+# Cache and identity
 
 
 def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
@@ -502,7 +502,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_folder_is_another_set(tmp_path, change):
+def test_a_changed_folder_has_another_fingerprint(tmp_path, change):
     film(tmp_path / "a" / "0.avi")
     film(tmp_path / "a" / "1.avi", first=20)
     sequence(tmp_path / "b", ["1.png", "2.png"])
@@ -512,7 +512,7 @@ def test_a_changed_folder_is_another_set(tmp_path, change):
     assert after.frames.fingerprint != before.frames.fingerprint
 
 
-def test_other_options_are_other_sets(tmp_path):
+def test_other_options_have_other_fingerprints(tmp_path):
     film(tmp_path / "a.avi")
     options = [{}, {"size": 8}, {"max_frames": 5}, {"min_frames": 2}]
     sets = [video_folder(tmp_path, **{"size": 16, "max_frames": 64, **option}) for option in options]
@@ -520,14 +520,14 @@ def test_other_options_are_other_sets(tmp_path):
     assert [clips.frames.pixels.shape[:2] for clips in sets] == [(12, 16), (12, 8), (5, 16), (12, 16)]
 
 
-def test_a_copy_of_the_folder_is_the_same_set(tmp_path):
+def test_a_copy_of_the_folder_has_the_same_fingerprint(tmp_path):
     one, two = (read(film(tmp_path / name / "a.avi").parent) for name in ("one", "two"))
     assert one.frames.fingerprint == two.frames.fingerprint
     assert (one.frames.name, two.frames.name) == ("one", "two")
 
 
 @pytest.mark.parametrize("change", [lambda path: film(path, 30), lambda path: path.unlink()])
-def test_a_video_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch, cache, change):
+def test_a_video_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache, change):
     film(tmp_path / "a.avi")
     film(tmp_path / "b.avi")
     capture = cv2.VideoCapture
@@ -540,10 +540,10 @@ def test_a_video_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch
     monkeypatch.setattr(cv2, "VideoCapture", change_and_open)
     with pytest.raises(DataError, match=r"a\.avi changed while it was read"):
         read(tmp_path)
-    assert list(cache.iterdir()) == []
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_frame_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch, cache):
+def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache):
     sequence(tmp_path / "a", ["1.png", "2.png"])
     content = Path.read_bytes
 
@@ -556,10 +556,10 @@ def test_a_frame_that_changes_while_it_is_read_is_not_kept(tmp_path, monkeypatch
     monkeypatch.setattr(Path, "read_bytes", read_and_change)
     with pytest.raises(DataError, match=r"2\.png changed while it was read"):
         read(tmp_path)
-    assert list(cache.iterdir()) == []
+    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
 
 
-# ----------------------------------------------------------------------------------------------------- splits
+# Splits
 
 
 LISTED = {"train": ["a/1.avi", "b/1.avi"], "test": ["a/2.avi"]}
@@ -600,23 +600,23 @@ def test_parts_share_no_clip_and_number_the_classes_alike(listed):
     assert train.frames.fingerprint != test.frames.fingerprint
 
 
-def test_split_0_is_all_clips(listed, caplog):
+def test_split_0_uses_all_clips(listed, caplog):
     caplog.set_level(logging.INFO, "permenv")
     clips = read(listed, split=0)
     assert len(clips) == 5
     assert clips.frames.name == "videos"
-    assert "all 5 clips, by no official split" in caplog.text
+    assert "all 5 clips, no official split" in caplog.text
 
 
-def test_listed_clips_that_are_not_there_are_skipped(listed, caplog):
+def test_listed_clips_that_are_missing_are_skipped(listed, caplog):
     (listed / "b" / "1.avi").unlink()
     clips = read(listed)
     assert clips.names == ("a/1.avi",)
-    assert clips.frames.skipped == (("b/1.avi", "in the train list, but not there"),)
+    assert clips.frames.skipped == (("b/1.avi", "in the train list, but missing"),)
     assert "1 of 2 clips skipped: b/1.avi" in caplog.text
 
 
-def test_a_part_of_which_nothing_is_there(listed):
+def test_a_part_whose_clips_are_all_missing(listed):
     (listed / "a" / "2.avi").unlink()
     with pytest.raises(DataError, match="none of the 1 test clips of split 1"):
         read(listed, part="test")
@@ -625,7 +625,7 @@ def test_a_part_of_which_nothing_is_there(listed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": 2}, r"split 2 of .*lone was asked for, but no lists .*lone, in .*trainlist01"),
+        ({"split": 2}, r"split 2 of .*lone does not exist: no lists .*lone, in .*trainlist01"),
         ({"part": "test"}, "the part 'test' .*trainlist01"),
         ({"split": 0, "part": "test"}, "the part 'test' .*split 0 is all clips"),
     ],
@@ -637,7 +637,7 @@ def test_a_split_without_lists(tmp_path, options, message):
     assert len(read(root)) == 1
 
 
-def test_a_split_that_is_not_there(listed):
+def test_a_split_that_does_not_exist(listed):
     with pytest.raises(DataError, match=r"no split 4 in .*choose one of \[1\]"):
         read(listed, split=4)
 
@@ -650,7 +650,7 @@ def test_frame_folders_are_found_in_the_lists_of_their_videos(tmp_path):
     assert read(tmp_path / "set").names == ("a/1",)
 
 
-# ------------------------------------------------------------------------------------------------- VideoClips
+# VideoClips
 
 
 @pytest.fixture
@@ -701,11 +701,11 @@ def test_take_onto_a_cuda_device(mapped):
         assert taken[0, :, 0, 0, 0].tolist() == [50, 70]
 
 
-# ------------------------------------------------------------------------------------------------- real data
+# Real data
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])
-def test_no_person_of_the_test_clips_is_in_the_training_clips(real_data, split):
+def test_real_splits_separate_persons(real_data, split):
     root = real_data / "actions" / "videos"
     train, test = (read(root, split=split, part=part) for part in ("train", "test"))
     people = [{name.split("_")[2] for name in part.names} for part in (train, test)]
@@ -740,7 +740,7 @@ def test_real_surveillance_clips(real_data, tmp_path):
         assert set(train.names).isdisjoint(test.names)
         assert len(train) + len(test) == 20
         assert train.irregular == test.irregular == ()
-        assert {reason for _, reason in train.frames.skipped} == {"in the train list, but not there"}
+        assert {reason for _, reason in train.frames.skipped} == {"in the train list, but missing"}
 
 
 def test_real_frame_folders(real_data, no_decoding):

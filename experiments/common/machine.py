@@ -1,0 +1,73 @@
+"""The machine that a number was measured on, and its memory allocator."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_LIBRARIES = (
+    "permenv",
+    "torch",
+    "gymnasium",
+    "numpy",
+    "scikit-learn",
+    "opencv-python-headless",
+    "stable-baselines3",
+)
+
+
+def machine(device: torch.device, *, threads: int | None = None) -> dict[str, Any]:
+    """Describe where a number was measured.
+
+    Args:
+        device: Where the network was.
+        threads: Of each process; by default as many as torch uses in this one.
+
+    Returns:
+        Device, processor, cores, threads, versions of Python and of the libraries.
+    """
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads() if threads is None else threads,
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that numbers depend on."""
+    return {name: version(name) for name in _LIBRARIES}
+
+
+def keep_freed_memory() -> None:
+    """Configure glibc to keep freed memory for this process; without glibc, do nothing.
+
+    By default glibc returns large blocks to the system at once. Every iteration on a CPU then has to fetch fresh
+    pages, and a larger batch needs more of them.
+    """
+    most_mapped_blocks, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(most_mapped_blocks, 0)
+        mallopt(trim_threshold, -1)  # never
+
+
+def _processor() -> str:
+    """Return the processor's name and the instruction sets that matter here."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    flags = set(fields.get("flags", "").split())
+    wide = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in flags]
+    return " ".join([fields.get("model name", platform.machine()), *wide])

@@ -1,0 +1,109 @@
+"""What every training job does, whichever algorithm trains: evaluate before and after, sum up, and report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.common import evaluation
+from experiments.common.evaluation import Queries
+from experiments.common.machine import keep_freed_memory
+from experiments.common.options import JobOptions
+from experiments.common.recorder import Recorder
+from experiments.common.run_folder import RunFolder
+from permenv import PermShuffleEnv, VideoClips
+from permenv.data import files
+
+
+def make_recorder(options: JobOptions) -> Recorder:
+    """Make the job's environment, and its recorder.
+
+    Raises:
+        ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy; nothing is written.
+    """
+    RunFolder(options.folder, options.resume)  # checked before the data, which may take minutes to read
+    keep_freed_memory()
+    return Recorder(
+        options.make(),
+        options.folder,
+        resume=options.resume,
+        settings=options.settings,
+        may_change=options.may_change,
+    )
+
+
+def begin(run: Recorder, options: JobOptions) -> dict[str, Queries]:
+    """Begin or restore the run, and evaluate the network that it begins with.
+
+    Returns:
+        The queries of the evaluation, by task, for `finish`.
+
+    Raises:
+        ConfigurationError, CheckpointError, DataError: With the remedy; nothing is written.
+    """
+    run.reset(seed=options.seed, options=options.reset_options)
+    queries = evaluation.find_queries(options, run.base_env)
+    if "top1_untrained" not in run.notes:  # a resumed run has it in its checkpoint
+        run.notes["top1_untrained"] = evaluation.top1(run.base_env, queries)
+    return queries
+
+
+def finish(run: Recorder, options: JobOptions, queries: dict[str, Queries]) -> dict[str, Any]:
+    """Evaluate the trained network, write the summary and the pictures, and print how the run went.
+
+    Returns:
+        What summary.json holds.
+    """
+    run.checkpoint()
+    summary = run.summary()
+    trained = evaluation.top1(run.base_env, queries)
+    for task, figures in summary["tasks"].items():
+        figures["top1_untrained"] = run.notes["top1_untrained"][task]
+        figures["top1_trained"] = trained[task]
+        figures["queries"] = queries[task].name
+    run.finish(summary)
+    print(in_words(summary, run.base_env, "untrained" if options.trunk_from is None else "with the given trunk"))
+    return summary
+
+
+def in_words(summary: dict[str, Any], base_env: PermShuffleEnv, start: str) -> str:
+    """Return the lines that a job ends with.
+
+    Args:
+        summary: What summary.json holds.
+        base_env: The environment at the end.
+        start: The state of the network that the run began with.
+    """
+    lines = []
+    for task, its in summary["tasks"].items():
+        lines.append(
+            f"Error, {task}: {its['error_first']:.3f} {start}, {its['error_last']:.3f} after "
+            f"{summary['iterations']} iterations and {summary['updates']} updates ({its['permutations']} permutations "
+            f"of {its['samples']} held-out samples; chance {its['chance']:.3f})."
+        )
+    if summary["diverged"]:
+        lines.append("The loss was not finite: the run ended early. Lower --env.learning-rate.")
+    for task, its in summary["tasks"].items():
+        if its["top1_untrained"] is None:
+            remedy = " (see --eval-images)" if task == "spatial" else ""
+            lines.append(f"Nearest neighbours, {task}: no labels, so there is nothing to evaluate{remedy}.")
+        elif its["top1_trained"] is None:
+            lines.append(f"Nearest neighbours, {task}: the features are not finite any more.")
+        else:
+            lines.append(
+                f"Nearest neighbour Top-1 of pool5 features, {task}: {its['top1_untrained']:.1%} {start}, "
+                f"{its['top1_trained']:.1%} trained (queries: {its['queries']})."
+            )
+    lines.append(
+        f"Time: {summary['seconds']:.0f} s on {summary['machine']['device']}, of which validation "
+        f"{summary['seconds_validation']:.1f}, grouping {summary['seconds_grouping']:.1f}, policy "
+        f"{summary['seconds_policy']:.1f}: {summary['policy_cost']:.1%} of the run."
+    )
+    for task, each in base_env.tasks.items():
+        if skipped := getattr(each.data, "skipped", ()):
+            lines.append(f"Skipped, {task}: {len(skipped)}: {files.summary(skipped)}.")
+        if isinstance(each.data, VideoClips) and each.data.irregular:
+            lines.append(
+                f"Used but lacking frames, {task}: {len(each.data.irregular)}: {files.summary(each.data.irregular)}."
+            )
+    lines.append(f"Files: {summary['folder']} (metrics.csv, summary.json, pictures, TensorBoard, checkpoint).")
+    return "\n".join(lines)

@@ -1,0 +1,253 @@
+"""Command-line options: typed, nested and complete in --help.
+
+A script extends `EnvOptions`, `JobOptions` or `SweepOptions` and ends with
+
+```python
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
+```
+
+--preset and --task are read first, because they decide the defaults of --env.*, the fields of `permenv.Config`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import gymnasium as gym
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+import permenv
+from experiments.common.run_folder import RunFolderError
+from permenv import PRESETS, Pretraining, make_config, registered_tasks
+
+if TYPE_CHECKING:
+    Preset = str
+    TaskName = str
+else:
+    Preset = tyro.extras.literal_type_from_choices(PRESETS)
+    TaskName = tyro.extras.literal_type_from_choices(registered_tasks())
+
+T = TypeVar("T")
+
+ERRORS = (permenv.ConfigurationError, permenv.DataError, permenv.CheckpointError, RunFolderError)
+"""Errors that a script shows as one line: each names the value, the place and the remedy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvOptions:
+    """The environment of a script."""
+
+    changes: ClassVar[Mapping[str, Any]] = {}
+    """What the script changes in every preset."""
+
+    preset: Preset = "tiny"
+    """Where the defaults of --env.* come from: "tiny" takes minutes on two CPU cores, "paper" is for a GPU."""
+    task: TaskName = "spatial"
+    """What is shuffled: "spatial", the 3 × 3 tiles of an image; "temporal", 8 frames of a video; "spatiotemporal",
+    the joint task: both, on one shared trunk."""
+    images: Path | None = None
+    """Folder of images (ImageFolder layout); by default the embedded scenes."""
+    videos: Path | None = None
+    """Folder of videos, or of folders of frames; by default the embedded clips."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    updates: int | None = None
+    """T, updates of the policy: short for --env.total-updates."""
+    env: permenv.Config = dataclasses.field(default=None)  # type: ignore[assignment]  # __post_init__ makes it
+    """Fields of permenv.Config; the defaults shown are those of the chosen preset and task."""
+
+    def __post_init__(self) -> None:
+        """Fill in `env`.
+
+        Raises:
+            ConfigurationError: If the preset or the task is unknown.
+        """
+        env = make_config(self.preset, self.task, **self.changes) if self.env is None else self.env
+        if self.updates is not None:
+            env = dataclasses.replace(env, total_updates=self.updates)
+        object.__setattr__(self, "env", env)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """The fields of `env` that differ from the preset."""
+        preset = make_config(self.preset, self.task)
+        values = {field.name: getattr(self.env, field.name) for field in dataclasses.fields(preset)}
+        return {name: value for name, value in values.items() if value != getattr(preset, name)}
+
+    @property
+    def data(self) -> str:
+        """The data in words."""
+        scenes = self.images or f"embedded scenes, seed {self.env.scenes_seed}"
+        clips = self.videos or f"embedded clips, seed {self.env.scenes_seed}"
+        return str({"spatial": scenes, "temporal": clips}.get(self.task, f"{scenes}; {clips}"))
+
+    @property
+    def environment(self) -> EnvOptions:
+        """These options without those of the script: what decides an environment."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(EnvOptions)}
+        return EnvOptions(**{**values, "updates": None})  # `env` has it
+
+    def make(self, **changes: Any) -> gym.Env:
+        """Make the environment.
+
+        Args:
+            **changes: Keywords of `gym.make` with other values.
+
+        Raises:
+            ConfigurationError, DataError: With the remedy.
+        """
+        return gym.make("PermShuffle-v0", **{**self._keywords, **changes})
+
+    def pretraining(self, seed: int, **changes: Any) -> Pretraining:
+        """Make a run without an environment, see `permenv.Pretraining.create`.
+
+        Args:
+            seed: Decides the run.
+            **changes: Fields of `permenv.Config` with other values.
+
+        Raises:
+            ConfigurationError, DataError: With the remedy.
+        """
+        return Pretraining.create(**{**self._keywords, **changes}, seed=seed)
+
+    @property
+    def _keywords(self) -> dict[str, Any]:
+        given = {"images": self.images, "videos": self.videos}
+        keywords = {"preset": self.preset, "task": self.task, "device": self.device, **self.overrides}
+        return keywords | {name: folder for name, folder in given.items() if folder is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOptions(EnvOptions):
+    """The options of every training job."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("updates", "device", "out", "resume")
+    """Options that may differ when a run is resumed; of --env.*, the environment says which."""
+
+    eval_images: Path | None = None
+    """Labelled images that query the nearest-neighbour search; by default the folder `val` or `test` beside an
+    `images` folder called `train`, else the validation set (fresh scenes for the embedded data). Clips are queried by
+    the test list of their split, else by the validation set (fresh clips for the embedded data)."""
+    trunk_from: Path | None = None
+    """Checkpoint of a run of any task whose trunk to begin with: the paper's S&T is a spatial run, then a temporal run
+    with its trunk."""
+    seed: int = 0
+    """Decides the run."""
+    out: Path | None = None
+    """Run folder; by default runs/TASK-ALGORITHM-seedSEED."""
+    resume: bool = False
+    """Continue the run in `out` from its last checkpoint."""
+
+    def __post_init__(self) -> None:
+        """Fill in `env`, and check the options that concern the data.
+
+        Raises:
+            ConfigurationError: If an option is unknown, or the run has no such data.
+        """
+        super().__post_init__()
+        if self.eval_images is not None and self.task == "temporal":
+            raise permenv.ConfigurationError(
+                f"--eval-images {self.eval_images}: task 'temporal' shuffles frames, and clips query; leave it out"
+            )
+        if self.env.split is not None and self.videos is None:
+            raise permenv.ConfigurationError(
+                f"--env.split {self.env.split}: the embedded data has no official splits; name a folder with --videos"
+            )
+
+    @property
+    def algorithm_name(self) -> str:
+        """The algorithm, as the name of the folder has it."""
+        raise NotImplementedError
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.out or Path("runs") / f"{self.task}-{self.algorithm_name}-seed{self.seed}"
+
+    @property
+    def reset_options(self) -> dict[str, Any]:
+        """The options of the first `reset`."""
+        return {} if self.trunk_from is None else {"trunk": self.trunk_from}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options but --env.*, which the environment's own configuration records."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "env"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(EnvOptions):
+    """The options of every sweep of several seeds."""
+
+    device: str = "cpu"
+    """auto, cpu or cuda."""
+    seeds: int = 3
+    """Repetitions, seeds 0, 1, ..."""
+    processes: int = os.cpu_count() or 1
+    """Jobs at once, a process of one thread each; 0 runs them one after the other in this process."""
+    runs: Path | None = None
+    """Folder with the result of each job; a job whose result is there is not run again. By default none is kept."""
+
+
+def run_script(main: Callable[[T], Any], kind: type[T], description: str | None) -> None:
+    """Parse the command line and run a script; show what is wrong with an option in one line.
+
+    Args:
+        main: The script.
+        kind: The dataclass of its options.
+        description: What --help says first.
+    """
+    try:
+        main(parse(kind, description))
+    except ERRORS as error:
+        sys.exit(f"error: {error}")
+
+
+def parse(kind: type[T], description: str | None = None, arguments: Sequence[str] | None = None) -> T:
+    """Parse a command line.
+
+    Args:
+        kind: The dataclass of the options; every field has a default.
+        description: What --help says first.
+        arguments: The command line, by default this process's.
+
+    Returns:
+        The options.
+
+    Raises:
+        ConfigurationError: If the preset or the task is unknown.
+        SystemExit: After --help, or if an option is unknown or malformed.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass
+        if field.name in ("preset", "task"):
+            first.add_argument(f"--{field.name}", nargs="?")
+    chosen, _ = first.parse_known_args(arguments)
+    default = kind(**{name: value for name, value in vars(chosen).items() if value is not None})
+    return tyro.cli(kind, default=default, description=description, args=arguments, registry=_REGISTRY)
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _backbone(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
+    """On the command line a backbone is a name; the functions that it may be as well are for Python."""
+    if info.type != str | permenv.networks.Backbone:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="STR",
+        instance_from_str=lambda words: words[0],
+        is_instance=lambda value: True,
+        str_from_instance=lambda value: [str(value)],
+    )

@@ -1,0 +1,178 @@
+"""A sweep: many runs, each once, by any executor; what a folder already has is not run again.
+
+```python
+jobs = {f"{name}-seed{seed}": {"name": name, "seed": seed} for name in names for seed in range(5)}
+with make_executor(processes=2) as executor:
+    results = sweep(work, jobs, executor=executor, folder=Path("runs/mine"))
+```
+
+`over_seeds` does the same from the options of a script.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from experiments.common.files import as_json, write_json
+from experiments.common.machine import versions
+from experiments.common.options import SweepOptions
+from experiments.common.run_folder import RunFolderError
+
+R = TypeVar("R")
+
+
+class JobError(RuntimeError):
+    """A job of a sweep that failed; the message names the job, and the cause is the job's own error."""
+
+
+class SerialExecutor(Executor):
+    """Runs each job in this process when it is submitted."""
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        """Run `fn`; return its result or its exception as a future that is done."""
+        future: Future[R] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def make_executor(processes: int) -> Executor:
+    """Make an executor for `sweep`.
+
+    Args:
+        processes: Jobs at once, a new process of one thread each; 0 runs them in this process, one after the other.
+    """
+    if processes == 0:
+        return SerialExecutor()
+    return ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+
+
+def sweep(
+    work: Callable[..., R],
+    jobs: Mapping[str, Mapping[str, Any]],
+    *,
+    executor: Executor,
+    folder: Path | None = None,
+) -> dict[str, R]:
+    """Run all jobs, or those whose results are missing, and return all results.
+
+    Args:
+        work: Does one job. It is pickled if the executor has other processes, so it is a function at module level.
+        jobs: By name, the keyword arguments of `work`. They are run in this order. Whatever decides a result must be
+            among them: the arguments and the versions of the libraries say whether a result in the folder is the same.
+        executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`, on machines
+            that share the folder.
+        folder: If given, each result is written to NAME.json as soon as it is there, and must be what JSON can hold.
+
+    Returns:
+        By name, the results, in the order of `jobs`; of a folder as JSON has them (tuples are lists).
+
+    Raises:
+        RunFolderError: If the folder has a result of other arguments or versions; nothing has been run.
+        JobError: If a job failed. Jobs that had not begun are cancelled.
+    """
+    if folder is None:
+        return _run(work, {name: (arguments, None, None) for name, arguments in jobs.items()}, executor)
+    folder.mkdir(parents=True, exist_ok=True)
+    libraries = versions()
+    settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
+    files = {name: folder / f"{name}.json" for name in jobs}
+    found = {name: _read(path, settings[name]) for name, path in files.items() if path.is_file()}
+    missing = {name: (jobs[name], files[name], settings[name]) for name in jobs if name not in found}
+    _run(work, missing, executor)
+    found |= {name: _read(files[name], settings[name]) for name in missing}
+    return {name: found[name] for name in jobs}
+
+
+def over_seeds(
+    work: Callable[..., R], variants: Mapping[str, Mapping[str, Any]], options: SweepOptions
+) -> dict[str, list[R]]:
+    """Run every variant with every seed.
+
+    Args:
+        work: Does one job, see `sweep`. It receives the arguments of the variant, `seed` and `environment`, an
+            `EnvOptions`.
+        variants: By name, the arguments of `work`; run in this order for each seed.
+        options: The seeds, the environment, the number of processes, and the folder of the results.
+
+    Returns:
+        By variant, the results in the order of the seeds.
+
+    Raises:
+        RunFolderError, JobError: See `sweep`.
+    """
+    jobs = {
+        f"{name}-seed{seed}": {**arguments, "seed": seed, "environment": options.environment}
+        for seed in range(options.seeds)
+        for name, arguments in variants.items()
+    }
+    with make_executor(options.processes) as executor:
+        found = sweep(work, jobs, executor=executor, folder=options.runs)
+    return {name: [found[f"{name}-seed{seed}"] for seed in range(options.seeds)] for name in variants}
+
+
+def _run(
+    work: Callable[..., R], jobs: Mapping[str, tuple[Mapping[str, Any], Path | None, Any]], executor: Executor
+) -> dict[str, R]:
+    with tqdm(total=len(jobs), unit="run", disable=not jobs) as bar:
+        futures: dict[Future[R], str] = {}
+        try:
+            for name, (arguments, path, settings) in jobs.items():
+                future = executor.submit(_do, work, arguments, path, settings)
+                futures[future] = name
+                future.add_done_callback(lambda _: bar.update())
+                if future.done():
+                    _result(future, name)
+            for future in as_completed(futures):
+                _result(future, futures[future])
+        finally:
+            for future in futures:
+                future.cancel()
+    return {name: future.result() for future, name in futures.items()}
+
+
+def _do(work: Callable[..., R], arguments: Mapping[str, Any], path: Path | None, settings: Any) -> R:
+    result = work(**arguments)
+    if path is not None:
+        write_json(path, {"settings": settings, "result": result})
+    return result
+
+
+def _result(future: Future[R], name: str) -> R:
+    try:
+        return future.result()
+    except Exception as error:
+        raise JobError(f"{name}: {error}") from error
+
+
+def _read(path: Path, settings: Mapping[str, Any]) -> Any:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    then, now = _leaves(content["settings"]), _leaves(settings)
+    different = [name for name in now | then if then.get(name) != now.get(name)]
+    if different:
+        name = different[0]
+        raise RunFolderError(
+            f"{path} was made with {name}={then.get(name)!r}, not {now.get(name)!r} ({len(different)} differences): "
+            f"name another folder with --runs, or remove it"
+        )
+    return content["result"]
+
+
+def _leaves(tree: Any, name: str = "") -> dict[str, Any]:
+    """Return the values of nested dicts by their dotted names."""
+    if not isinstance(tree, dict):
+        return {name: tree}
+    prefix = f"{name}." if name else ""
+    return {leaf: value for key, branch in tree.items() for leaf, value in _leaves(branch, f"{prefix}{key}").items()}

@@ -1,0 +1,1 @@
+"""The paper's tables and figures: one module a table or figure of the paper."""

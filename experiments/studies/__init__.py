@@ -1,0 +1,1 @@
+"""Measurements behind the defaults, and what explains the main results."""

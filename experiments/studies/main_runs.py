@@ -1,0 +1,122 @@
+"""The main job's runs of the README: the summaries and pictures in `experiments/results`.
+
+    python experiments/studies/main_runs.py --runs scenes temporal-scenes compare-seed0
+    python experiments/studies/main_runs.py --data path/to/data
+
+`RUNS` is the table. Each run is trained in a folder of its own, unless it is there already; then its summary, without
+what is particular to this machine's folders, and its pictures are copied.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments import reinforce
+from experiments.common.files import write_json
+from experiments.common.options import parse, run_script
+from experiments.common.run_folder import RunFolder
+from permenv import ConfigurationError, DataError
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the table.
+
+    Attributes:
+        arguments: Of `experiments/reinforce.py`; {data} is the folder of real data.
+        summary: What its summary is called in the results.
+        pictures: Which of its pictures are copied, and what they are called there.
+    """
+
+    arguments: str
+    summary: str
+    pictures: Mapping[str, str] = field(default_factory=dict)
+
+
+RUNS = {
+    "scenes": Run("", "scenes.json", {"dashboard.png": "dashboard.png", "shuffles-spatial.png": "shuffles.png"}),
+    "imagenette": Run("--images {data}/imagenette/train", "imagenette.json"),
+    "temporal-scenes": Run(
+        "--task temporal", "temporal-scenes.json", {"shuffles-temporal.png": "shuffles-temporal.png"}
+    ),
+    "temporal-cctv": Run("--task temporal --videos {data}/cctv/videos", "temporal-cctv.json"),
+    "joint": Run("--task spatiotemporal --images {data}/imagenette/train --videos {data}/actions/videos", "joint.json"),
+    "compare-seed0": Run(
+        "--compare-random --seed 0",
+        "compare-seed0.json",
+        {"error.png": "error.png", "choices-spatial.png": "choices.png"},
+    ),
+    "compare-seed1": Run("--compare-random --seed 1", "compare-seed1.json"),
+    "compare-seed2": Run("--compare-random --seed 2", "compare-seed2.json"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options."""
+
+    runs: tuple[str, ...] = tuple(RUNS)
+    """Names in the table."""
+    data: Path = Path("../shared/data")
+    """Folder of the real data: imagenette, cctv, actions."""
+    arguments: str = ""
+    """Further arguments of `experiments/reinforce.py`, for example --arguments="--preset paper --device cuda"."""
+    folder: Path = Path("runs/main")
+    """Where the run folders are."""
+    out: Path = Path("experiments/results")
+    """Where to write."""
+
+
+def main(config: Config) -> None:
+    """Train what is missing, and copy summaries and pictures.
+
+    Raises:
+        ConfigurationError: If there is no such run.
+        DataError: If there is no such folder of data; nothing has been trained.
+    """
+    unknown = [name for name in config.runs if name not in RUNS]
+    if unknown:
+        raise ConfigurationError(f"unknown run {unknown[0]!r}: choose from {', '.join(RUNS)}")
+    if any("{data}" in RUNS[name].arguments for name in config.runs) and not config.data.is_dir():
+        raise DataError(f"there is no folder {config.data}: name that of the real data with --data")
+    for name in config.runs:
+        folder = config.folder / name
+        print(f"{name}: python experiments/reinforce.py {RUNS[name].arguments}".rstrip(), flush=True)
+        if not (folder / "summary.json").is_file():
+            _train(RUNS[name], folder, config)
+        copy(RUNS[name], folder, config.out, config.data)
+
+
+def _train(run: Run, folder: Path, config: Config) -> None:
+    words = [*run.arguments.split(), *config.arguments.split(), "--out", str(folder)]
+    if RunFolder.holds_run(folder):
+        words.append("--resume")
+    reinforce.main(parse(reinforce.Config, arguments=[word.format(data=config.data) for word in words]))
+
+
+def copy(run: Run, folder: Path, out: Path, data: Path) -> None:
+    """Copy a run's summary and pictures to the results.
+
+    Args:
+        run: Its row of the table.
+        folder: Its run folder.
+        out: Where to write.
+        data: The folder of real data, which is left out of paths.
+    """
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    del summary["folder"]
+    for figures in summary["tasks"].values():
+        figures["queries"] = figures["queries"].removeprefix(f"{data}/")
+    write_json(out / run.summary, summary)
+    for name, name_there in run.pictures.items():
+        temporary = out / f".{name_there}.tmp"
+        temporary.write_bytes((folder / name).read_bytes())
+        temporary.replace(out / name_there)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

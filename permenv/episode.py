@@ -1,0 +1,141 @@
+"""An episode: choices of groups fill mini-batches, and the gain in error of each update is its reward (section 3.2).
+
+This is the decision process itself. `permenv.env` gives it Gymnasium's interface; `permenv.pretraining` trains.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from permenv.pretraining import Pretraining
+from permenv.reward import extrapolated_error, reward
+
+
+class Episode:
+    """One run of training, driven by choices of groups.
+
+    Args:
+        run: The run; it has been validated at least once.
+
+    Attributes:
+        run: The run of training.
+        phase: What the last choice counted for: "free" iterations or an "update".
+        rewards: r_t of all completed updates, and of a divergence; joint task: the means over the tasks.
+        gains: By task, the rewards of the last choice; 0 where it ended no update.
+        validated: Whether the last choice ended with a validation.
+    """
+
+    def __init__(self, run: Pretraining):
+        self.run = run
+        self.phase = self._next_phase
+        self.rewards: list[float] = []
+        self.gains = dict.fromkeys(run.tasks, 0.0)
+        self.validated = True
+        self._baseline_errors = dict(run.records[-1].errors)
+        self._choices = np.zeros((run.config.actions_per_iteration, len(run.tasks)), dtype=np.int64)
+        self._num_choices = 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has diverged or completed its updates."""
+        return self.run.diverged or len(self.rewards) >= self.run.config.total_updates
+
+    def choose(self, groups: np.ndarray) -> bool:
+        """Decide the groups of the next `samples_per_action` samples; train and validate where that is due.
+
+        Args:
+            groups: (tasks,) int, a group per task.
+
+        Returns:
+            Whether the choice completed a mini-batch, so that an SGD iteration ran.
+        """
+        self.phase = self._next_phase
+        self.gains = dict.fromkeys(self.run.tasks, 0.0)
+        self.validated = False
+        self._choices[self._num_choices] = groups
+        self._num_choices = (self._num_choices + 1) % len(self._choices)
+        if self._num_choices:
+            return False
+        self._train()
+        return True
+
+    def info(self) -> dict[str, Any]:
+        """What `env.step` returns as info, see `PermShuffleEnv`."""
+        run, last = self.run, self.run.records[-1]
+        errors, cross_entropies = dict(last.errors), dict(last.cross_entropies)
+        if run.diverged:
+            errors = dict.fromkeys(run.tasks, 1.0)
+            cross_entropies = dict.fromkeys(run.tasks, math.log(run.config.num_permutations))
+        return {
+            "validated": self.validated,
+            "phase": self.phase,
+            "update": len(self.rewards) - run.diverged,
+            "iteration": run.iteration,
+            "loss": sum(run.losses.values()),
+            "error": mean(errors),
+            "baseline_error": mean(self._baseline_errors),
+            "task_losses": dict(run.losses),
+            "task_errors": errors,
+            "task_cross_entropies": cross_entropies,
+            "task_baseline_errors": dict(self._baseline_errors),
+            "task_rewards": dict(self.gains),
+            "diverged": run.diverged,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves beside the run: a tree that `permenv.checkpoint` writes."""
+        return {
+            "phase": self.phase,
+            "rewards": list(self.rewards),
+            "baseline_errors": dict(self._baseline_errors),
+            "choices": self._choices.copy(),
+            "num_choices": self._num_choices,
+        }
+
+    @classmethod
+    def from_state(cls, run: Pretraining, state: dict[str, Any]) -> Episode:
+        """Continue the episode that `state_dict` described, with its run."""
+        episode = cls(run)
+        episode.phase = state["phase"]
+        episode.rewards = list(state["rewards"])
+        episode._baseline_errors = dict(state["baseline_errors"])
+        episode._choices = np.array(state["choices"])
+        episode._num_choices = state["num_choices"]
+        return episode
+
+    @property
+    def _next_phase(self) -> str:
+        """Free iterations lie between an update and the next one."""
+        return "free" if self.run.config.free_iterations and self.run.records[-1].phase != "free" else "update"
+
+    def _train(self) -> None:
+        """Take an SGD iteration and validate where that is due."""
+        run, config = self.run, self.run.config
+        run.iterate(self._choices)
+        if run.diverged:  # the step was not taken
+            self._judge(run.history, run.iteration + 1)
+            return
+        due = config.free_iterations if self.phase == "free" else config.iterations_per_update
+        if run.iteration - run.records[-1].iteration < due:
+            return
+        history = run.history
+        self.validated = run.validate(self.phase)
+        self._judge(history, run.iteration)
+
+    def _judge(self, history: dict[str, list[tuple[int, float]]], iteration: int) -> None:
+        """Read the baselines at an iteration; where an update or a divergence ends there, add its reward (Eq. 7)."""
+        run = self.run
+        self._baseline_errors = {task: extrapolated_error(past, iteration) for task, past in history.items()}
+        if self.phase == "free" and not run.diverged:
+            return
+        errors = dict.fromkeys(run.tasks, 1.0) if run.diverged else run.records[-1].errors
+        self.gains = {task: reward(baseline, errors[task]) for task, baseline in self._baseline_errors.items()}
+        self.rewards.append(mean(self.gains))
+
+
+def mean(by_task: dict[str, float]) -> float:
+    """Mean over the tasks."""
+    return sum(by_task.values()) / len(by_task)

@@ -1,0 +1,433 @@
+"""A run of self-supervised training as a plain object, without Gymnasium and without an agent.
+
+The run owns everything that moves: the network in training, X_val, the last validation, the groups of permutations and
+the records of all validations. Whoever drives it decides when to iterate and when to validate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from permenv import checkpoint
+from permenv.checkpoint import CheckpointError
+from permenv.config import Config, ConfigurationError
+from permenv.networks import eval_mode
+from permenv.state import draw_members, group_members, group_permutations, summarise
+from permenv.tasks import Task, data_keywords, make_config, make_tasks
+from permenv.torch_state import default_torch_state
+from permenv.training import Batch, Trainer, resolve_device, spare_threads, trunk_of
+from permenv.validation import Validation, validate
+
+# a checkpoint may be continued with other values of these: they do not change what the next iteration does
+_FREE_TO_CHANGE = ("total_updates",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One validation of a run.
+
+    Attributes:
+        iteration: SGD iterations before it.
+        phase: What it ended: "reset", "free" iterations or an "update".
+        errors: By task, E.
+        cross_entropies: By task, mean of -log y_l over all (permutation, sample) pairs, in nats.
+        observation: ŝ, (|C|, 2) float32; of a joint task (tasks, |C|, 2).
+        choices: (tasks, |C|) int64, how often each group was chosen since the previous validation.
+    """
+
+    iteration: int
+    phase: str
+    errors: dict[str, float]
+    cross_entropies: dict[str, float]
+    observation: np.ndarray
+    choices: np.ndarray
+
+
+class Pretraining:
+    """A network that learns to recognise permutations of its data, and what is known about it.
+
+    Example:
+        >>> run = permenv.Pretraining.create("tiny", images="path/to/images", seed=0)
+        >>> while run.iteration < 1500:
+        ...     losses = run.iterate()  # random permutations
+        >>> run.validate()
+        >>> run.records[-1].errors["spatial"]
+
+    Args:
+        config: All numbers of the run.
+        tasks: By name, what is shuffled.
+        device: Where the network lives.
+        generator: Source of everything that is drawn: initial weights, X_val, samples, augmentation, clustering.
+        trunk: Weights that the trunk starts from, see `read_trunk`; None for random ones.
+
+    Attributes:
+        config: All numbers of the run.
+        tasks: By name, what is shuffled.
+        device: Where the network lives.
+        generator: Source of everything that is drawn.
+        trainer: The network in training.
+        held_out: By task, (|X_val|, k) int64, X_val; the first column is the number of the image or clip.
+        validation: By task, the last `Validation`: s, what was recognised, E.
+        groups: By task, (|Ψ|,) int64, the group of each permutation, 0 the hardest.
+        records: Every validation so far.
+        losses: By task, the cross-entropy of the last iteration; log |Ψ|, that of a uniform guess, before the first.
+        choices: (tasks, |C|) int64, how often each group was chosen since the last validation.
+        diverged: Whether a loss or a validation was not finite.
+        seconds: Wall-clock seconds spent by this object on "training", "validation" and "grouping".
+
+    Raises:
+        ConfigurationError: If the backbone does not fit the pieces, or an untrained network's output is not finite.
+    """
+
+    @default_torch_state()
+    def __init__(
+        self,
+        config: Config,
+        tasks: Mapping[str, Task],
+        device: torch.device,
+        *,
+        generator: np.random.Generator,
+        trunk: Mapping[str, torch.Tensor] | None = None,
+    ):
+        self.config = config
+        self.tasks = dict(tasks)
+        self.device = device
+        self.generator = generator
+        self.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
+        self.trainer = _new_trainer(config, tasks, device, seed=int(generator.integers(2**31)))
+        if trunk is not None:
+            self.trainer.start_from(trunk)
+        self.losses = dict.fromkeys(self.tasks, math.log(config.num_permutations))
+        self.choices = np.zeros((len(self.tasks), config.num_groups), dtype=np.int64)
+        self.records: list[Record] = []
+        self.diverged = False
+        self._hold_out({name: task.hold_out(generator) for name, task in self.tasks.items()})
+        if not self.validate("reset"):
+            raise ConfigurationError("the output of the untrained network is not finite: check the backbone")
+
+    @classmethod
+    def create(
+        cls,
+        preset: str = "tiny",
+        task: str = "spatial",
+        *,
+        seed: int | None = None,
+        device: str | torch.device = "auto",
+        **options: Any,
+    ) -> Pretraining:
+        """Make a run with its data.
+
+        Args:
+            preset: A name in `permenv.PRESETS`.
+            task: A name in `permenv.registered_tasks()`.
+            seed: Decides the run; None for a random one.
+            device: "auto", "cpu" or "cuda".
+            **options: Data (`images`, `videos`) and any field of `permenv.Config`, as for `gym.make`.
+
+        Raises:
+            ConfigurationError: If an option is unknown or out of range.
+            DataError: If data cannot be used.
+        """
+        keywords = data_keywords()
+        data = {name: value for name, value in options.items() if name in keywords}
+        config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
+        chosen = resolve_device(device)
+        spare_threads()
+        return cls(config, make_tasks(task, config, chosen, data), chosen, generator=np.random.default_rng(seed))
+
+    # What is known
+
+    @property
+    def iteration(self) -> int:
+        """SGD iterations done."""
+        return self.trainer.iteration
+
+    @property
+    def permutations(self) -> dict[str, np.ndarray]:
+        """By task, (|Ψ|, n) int64, Ψ."""
+        return {name: task.permutations for name, task in self.tasks.items()}
+
+    @property
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """By task, (iteration, E) of every validation so far."""
+        return {name: [(record.iteration, record.errors[name]) for record in self.records] for name in self.tasks}
+
+    @property
+    def observation(self) -> np.ndarray:
+        """ŝ of the last validation, (|C|, 2) float32; of a joint task (tasks, |C|, 2)."""
+        return self.records[-1].observation
+
+    @default_torch_state()
+    def network(self, task: str, pieces: torch.Tensor) -> torch.Tensor:
+        """Apply Φ, as it is validated, to shuffled pieces.
+
+        Args:
+            task: Name of the task whose head is used.
+            pieces: (B, n, *piece) float32, permuted and normalised, on the run's device.
+
+        Returns:
+            (B, |Ψ|) float32 logits, without gradient; `trainer.network` is the module itself.
+        """
+        with torch.no_grad(), eval_mode(self.trainer.eval_network) as network:
+            return network(task, pieces)
+
+    # What moves it
+
+    @default_torch_state()
+    def iterate(self, groups: np.ndarray | None = None) -> dict[str, float]:
+        """Take one SGD step on a mini-batch of each task.
+
+        Args:
+            groups: (A, tasks) int, A a divisor of the batch size B: each row decides the groups of B / A samples per
+                task. None draws all permutations with equal probability.
+
+        Returns:
+            By task, the cross-entropy before the step. If one is not finite, the step was not taken and `diverged` is
+            set.
+        """
+        start = time.perf_counter()
+        batches = {}
+        for column, (name, task) in enumerate(self.tasks.items()):
+            labels = self._draw_labels(name, None if groups is None else groups[:, column], column)
+            samples = task.draw(self._trainable[name], len(labels), self.generator)
+            pieces = task.pieces(samples, task.permutations[labels], self.generator)
+            batches[name] = Batch(pieces, labels)
+        self.losses = self.trainer.step(batches)
+        self.seconds["training"] += time.perf_counter() - start
+        self.diverged = not all(map(math.isfinite, self.losses.values()))
+        return self.losses
+
+    @default_torch_state()
+    def validate(self, phase: str = "update") -> bool:
+        """Validate the network on all permutations of X_val, group the permutations again, and add a record.
+
+        Args:
+            phase: What the validation ends, see `Record`.
+
+        Returns:
+            Whether all predictions are finite. If not, `diverged` is set and the last validation stays.
+        """
+        start = time.perf_counter()
+        found = {
+            name: validate(self.trainer.eval_network, name, self._validation_pieces[name], task.permutations)
+            for name, task in self.tasks.items()
+        }
+        self.seconds["validation"] += time.perf_counter() - start
+        self.diverged = not all(current.finite for current in found.values())
+        if self.diverged:
+            return False
+        start = time.perf_counter()
+        self.validation = found
+        self._set_groups(
+            {
+                name: group_permutations(current.ratios, self.config.num_groups, int(self.generator.integers(2**31)))
+                for name, current in found.items()
+            }
+        )
+        self.seconds["grouping"] += time.perf_counter() - start
+        self.records.append(
+            Record(
+                iteration=self.iteration,
+                phase=phase,
+                errors={name: current.error for name, current in found.items()},
+                cross_entropies={name: current.cross_entropy for name, current in found.items()},
+                observation=self._summarise(),
+                choices=self.choices,
+            )
+        )
+        self.choices = np.zeros_like(self.choices)
+        return True
+
+    # Fork, save, restore
+
+    def fork(self) -> Pretraining:
+        """Copy the run: both continue identically, given the same groups, and neither affects the other.
+
+        The data, which nothing changes, are shared.
+        """
+        twin = self.from_state(self.config, self.tasks, self.device, self.state_dict())
+        twin.seconds = dict(self.seconds)
+        return twin
+
+    @classmethod
+    def from_state(
+        cls, config: Config, tasks: Mapping[str, Task], device: torch.device, state: Mapping[str, Any]
+    ) -> Pretraining:
+        """Make a run that continues where `state_dict` was taken, see `load_state_dict`."""
+        run = cls.__new__(cls)
+        run.config, run.tasks, run.device = config, dict(tasks), device
+        run.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
+        run.load_state_dict(state)
+        return run
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What two runs must have in common for one to continue the other's state: data and numbers."""
+        numbers = self.config.as_dict()
+        for name in _FREE_TO_CHANGE:
+            del numbers[name]
+        return {"data": {name: task.data.fingerprint for name, task in self.tasks.items()}, **numbers}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves, and the run's identity: a tree that `permenv.checkpoint` writes."""
+        return {
+            "identity": self.identity,
+            "generator": self.generator.bit_generator.state,
+            "trainer": self.trainer.state_dict(),
+            "records": [dataclasses.asdict(record) for record in self.records],
+            "losses": dict(self.losses),
+            "choices": self.choices.copy(),
+            "diverged": self.diverged,
+            "tasks": {
+                name: {
+                    "permutations": task.permutations,
+                    "held_out": self.held_out[name],
+                    "ratios": self.validation[name].ratios,
+                    "correct": self.validation[name].correct,
+                    "groups": self.groups[name],
+                }
+                for name, task in self.tasks.items()
+            },
+        }
+
+    @default_torch_state()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the run that `state_dict` described; its tensors are copied.
+
+        Raises:
+            CheckpointError: If it is the state of another configuration; this run is unchanged then.
+        """
+        _check_identity(self.identity, state["identity"])
+        trainer = _new_trainer(self.config, self.tasks, self.device, seed=0)
+        try:
+            trainer.load_state_dict(state["trainer"])
+        except RuntimeError as error:  # a user's backbone was changed, but not its name
+            raise CheckpointError(f"the checkpoint has another network under the same names: {error}") from error
+        self.trainer = trainer
+        self.generator = np.random.default_rng()
+        self.generator.bit_generator.state = state["generator"]
+        tasks = state["tasks"]
+        self._hold_out({name: np.array(tasks[name]["held_out"]) for name in self.tasks})
+        self.records = [Record(**record) for record in state["records"]]
+        self.losses = dict(state["losses"])
+        self.choices = np.array(state["choices"])
+        self.diverged = state["diverged"]
+        last = self.records[-1]
+        self.validation = {
+            name: Validation(
+                np.array(saved["ratios"]), np.array(saved["correct"]), last.errors[name], last.cross_entropies[name]
+            )
+            for name, saved in tasks.items()
+        }
+        self._set_groups({name: np.array(saved["groups"]) for name, saved in tasks.items()})
+
+    def save(self, path: str | Path) -> None:
+        """Write the run to one file, atomically.
+
+        Raises:
+            OSError: If the file cannot be written; a file of that name is unchanged then.
+        """
+        checkpoint.write(path, {"run": self.state_dict()})
+
+    def load(self, path: str | Path) -> None:
+        """Continue the run that `save`, an environment or a training job wrote.
+
+        Raises:
+            CheckpointError: If the file is damaged or holds a run of another configuration; this run is unchanged then.
+        """
+        self.load_state_dict(read_run(path)["run"])
+
+    # Parts of the above
+
+    def _draw_labels(self, task: str, groups: np.ndarray | None, row: int) -> np.ndarray:
+        """Draw the permutations of a mini-batch, (B,) int64, and count the groups that they are drawn from."""
+        batch_size = self.config.batch_size
+        if groups is None:
+            labels = self.generator.integers(len(self.groups[task]), size=batch_size)
+            np.add.at(self.choices[row], self.groups[task][labels], 1)
+            return labels
+        np.add.at(self.choices[row], groups, 1)
+        return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), self.generator)
+
+    def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
+        self.held_out = samples
+        self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
+        self._validation_pieces = {name: task.pieces(samples[name]) for name, task in self.tasks.items()}
+
+    def _set_groups(self, groups: dict[str, np.ndarray]) -> None:
+        self.groups = groups
+        self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
+
+    def _summarise(self) -> np.ndarray:
+        states = [
+            summarise(self.validation[name].ratios, self.groups[name], self.config.num_groups) for name in self.tasks
+        ]
+        return states[0] if len(states) == 1 else np.stack(states)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint that holds a run.
+
+    Raises:
+        CheckpointError: If the file is damaged or holds no run.
+    """
+    tree = checkpoint.read(path)
+    if "run" not in tree:
+        raise CheckpointError(f"{path} holds no run: name a file that save() or a training job wrote")
+    return tree
+
+
+@default_torch_state()
+def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> dict[str, torch.Tensor]:
+    """Read the trunk of a saved run, of whatever task, and check that it fits.
+
+    Args:
+        path: Checkpoint of the run.
+        config: Numbers of the run that is to start from it.
+        tasks: What that run shuffles.
+
+    Returns:
+        The averaged weights if there are any, else the live ones, with batch statistics.
+
+    Raises:
+        CheckpointError: If the file is damaged or holds no run, its trunk is another one, or is not finite.
+    """
+    saved = read_run(path)["run"]
+    theirs, ours = saved["identity"]["backbone"], config.as_dict()["backbone"]
+    if theirs != ours:
+        raise CheckpointError(
+            f"{path} has the trunk backbone={theirs!r}, this run backbone={ours!r}: use the checkpoint's backbone"
+        )
+    trunk = trunk_of(saved["trainer"])
+    try:
+        _new_trainer(config, tasks, torch.device("cpu"), seed=0).start_from(trunk)
+    except RuntimeError as error:  # a user's backbone was changed, but not its name
+        raise CheckpointError(f"{path} has another trunk under the same name {ours!r}: {error}") from error
+    if not all(value.isfinite().all() for value in trunk.values()):
+        raise CheckpointError(f"{path} has a trunk that is not finite, its run diverged: use an earlier checkpoint")
+    return trunk
+
+
+def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int) -> Trainer:
+    piece_shape = next(iter(tasks.values())).piece_shape
+    return Trainer(config, {name: task.head for name, task in tasks.items()}, piece_shape, device, seed)
+
+
+def _check_identity(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    different = [name for name in {**ours, **saved} if ours.get(name) != saved.get(name)]
+    if different:
+        name = different[0]
+        raise CheckpointError(
+            f"the checkpoint is of another configuration: it has {name}={saved.get(name)!r}, this run "
+            f"{name}={ours.get(name)!r} ({len(different)} differences: {', '.join(different)}); use the checkpoint's "
+            f"values"
+        )

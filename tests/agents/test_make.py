@@ -1,0 +1,58 @@
+"""Agents by their names."""
+
+import numpy as np
+import pytest
+
+from agents import AGENTS, InversePolicy, RandomPolicy, Reinforce, make
+from tests.agents.helpers import SINGLE, Bandit, JointBandit, assert_equal_trees, run
+
+
+@pytest.mark.parametrize("bandit", [Bandit, JointBandit])
+def test_every_agent_is_made_by_its_name_and_acts(bandit):
+    classes = set()
+    for name in AGENTS:
+        env = bandit()
+        env.reset(seed=0)
+        agent = make(name, env, seed=0)
+        classes.add(type(agent))
+        actions = run(agent, 0, 60, env)
+        assert all(env.action_space.contains(np.array(action)) for action in actions)
+        assert run(make(name, env, seed=0), 0, 60, env) == actions
+    assert len(classes) == len(AGENTS) == 11
+
+
+def test_make_derives_separate_seeds():
+    env = Bandit()
+    outer, inner = (int(word) for word in np.random.SeedSequence(5).generate_state(2))
+    for name, expected in {
+        "random": RandomPolicy(*SINGLE, seed=outer),
+        "reinforce": Reinforce(*SINGLE, seed=inner),
+        "inverse": InversePolicy(Reinforce(*SINGLE, seed=inner), seed=outer, policy_learns=True),
+    }.items():
+        agent = make(name, env, seed=5)
+        assert_equal_trees(agent.state_dict(), expected.state_dict())
+        assert run(agent, seed=5, steps=60) == run(expected, seed=5, steps=60)
+
+
+def test_make_passes_options_on(make_env):
+    env = make_env(total_updates=7)
+    assert make("hardest-first", env, seed=0).updates == 7
+    assert make("easiest-first", env, seed=0, updates=3, start=0.2).updates == 3
+    assert make("inverse", env, seed=0, hidden=5).policy.hidden == 5
+    assert make("fixed", env, seed=0, group=2).group == 2
+    assert make("lookahead", env, seed=0, share=0.3).env is env
+
+
+def test_make_with_the_seed_of_the_environment_draws_other_numbers():
+    env = Bandit()
+    env.reset(seed=3)
+    numbers = env.np_random.random(20)
+    for name in AGENTS:
+        assert not np.isin(make(name, env, seed=3)._generator.random(20), numbers).any()
+
+
+def test_an_unknown_name_is_refused_with_similar_ones():
+    with pytest.raises(ValueError, match="no agent 'uniforn': did you mean 'uniform'"):
+        make("uniforn", Bandit(), seed=0)
+    with pytest.raises(ValueError, match="no agent 'zzz': choose one of random, uniform, fixed"):
+        make("zzz", Bandit(), seed=0)

@@ -1,0 +1,96 @@
+"""The recorder: any wrappers, libraries that reset when they please, and the time that is the algorithm's."""
+
+import json
+import time
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from experiments.common.recorder import Recorder
+from experiments.common.run_folder import RunFolderError
+from permenv import CheckpointError
+from permenv.wrappers import ErrorAndProgress, MixtureAction, NormalizedReward
+from tests.experiments.helpers import metrics
+
+
+def record(run, act=lambda env: env.action_space.sample(), env=None):
+    """Play a run to its end."""
+    env = env or run
+    run.reset(seed=0)
+    run.start(dict)
+    env.action_space.seed(0)
+    while not run.over:
+        env.step(act(env))
+    run.finish(run.summary())
+
+
+def test_a_reset_does_not_begin_another_run_and_the_policys_time_is_what_passes_outside(make_env, tmp_path):
+    with Recorder(make_env(total_updates=2), tmp_path / "run") as run:
+        run.reset(seed=0)
+        run.start(dict)
+        observation, info = run.reset(seed=5)
+        assert info["iteration"] == 0
+        while not run.over:
+            time.sleep(0.01)
+            observation, *_, info = run.step(0)
+        again, same = run.reset()
+        np.testing.assert_array_equal(again, observation)
+        assert same["iteration"] == info["iteration"] == 6
+        summary = run.summary()
+        run.finish(summary)
+    assert 0.01 * 2 * 3 * 4 <= summary["seconds_policy"] <= summary["seconds"]
+    assert summary["seconds_validation"] + summary["seconds_grouping"] < summary["seconds"]
+    assert metrics(tmp_path / "run")[1]["spatial/group_0"] == "1.0"
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["updates"] == 2
+
+
+def test_nothing_is_written_before_the_start(make_env, tmp_path):
+    with Recorder(make_env(), tmp_path / "run") as run:
+        run.reset(seed=0)
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrappers_below_and_above_do_not_change_the_record(make_env, tmp_path):
+    with Recorder(make_env(total_updates=2), tmp_path / "above") as run:
+        record(run, env=ErrorAndProgress(MixtureAction(run)))
+    with Recorder(ErrorAndProgress(MixtureAction(make_env(total_updates=2))), tmp_path / "below") as run:
+        record(run)
+    assert metrics(tmp_path / "above") == metrics(tmp_path / "below")
+    assert len(metrics(tmp_path / "below")) == 2
+
+
+def test_the_reward_is_the_one_that_passes_through(make_env, tmp_path):
+    rewards = []
+
+    class Seen(gym.Wrapper):
+        def step(self, action):
+            result = self.env.step(action)
+            rewards.append(float(result[1]))
+            return result
+
+    with Recorder(Seen(NormalizedReward(MixtureAction(make_env(total_updates=3, free_iterations=0)))), tmp_path) as run:
+        record(run)
+    assert [float(row["reward"]) for row in metrics(tmp_path)] == rewards
+
+
+def test_notes_come_back_with_the_run(make_env, tmp_path):
+    with Recorder(make_env(total_updates=1), tmp_path, settings={"seed": 0}) as run:
+        run.notes["before"] = {"spatial": 0.5}
+        record(run)
+    with Recorder(make_env(total_updates=2), tmp_path, resume=True, settings={"seed": 0}) as run:
+        assert run.notes == {"before": {"spatial": 0.5}}
+        assert run.saved_agent == {}
+        record(run)
+    assert len(metrics(tmp_path)) == 2
+
+
+def test_other_settings_are_refused_but_for_those_that_may_change(make_env, tmp_path):
+    with Recorder(make_env(total_updates=1), tmp_path, settings={"seed": 0, "out": "a"}) as run:
+        record(run)
+    options = {"resume": True, "may_change": ("out",)}
+    with pytest.raises(CheckpointError, match="started with seed=0, not 1"):
+        Recorder(make_env(), tmp_path, settings={"seed": 1, "out": "a"}, **options)
+    Recorder(make_env(), tmp_path, settings={"seed": 0, "out": "b"}, **options)
+    with pytest.raises(RunFolderError, match="holds a run"):
+        Recorder(make_env(), tmp_path)

@@ -1,0 +1,106 @@
+"""A sweep runs each job once, in any executor, and says which job failed."""
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from experiments.common.options import SweepOptions
+from experiments.common.run_folder import RunFolderError
+from experiments.common.sweep import JobError, SerialExecutor, make_executor, over_seeds, sweep
+from permenv import make_config
+
+JOBS = {f"{base}-{power}": {"base": base, "power": power} for power in (2, 3) for base in (5, 4)}
+RESULTS = {"5-2": 25, "4-2": 16, "5-3": 125, "4-3": 64}
+
+
+def raise_to(base, power):
+    """Do a job of these tests."""
+    if base == 0:
+        raise ZeroDivisionError("no zero")
+    return base**power
+
+
+def process_and_threads():
+    """Return where a job runs."""
+    return os.getpid(), torch.get_num_threads()
+
+
+def seeded(power, seed, environment):
+    """Do a job of every seed."""
+    return environment.env.num_groups * seed**power
+
+
+def refuse(**_):
+    raise AssertionError("nothing is left to run")
+
+
+@pytest.mark.parametrize("executor", [SerialExecutor, lambda: ThreadPoolExecutor(3)])
+def test_results_are_in_the_order_of_the_jobs(executor):
+    with executor() as pool:
+        found = sweep(raise_to, JOBS, executor=pool)
+    assert list(found.items()) == list(RESULTS.items())
+
+
+@pytest.mark.ci
+def test_processes_have_one_thread_each():
+    with make_executor(2) as pool:
+        found = sweep(os.getpid, {"a": {}, "b": {}}, executor=pool)
+        threads = sweep(torch.get_num_threads, {"a": {}, "b": {}}, executor=pool)
+    assert os.getpid() not in found.values()
+    assert set(threads.values()) == {1}
+
+
+def test_no_processes_is_this_process():
+    with make_executor(0) as pool:
+        assert sweep(process_and_threads, {"a": {}}, executor=pool)["a"] == (os.getpid(), torch.get_num_threads())
+
+
+def test_what_is_there_is_not_run_again(tmp_path):
+    sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in JOBS}
+    assert sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
+
+
+def test_only_what_is_missing_is_run(tmp_path):
+    sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    (tmp_path / "4-2.json").unlink()
+    assert sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
+    assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {tmp_path / "4-2.json"}
+
+
+def test_results_of_other_arguments_or_versions_are_refused_before_anything_runs(tmp_path):
+    sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+    changed = {**JOBS, "4-3": {"base": 4, "power": 9}, "new": {"base": 1, "power": 1}}
+    with pytest.raises(RunFolderError, match=r"4-3.json was made with arguments.power=3, not 9 .*--runs"):
+        sweep(raise_to, changed, executor=SerialExecutor(), folder=tmp_path)
+    assert not (tmp_path / "new.json").exists()
+    content = json.loads((tmp_path / "5-2.json").read_text())
+    content["settings"]["versions"]["torch"] = "1.0"
+    (tmp_path / "5-2.json").write_text(json.dumps(content))
+    with pytest.raises(RunFolderError, match=r"5-2.json was made with versions.torch='1.0'"):
+        sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+
+
+@pytest.mark.parametrize("executor", [SerialExecutor, lambda: ThreadPoolExecutor(1)])
+def test_an_error_names_the_job_and_keeps_what_was_done(executor, tmp_path):
+    jobs = {"first": {"base": 2, "power": 1}, "bad one": {"base": 0, "power": 1}, "last": {"base": 3, "power": 1}}
+    with executor() as pool, pytest.raises(JobError, match="bad one: no zero") as caught:
+        sweep(raise_to, jobs, executor=pool, folder=tmp_path)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert (tmp_path / "first.json").exists()
+    assert not (tmp_path / "bad one.json").exists()
+
+
+def test_every_variant_is_run_with_every_seed(tmp_path):
+    options = SweepOptions(seeds=3, processes=0, runs=tmp_path, env=make_config("tiny", num_groups=2))
+    assert over_seeds(seeded, {"square": {"power": 2}, "cube": {"power": 3}}, options) == {
+        "square": [0, 2, 8],
+        "cube": [0, 2, 16],
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"{n}-seed{s}.json" for n in ("square", "cube") for s in range(3)
+    }

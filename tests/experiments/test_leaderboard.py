@@ -1,0 +1,72 @@
+"""The comparison of all agents, as small as it goes."""
+
+import csv
+import json
+
+import pytest
+
+from experiments import leaderboard
+from experiments.common.players import AGENTS
+from experiments.common.run_folder import RunFolderError
+from permenv import ConfigurationError
+from tests.experiments.helpers import small
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Return a function that makes small options; the runs are in this process."""
+
+    def make(task="spatial", updates=2, **changes):
+        files = {"runs": tmp_path / "runs", "out": tmp_path / "board"}
+        env = small(task, total_updates=updates)
+        return leaderboard.Config(**{"task": task, "seeds": 2, "processes": 0, "env": env, **files, **changes})
+
+    return make
+
+
+@pytest.mark.ci
+def test_it_compares_every_agent(options, tmp_path, capsys):
+    rows = leaderboard.main(options(seeds=1))["agents"]
+    assert {row["agent"] for row in rows} == set(AGENTS)
+    errors = [row["final_error"] for row in rows]
+    assert errors == sorted(errors)
+    assert all(0 <= row["area"] <= 1 and 0 < row["cost"] < 1 for row in rows)
+    by_name = {row["agent"]: row for row in rows}
+    assert by_name["random"]["against_random"] == 0
+    with (tmp_path / "board.csv").open() as file:
+        assert [row["agent"] for row in csv.DictReader(file)] == [row["agent"] for row in rows]
+    assert "| lookahead |" in capsys.readouterr().out
+
+
+def test_it_writes_a_table_and_a_picture(options, tmp_path):
+    report = leaderboard.main(options(agents=("exp3",), seeds=1))
+    assert [row["agent"] for row in report["agents"]] != []
+    assert {row["agent"] for row in report["agents"]} == {"exp3", "random"}
+    assert {path.suffix for path in tmp_path.iterdir() if path.stem == "board"} == {".json", ".csv", ".png"}
+    assert json.loads((tmp_path / "board.json").read_text()) == report
+
+
+def test_it_compares_on_the_joint_task(options):
+    report = leaderboard.main(options("spatiotemporal", agents=("exp3",), seeds=1))
+    assert report["data"] == "embedded scenes, seed 0; embedded clips, seed 0"
+    assert all(0 < row["final_error"] <= 1 for row in report["agents"])
+
+
+def test_it_continues_where_it_was_stopped(options, tmp_path):
+    config = options(agents=("random", "exp3"))
+    whole = leaderboard.main(config)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    assert len(times) == 4
+    missing = tmp_path / "runs" / "exp3-seed1.json"
+    missing.unlink()
+    again = leaderboard.main(config)
+    assert {path for path, time in times.items() if path.stat().st_mtime_ns != time} == {missing}
+    assert [row["final_error"] for row in again["agents"]] == [row["final_error"] for row in whole["agents"]]
+    with pytest.raises(RunFolderError, match=r"total_updates=2, not 3 .*--runs"):
+        leaderboard.main(options(agents=("random", "exp3"), updates=3))
+
+
+def test_an_agent_that_does_not_exist_is_refused(options, tmp_path):
+    with pytest.raises(ConfigurationError, match="unknown agent 'randon': choose from random"):
+        leaderboard.main(options(agents=("randon",)))
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,310 @@
+"""The main job, as small as it goes: what it leaves behind, and that a kill costs nothing."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from agents import AGENTS
+from experiments import reinforce
+from experiments.common.run_folder import CHECKPOINT, RunFolder, RunFolderError
+from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
+from permenv.training import trunk_of
+from tests.experiments.helpers import arguments, job, metrics
+from tests.helpers import ROOT
+
+OTHERS = [pytest.param(name, marks=pytest.mark.ci) for name in AGENTS if name != "reinforce"]
+TASKS = {"spatial": ("spatial",), "temporal": ("temporal",), "spatiotemporal": ("spatial", "temporal")}
+COMMON = ["update", "iteration", "loss", "error", "baseline_error", "reward", "diverged"]
+OF_A_TASK = ["loss", "error", "baseline_error", "reward", "entropy"]
+OF_A_TASK += [f"{kind}_{group}" for kind in ("group", "size") for group in range(4)]
+
+
+@pytest.fixture(
+    scope="module",
+    params=["spatiotemporal", *(pytest.param(task, marks=pytest.mark.ci) for task in ("spatial", "temporal"))],
+)
+def finished(request, tmp_path_factory):
+    """A run of each task: the names of its parts, its folder, its summary, what it said."""
+    folder, said = tmp_path_factory.mktemp(request.param) / "run", io.StringIO()
+    with contextlib.redirect_stdout(said):
+        summary = reinforce.main(job(folder, request.param))
+    return TASKS[request.param], folder, summary, said.getvalue()
+
+
+def test_a_run_leaves_everything_behind(finished):
+    names, folder, _, _ = finished
+    config = json.loads((folder / "config.json").read_text())
+    assert config["environment"]["num_permutations"] == 24
+    assert config["machine"]["device"] == "cpu"
+    assert "torch" in config["machine"]["versions"]
+    assert list(config["data"]) == list(config["permutations"]) == list(names)
+    for name in names:
+        assert np.load(folder / f"permutations-{name}.npy").shape == (24, {"spatial": 9, "temporal": 8}[name])
+        assert config["permutations"][name]["minimum"] >= 2
+    assert {path.name for path in folder.glob("*.npy")} == {f"permutations-{name}.npy" for name in names}
+    pictures = {
+        "dashboard.png",
+        "error.png",
+        *(f"{kind}-{name}.png" for kind in ("choices", "shuffles") for name in names),
+    }
+    assert {path.name for path in folder.glob("*.png")} == pictures
+    for name in pictures:
+        assert min(cv2.imread(str(folder / name)).shape[:2]) > 300
+    assert any((folder / "tensorboard").iterdir())
+
+
+def test_the_summary_and_the_printed_lines_are_of_each_task(finished):
+    names, folder, summary, said = finished
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert list(summary["tasks"]) == list(names)
+    assert 0 <= summary["policy_cost"] < 1
+    for name in names:
+        its = summary["tasks"][name]
+        assert (its["permutations"], its["samples"], its["chance"]) == (24, 12, pytest.approx(23 / 24))
+        assert its["queries"] == {"spatial": "fresh scenes", "temporal": "fresh clips"}[name]
+        assert f"{name}: {its['error_first']:.3f} untrained, {its['error_last']:.3f} after 9 iterations" in said
+        assert f"{name}: {its['top1_untrained']:.1%} untrained, {its['top1_trained']:.1%} trained" in said
+        errors = [float(row[f"{name}/error"]) for row in metrics(folder)]
+        assert (its["error_last"], its["error_best"]) == (errors[-1], min(errors))
+    for key in ("error_first", "error_last"):
+        assert summary[key] == pytest.approx(np.mean([summary["tasks"][name][key] for name in names]))
+    assert summary["error_best"] == min(float(row["error"]) for row in metrics(folder))
+
+
+def test_the_metrics_have_the_same_columns_for_every_task(finished):
+    names, folder, _, _ = finished
+    rows = metrics(folder)
+    assert list(rows[0]) == COMMON + [f"{name}/{column}" for name in names for column in OF_A_TASK]
+    assert [row["update"] for row in rows] == ["1", "2", "3"]
+    assert [row["iteration"] for row in rows] == ["3", "6", "9"]
+    rows = [{column: float(value) for column, value in row.items()} for row in rows]
+    for row in rows:
+        for name in names:
+            for kind in ("group", "size"):
+                assert sum(row[f"{name}/{kind}_{group}"] for group in range(4)) == pytest.approx(1)
+            assert row[f"{name}/reward"] == pytest.approx(row[f"{name}/baseline_error"] - row[f"{name}/error"])
+            assert 0 <= row[f"{name}/entropy"] <= np.log(4) + 1e-9
+        for column in ("error", "baseline_error", "reward"):
+            assert row[column] == pytest.approx(np.mean([row[f"{name}/{column}"] for name in names]))
+        assert row["loss"] == pytest.approx(sum(row[f"{name}/loss"] for name in names))
+
+
+def test_the_entropy_is_that_of_the_choices(finished):
+    names, folder, _, _ = finished
+    for row in metrics(folder):
+        for name in names:
+            shares = np.array([float(row[f"{name}/group_{group}"]) for group in range(4)])
+            shares = shares[shares > 0]
+            assert float(row[f"{name}/entropy"]) == pytest.approx(-(shares * np.log(shares)).sum(), abs=1e-12)
+
+
+@pytest.mark.ci
+def test_the_same_seed_gives_the_same_metrics(tmp_path):
+    for name in ("a", "b"):
+        reinforce.main(job(tmp_path / name))
+    assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
+    reinforce.main(job(tmp_path / "c", seed=1))
+    assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    ("task", "policy"),
+    [
+        ("spatial", "reinforce"),
+        *(pytest.param("spatial", policy, marks=pytest.mark.ci) for policy in ("random", "inverse")),
+        pytest.param("temporal", "reinforce", marks=pytest.mark.ci),
+        *(pytest.param("spatiotemporal", policy, marks=pytest.mark.ci) for policy in ("reinforce", "inverse")),
+    ],
+)
+def test_a_prolonged_run_equals_an_uninterrupted_one(tmp_path, task, policy):
+    whole = reinforce.main(job(tmp_path / "whole", task=task, policy=policy, updates=4))
+    reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=2))
+    parts = reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=4, resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    assert parts["tasks"] == whole["tasks"]
+
+
+@pytest.mark.parametrize(
+    "policy", ["reinforce", *(pytest.param(name, marks=pytest.mark.ci) for name in AGENTS if name != "reinforce")]
+)
+def test_an_interrupted_run_of_any_policy_equals_an_uninterrupted_one(tmp_path, monkeypatch, policy):
+    config = job(tmp_path / "whole", policy=policy)
+    reinforce.main(config)
+    saved = RunFolder.save
+
+    def save_and_stop(folder, *arguments, **options):
+        saved(folder, *arguments, **options)
+        if len(folder.rows) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        reinforce.main(dataclasses.replace(config, out=tmp_path / "parts"))
+    monkeypatch.setattr(RunFolder, "save", saved)
+    assert len(metrics(tmp_path / "parts")) == 2
+    reinforce.main(dataclasses.replace(config, out=tmp_path / "parts", resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.ci
+def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
+    reinforce.main(job(tmp_path / "whole", updates=12))
+    command = [
+        *(sys.executable, "-m", "experiments.reinforce", "--out", str(tmp_path / "killed"), "--updates", "12"),
+        *("--device", "cpu", *arguments()),
+    ]
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    rows = tmp_path / "killed" / "metrics.csv"
+    while not (rows.exists() and rows.read_text().count("\n") > 3):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(metrics(tmp_path / "killed")) < 12
+    reinforce.main(job(tmp_path / "killed", updates=12, resume=True))
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("task", ["spatial", pytest.param("spatiotemporal", marks=pytest.mark.ci)])
+def test_compare_random_trains_both(tmp_path, task, capsys):
+    config = job(tmp_path / "run", task=task, compare_random=True, updates=2)
+    summary = reinforce.main(config)
+    assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 2
+    assert summary["relative_accuracy"] > 0
+    said = capsys.readouterr().out
+    for name in TASKS[task]:
+        assert summary["tasks"][name]["relative_accuracy"] > 0
+        assert f"Against random permutations, same seed, {name}: error" in said
+    longer = dataclasses.replace(config, updates=3, resume=True)
+    reinforce.main(longer)
+    assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 3
+
+
+@pytest.mark.ci
+def test_the_inverse_of_a_trained_policy(tmp_path):
+    joint = {"task": "spatiotemporal"}
+    reinforce.main(job(tmp_path / "trained", **joint))
+    trained = tmp_path / "trained" / CHECKPOINT
+    reinforce.main(job(tmp_path / "inverse", policy="inverse", policy_from=trained, **joint))
+    assert len(metrics(tmp_path / "inverse")) == 3
+    with pytest.raises(CheckpointError, match="holds no REINFORCE policy"):
+        reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "inverse" / CHECKPOINT, **joint))
+
+
+@pytest.mark.ci
+def test_a_policy_of_another_kind_of_task_is_refused(tmp_path):
+    reinforce.main(job(tmp_path / "joint", task="spatiotemporal", updates=1))
+    with pytest.raises(CheckpointError, match=r"joint.*does not fit an agent"):
+        reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "joint" / CHECKPOINT))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.ci
+def test_space_and_time_in_series(tmp_path, capsys):
+    first = reinforce.main(job(tmp_path / "first", env={"iterations_per_update": 20}, updates=1))
+    then = {"task": "temporal", "trunk_from": tmp_path / "first" / CHECKPOINT}
+    capsys.readouterr()
+    whole = reinforce.main(job(tmp_path / "whole", **then))
+    assert "% with the given trunk" in capsys.readouterr().out
+    assert "spatial" in first["tasks"]
+    assert "spatial" not in whole["tasks"]
+    reinforce.main(job(tmp_path / "parts", **then, updates=1))
+    reinforce.main(job(tmp_path / "parts", **then, resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    reinforce.main(job(tmp_path / "still", **then, updates=1, env={"learning_rate": 0.0}))
+    given, taken = (
+        trunk_of(checkpoint.read(tmp_path / name / CHECKPOINT)["run"]["trainer"]) for name in ("first", "still")
+    )
+    weights = [name for name in given if name.endswith(("weight", "bias"))]  # the batch statistics moved on
+    assert weights
+    for name in weights:
+        np.testing.assert_allclose(taken[name], given[name], rtol=1e-5)
+
+
+@pytest.mark.ci
+def test_what_a_joint_policy_is_credited_with_is_the_users_choice(tmp_path):
+    for choice in ("own", "sum"):
+        reinforce.main(job(tmp_path / choice, task="spatiotemporal", credit=choice, updates=5))
+    own, both = metrics(tmp_path / "own"), metrics(tmp_path / "sum")
+    assert own[0] == both[0]  # before the first step of the policy
+    assert own != both
+
+
+def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
+    config = job(tmp_path / "run", task="spatiotemporal", env={"learning_rate": 1e12})
+    summary = reinforce.main(config)
+    said = capsys.readouterr().out
+    assert summary["diverged"]
+    assert [its["error_last"] for its in summary["tasks"].values()] == [1, 1]
+    assert "The loss was not finite" in said
+    assert "Nearest neighbours, temporal: the features are not finite any more." in said
+    assert float(metrics(tmp_path / "run")[-1]["diverged"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"task": "colour"}, ConfigurationError, "unknown task 'colour'"),
+        ({"env": {"backbone": "alexnet"}}, ConfigurationError, "unknown backbone 'alexnet'"),
+        ({"images": Path("/nowhere")}, DataError, "/nowhere"),
+        ({"task": "temporal", "videos": Path("/nowhere")}, DataError, "/nowhere"),
+        ({"videos": Path("/nowhere")}, ConfigurationError, "task 'spatial' does not use it"),
+        ({"task": "temporal", "images": Path("/nowhere")}, ConfigurationError, "task 'temporal' does not use it"),
+        ({"task": "temporal", "eval_images": Path("/x")}, ConfigurationError, "--eval-images /x: task 'temporal'"),
+        ({"task": "temporal", "env": {"split": 1}}, ConfigurationError, "--env.split 1: the embedded data has no"),
+        ({"trunk_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
+        ({"resume": True}, RunFolderError, r"no checkpoint.safetensors"),
+        ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
+        ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
+        ({"policy": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        reinforce.main(job(tmp_path / "run", **options))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_other_options(tmp_path):
+    reinforce.main(job(tmp_path / "run", updates=1))
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(RunFolderError, match="continue it with --resume, or name another folder with --out"):
+        reinforce.main(job(tmp_path / "run", updates=1))
+    with pytest.raises(CheckpointError, match=r"started with seed=0, not 1"):
+        reinforce.main(job(tmp_path / "run", seed=1, resume=True))
+    with pytest.raises(CheckpointError, match=r"num_groups=4, this run num_groups=5"):
+        reinforce.main(job(tmp_path / "run", env={"num_groups": 5}, resume=True))
+    written = tmp_path / "run" / CHECKPOINT
+    written.write_bytes(before[written][:1000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        reinforce.main(job(tmp_path / "run", resume=True))
+    written.write_bytes(before[written])
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_of_other_files_is_left_alone(tmp_path, resume):
+    (tmp_path / "config.json").write_text("somebody else's")
+    with pytest.raises(RunFolderError, match="is not empty and holds no run: name a new folder with --out"):
+        reinforce.main(job(tmp_path, resume=resume))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert (tmp_path / "config.json").read_text() == "somebody else's"
+
+
+def test_errors_reach_the_user_as_one_line(tmp_path):
+    command = [sys.executable, "experiments/reinforce.py", "--preset", "huge", "--out", str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: unknown preset 'huge'; choose one of")
+    assert len(result.stderr.strip().splitlines()) == 1

@@ -1,0 +1,11 @@
+"""Fixtures of the tests of the core."""
+
+import pytest
+
+from tests.permenv.windows import open_windows
+
+
+@pytest.fixture
+def windows(monkeypatch):
+    """Let matplotlib open windows, on a machine without a screen too; the list of them."""
+    yield from open_windows(monkeypatch)

@@ -1,5 +1,8 @@
 """Self-supervised learning by shuffling as a Gymnasium environment: `gym.make("PermShuffle-v0")`."""
 
+import importlib
+from types import ModuleType
+
 import gymnasium
 
 from permenv.checkpoint import CheckpointError
@@ -42,3 +45,10 @@ __all__ = [
 # Gymnasium's passive checker fails in every step() after a first reset() that raised an error; the tests run its full
 # checker instead
 gymnasium.register(id="PermShuffle-v0", entry_point="permenv.env:PermShuffleEnv", disable_env_checker=True)
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Import submodules that not everybody needs when they are first used."""
+    if name in ("render", "transfer", "wrappers"):
+        return importlib.import_module(f"permenv.{name}")
+    raise AttributeError(f"module 'permenv' has no attribute {name!r}")

@@ -60,16 +60,17 @@ class Config:
             the clips is held out: where that is fewer clips than samples, a clip gives several, each of random frames.
         batch_size: B, samples of one SGD iteration, of each task (appendix B).
         samples_per_action: m, samples of a mini-batch that one action decides; divides `batch_size`. m = B is
-            Algorithm 1 to the letter, m = 1 section 3.2's tuple (x, ψ).
-        iterations_per_update: SGD iterations that an update's reward judges (Algorithm 1: K actions at m = B).
+            exactly Algorithm 1, m = 1 section 3.2's tuple (x, ψ).
+        iterations_per_update: SGD iterations of an update, which is rewarded at its end (Algorithm 1: K actions at
+            m = B).
         free_iterations: SGD iterations before each update during which actions train the network but are not
             credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained").
         total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H).
         learning_rate: Of SGD (appendix B). In the tiny preset 0.03 for the spatial task, 0.1 for the temporal one and
             for both together.
         learning_rate_drop: Iteration from which the learning rate is a tenth (appendix B); None for never.
-        momentum: Of SGD. The paper is silent; 0.9 is the jigsaw solver's.
-        weight_decay: Of SGD. The paper is silent; 5e-4 is the jigsaw solver's.
+        momentum: Of SGD. Not given in the paper; 0.9 is the jigsaw solver's.
+        weight_decay: Of SGD. Not given in the paper; 5e-4 is the jigsaw solver's.
         grid: m of the m × m tiles of an image (section 3.1); n = m² pieces.
         num_frames: u, frames of a sample of the temporal task (section 4.1), at random from a clip; n = u pieces.
         merge_reversed: Whether a clip played backwards counts as the same clip. Clips are then played in either
@@ -79,12 +80,12 @@ class Config:
             cropped from 256 / 224 as many, as appendix B crops 224 from 256.
         shared_crop: Whether all frames of a sample are cropped at the same place, and not each at its own (appendix B).
             At 32 pixels the random places move a frame further than most motion does: E is 0.30 with a shared place and
-            0.58 without after 1000 iterations (`experiments/temporal.py`).
+            0.58 without after 1000 iterations (`experiments/studies/temporal.py`).
         jitter: Strength of the colour jitter, 0 to 1 (appendix B gives none).
         grey_probability: Chance that a training sample is grey, 0 to 1.
         backbone: Name in `permenv.networks.BACKBONES`; "timm/NAME", a model of timm with random weights and no
             dropout (the extra `permenv[timm]`); or a function without arguments that returns a new trunk for pieces
-            (N, 3, piece_size, piece_size), at module level, or the environment does not pickle.
+            (N, *piece_shape). Define it at module level, or the environment does not pickle.
         fc6: Width of the spatial head's fc6 (appendix B).
         fc7: Width of the spatial head's fc7 (appendix B).
         temporal_fc6: Width of the temporal head's fc6 (appendix B).
@@ -92,12 +93,12 @@ class Config:
         relative_frames: Whether the temporal head sees a frame's features relative to those of the sample's other
             frames: each feature with mean 0 and deviation 1 over them. They hold what moves and little else, whatever
             the order. Not the paper's; in the tiny preset E is 0.30 with it and 0.83 without after 1000 iterations
-            (`experiments/temporal.py`).
+            (`experiments/studies/temporal.py`).
         ema_decay: Share of the averaged weights that an iteration keeps; validation then looks at the averaged
             weights, batch statistics included. 0 validates the live weights, as the paper does. 0 to below 1. The
-            tiny preset has 0.97: in `experiments/defaults.py` it lowered E from 0.65 to 0.54, and the reward's noise
-            from 0.045 to 0.017; 0.99 lowered it to 0.010, but shows only 1 - 0.99^50 = 39% of what an update of 50
-            iterations changed, 0.97 shows 78%.
+            tiny preset has 0.97: in `experiments/studies/defaults.py` it lowered E from 0.65 to 0.54, and the reward's
+            noise from 0.045 to 0.017; 0.99 lowered it to 0.010, but shows only 1 - 0.99^50 = 39% of what an update of
+            50 iterations changed, 0.97 shows 78%.
         precision: "float32", "bf16" (autocast of the training iteration; weights and validation stay float32) or
             "auto": bf16 where the device multiplies it natively, which is where the benchmark shows a gain.
         clip_frames: Frames kept of a clip, evenly spread over it; a shorter clip keeps all.
@@ -105,11 +106,11 @@ class Config:
             None takes the first where there are lists; 0 takes all clips, whatever lists there are.
         num_scenes: Images rendered where no folder is given.
         num_clips: Clips rendered where no folder is given.
-        scenes_seed: Which ones.
+        scenes_seed: Seed of the rendered images and clips.
     """
 
     num_permutations: Annotated[int, Range(2)] = 1000
-    permutation_seed: int = 0
+    permutation_seed: Annotated[int, Range(0)] = 0
     num_groups: _Count = 10
     num_validation: _Count = 100
     batch_size: _Count = 128
@@ -118,7 +119,7 @@ class Config:
     free_iterations: Annotated[int, Range(0)] = 3788
     total_updates: _Count = 90
     learning_rate: Annotated[float, Range(0)] = 1e-3
-    learning_rate_drop: int | None = 200_000
+    learning_rate_drop: Annotated[int | None, Range(0)] = 200_000
     momentum: _Decay = 0.9
     weight_decay: Annotated[float, Range(0)] = 5e-4
     grid: Annotated[int, Range(2)] = 3
@@ -138,7 +139,7 @@ class Config:
     ema_decay: _Decay = 0.0
     precision: Precision = "auto"
     clip_frames: int = 64
-    split: int | None = None
+    split: Annotated[int | None, Range(0)] = None
     num_scenes: _Count = 20_000
     num_clips: Annotated[int, Range(2)] = 2000
     scenes_seed: Annotated[int, Range(0)] = 0
@@ -149,8 +150,8 @@ class Config:
         Raises:
             ConfigurationError: If a number is out of its range or does not fit another.
         """
-        for name, hint in _hints().items():
-            _check(name, getattr(self, name), hint)
+        for name, hint in _hints().items():  # numpy's numbers become Python's, which JSON can hold
+            object.__setattr__(self, name, _checked(name, getattr(self, name), hint))
         if self.clip_frames < self.num_frames:
             raise ConfigurationError(
                 f"clip_frames={self.clip_frames} is fewer than num_frames={self.num_frames}: a sample's frames are "
@@ -213,8 +214,8 @@ def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Config, include_extras=True)
 
 
-def _check(name: str, value: Any, hint: Any) -> None:
-    """Raise a ConfigurationError if a value is not of its field's type, or outside of the field's range."""
+def _checked(name: str, value: Any, hint: Any) -> Any:
+    """Return a value as its field's type; raise a ConfigurationError if it has another type or is out of range."""
     bounds: Range | None = None
     if typing.get_origin(hint) is Annotated:
         hint, bounds = typing.get_args(hint)
@@ -226,8 +227,11 @@ def _check(name: str, value: Any, hint: Any) -> None:
     if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
         shown = hint.__name__ if isinstance(hint, type) else hint
         raise ConfigurationError(f"{name}={value!r}: must be a number of type {shown}")
-    if bounds is not None and value not in bounds:
+    if kinds and value is not None:
+        value = float(value) if hint is float else int(value)
+    if bounds is not None and value is not None and value not in bounds:
         raise ConfigurationError(f"{name}={value}: {bounds}")
+    return value
 
 
 PRESETS: Mapping[str, Config] = {

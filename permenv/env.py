@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.utils.seeding import np_random
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
@@ -98,12 +99,14 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     | `task`        | `"spatial"` | "spatial", "temporal", "spatiotemporal", or a task of your own                 |
     | `images`      | `None`      | a folder of images, an (N, H, W, 3) uint8 array, a map-style dataset or        |
     |               |             | `permenv.StillImages`; None for the embedded scenes                            |
-    | `videos`      | `None`      | a folder of videos or of folders of frames, (F, H, W, 3) uint8 arrays, a       |
-    |               |             | map-style dataset or `permenv.VideoClips`; None for the embedded clips         |
+    | `videos`      | `None`      | a folder of videos or of folders of frames, a list of (F, H, W, 3) uint8       |
+    |               |             | arrays, a map-style dataset or `permenv.VideoClips`; None for the embedded     |
+    |               |             | clips                                                                          |
     | `device`      | `"auto"`    | "auto", "cpu" or "cuda"                                                        |
     | `render_mode` | `None`      | None, "rgb_array", or "human": a window that follows the run                   |
 
-    A task registered by `permenv.register_task` has a keyword of its own for its data.
+    Arrays of the right size are not copied: do not change them while the environment is in use. A task registered by
+    `permenv.register_task` has a keyword of its own for its data.
 
     `samples_per_action` m is 1 by default, so that every sample of a mini-batch has its own choice. The more samples
     share a group, the fewer classes a mini-batch contains, and the less is learned: after 600 iterations under a policy
@@ -205,8 +208,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             self.load_state_dict(read_run(options["checkpoint"]))
         else:
             trunk = read_trunk(options["trunk"], self.config, self.tasks) if "trunk" in options else None
-            super().reset(seed=seed)
-            run = Pretraining(self.config, self.tasks, self.device, generator=self.np_random, trunk=trunk)
+            generator, new_seed = (self.np_random, self._np_random_seed) if seed is None else np_random(seed)
+            run = Pretraining(self.config, self.tasks, self.device, generator=generator, trunk=trunk)
+            self._np_random, self._np_random_seed = generator, new_seed
             self._episode = Episode(run)
         if self.render_mode == "human":
             self.render()
@@ -235,7 +239,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             self.render()
         diverged = episode.run.diverged
         truncated = not diverged and episode.is_over
-        return episode.run.observation.copy(), mean(episode.gains), diverged, truncated, episode.info()
+        return episode.run.observation.copy(), mean(episode.task_rewards), diverged, truncated, episode.info()
 
     def render(self) -> np.ndarray | None:
         """Show the run as of its last validation, see `permenv.render.dashboard`.
@@ -277,7 +281,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
     @property
     def rewards(self) -> list[float]:
-        """r_t of every update since the run began."""
+        """r_t of every update since the run began, and of a divergence."""
         return list(self._begun().rewards)
 
     @property
@@ -333,7 +337,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             CheckpointError: If it is a run of another configuration; this one is unchanged then.
         """
         if "episode" not in state:
-            raise CheckpointError("the checkpoint is of a run without an environment: use Pretraining.load")
+            raise CheckpointError(
+                "the checkpoint is of a run without an environment: load it with Pretraining.load, or begin from its "
+                "trunk with options={'trunk': path}"
+            )
         run = Pretraining.from_state(self.config, self.tasks, self.device, state["run"])
         self._continue(run, state["episode"], state["seed"])
 

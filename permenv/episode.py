@@ -1,4 +1,4 @@
-"""An episode: choices of groups fill mini-batches, and the gain in error of each update is its reward (section 3.2).
+"""An episode: choices of groups fill mini-batches, and each update is rewarded (section 3.2, Eq. 7).
 
 This is the decision process itself. `permenv.env` gives it Gymnasium's interface; `permenv.pretraining` trains.
 """
@@ -24,7 +24,7 @@ class Episode:
         run: The run of training.
         phase: What the last choice counted for: "free" iterations or an "update".
         rewards: r_t of all completed updates, and of a divergence; joint task: the means over the tasks.
-        gains: By task, the rewards of the last choice; 0 where it ended no update.
+        task_rewards: By task, the reward of the last choice; 0 where it ended no update.
         validated: Whether the last choice ended with a validation.
     """
 
@@ -32,7 +32,7 @@ class Episode:
         self.run = run
         self.phase = self._next_phase
         self.rewards: list[float] = []
-        self.gains = dict.fromkeys(run.tasks, 0.0)
+        self.task_rewards = dict.fromkeys(run.tasks, 0.0)
         self.validated = True
         self._baseline_errors = dict(run.records[-1].errors)
         self._choices = np.zeros((run.config.actions_per_iteration, len(run.tasks)), dtype=np.int64)
@@ -53,7 +53,7 @@ class Episode:
             Whether the choice completed a mini-batch, so that an SGD iteration ran.
         """
         self.phase = self._next_phase
-        self.gains = dict.fromkeys(self.run.tasks, 0.0)
+        self.task_rewards = dict.fromkeys(self.run.tasks, 0.0)
         self.validated = False
         self._choices[self._num_choices] = groups
         self._num_choices = (self._num_choices + 1) % len(self._choices)
@@ -81,7 +81,7 @@ class Episode:
             "task_errors": errors,
             "task_cross_entropies": cross_entropies,
             "task_baseline_errors": dict(self._baseline_errors),
-            "task_rewards": dict(self.gains),
+            "task_rewards": dict(self.task_rewards),
             "diverged": run.diverged,
         }
 
@@ -93,6 +93,8 @@ class Episode:
             "baseline_errors": dict(self._baseline_errors),
             "choices": self._choices.copy(),
             "num_choices": self._num_choices,
+            "validated": self.validated,
+            "task_rewards": dict(self.task_rewards),
         }
 
     @classmethod
@@ -104,6 +106,8 @@ class Episode:
         episode._baseline_errors = dict(state["baseline_errors"])
         episode._choices = np.array(state["choices"])
         episode._num_choices = state["num_choices"]
+        episode.validated = state["validated"]
+        episode.task_rewards = dict(state["task_rewards"])
         return episode
 
     @property
@@ -132,8 +136,8 @@ class Episode:
         if self.phase == "free" and not run.diverged:
             return
         errors = dict.fromkeys(run.tasks, 1.0) if run.diverged else run.records[-1].errors
-        self.gains = {task: reward(baseline, errors[task]) for task, baseline in self._baseline_errors.items()}
-        self.rewards.append(mean(self.gains))
+        self.task_rewards = {task: reward(baseline, errors[task]) for task, baseline in self._baseline_errors.items()}
+        self.rewards.append(mean(self.task_rewards))
 
 
 def mean(by_task: dict[str, float]) -> float:

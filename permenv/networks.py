@@ -202,7 +202,8 @@ def build_network(
     """Build Φ with its initial weights.
 
     Convolutions and hidden layers start with He's normal distribution, an LSTM as torch does; the classifiers start
-    near zero, so that the first predictions are nearly uniform. The global generator of torch is left as it was.
+    near zero, so that the first predictions are nearly uniform. This holds for heads of your own too. The global
+    generator of torch is left as it was.
 
     Args:
         backbone: A name that `find_backbone` knows, or a function that returns a new trunk for pieces
@@ -226,7 +227,10 @@ def build_network(
         features = _feature_length(trunk, piece_shape)
         made: dict[str, OrderingHead] = {}
         for task, make_head in heads.items():
-            made[task] = make_head(features).apply(_he_initialise)
+            made[task] = make_head(features)
+            if not isinstance(getattr(made[task], "classifier", None), nn.Linear):
+                raise ValueError(f"the head of task {task!r} has no linear layer `classifier`, see OrderingHead")
+            made[task].apply(_he_initialise)
             nn.init.normal_(made[task].classifier.weight, std=0.01)
     network = OrderingNetwork(trunk, made)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
@@ -246,5 +250,5 @@ def _feature_length(trunk: nn.Module, piece_shape: Sequence[int]) -> int:
     except (RuntimeError, AssertionError, ValueError) as error:  # timm's models assert
         raise ValueError(
             f"the backbone cannot take pieces of {' × '.join(map(str, piece_shape))}: {str(error) or repr(error)}; "
-            f"change piece_size or the backbone"
+            f"change the pieces (piece_size) or the backbone"
         ) from error

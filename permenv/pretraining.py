@@ -30,6 +30,8 @@ from permenv.validation import Validation, validate
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does
 _FREE_TO_CHANGE = ("total_updates",)
 
+PHASES = ("reset", "free", "update")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -41,7 +43,8 @@ class Record:
         errors: By task, E.
         cross_entropies: By task, mean of -log y_l over all (permutation, sample) pairs, in nats.
         observation: ŝ, (|C|, 2) float32; of a joint task (tasks, |C|, 2).
-        choices: (tasks, |C|) int64, how often each group was chosen since the previous validation.
+        choices: (tasks, |C|) int64, how often each group was chosen since the previous validation; where all
+            permutations were drawn with equal probability, how many samples had one of the group.
     """
 
     iteration: int
@@ -93,17 +96,17 @@ class Pretraining:
         self,
         config: Config,
         tasks: Mapping[str, Task],
-        device: torch.device,
+        device: str | torch.device,
         *,
         generator: np.random.Generator,
         trunk: Mapping[str, torch.Tensor] | None = None,
     ):
         self.config = config
         self.tasks = dict(tasks)
-        self.device = device
+        self.device = resolve_device(device)
         self.generator = generator
         self.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
-        self.trainer = _new_trainer(config, tasks, device, seed=int(generator.integers(2**31)))
+        self.trainer = _new_trainer(config, tasks, self.device, seed=int(generator.integers(2**31)))
         if trunk is not None:
             self.trainer.start_from(trunk)
         self.losses = dict.fromkeys(self.tasks, math.log(config.num_permutations))
@@ -112,7 +115,8 @@ class Pretraining:
         self.diverged = False
         self._hold_out({name: task.hold_out(generator) for name, task in self.tasks.items()})
         if not self.validate("reset"):
-            raise ConfigurationError("the output of the untrained network is not finite: check the backbone")
+            cause = "backbone" if trunk is None else "weights of the given trunk"
+            raise ConfigurationError(f"the output of the network before training is not finite: check the {cause}")
 
     @classmethod
     def create(
@@ -193,7 +197,14 @@ class Pretraining:
         Returns:
             By task, the cross-entropy before the step. If one is not finite, the step was not taken and `diverged` is
             set.
+
+        Raises:
+            RuntimeError: If the run has diverged.
+            ValueError: If `groups` has another shape, or there is no such group; nothing has changed then.
         """
+        self._require_finite()
+        if groups is not None:
+            groups = self._checked(groups)
         start = time.perf_counter()
         batches = {}
         for column, (name, task) in enumerate(self.tasks.items()):
@@ -204,7 +215,7 @@ class Pretraining:
         self.losses = self.trainer.step(batches)
         self.seconds["training"] += time.perf_counter() - start
         self.diverged = not all(map(math.isfinite, self.losses.values()))
-        return self.losses
+        return dict(self.losses)
 
     @default_torch_state()
     def validate(self, phase: str = "update") -> bool:
@@ -215,7 +226,14 @@ class Pretraining:
 
         Returns:
             Whether all predictions are finite. If not, `diverged` is set and the last validation stays.
+
+        Raises:
+            RuntimeError: If the run has diverged.
+            ValueError: If the phase is unknown.
         """
+        self._require_finite()
+        if phase not in PHASES:
+            raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
         start = time.perf_counter()
         found = {
             name: validate(self.trainer.eval_network, name, self._validation_pieces[name], task.permutations)
@@ -269,6 +287,12 @@ class Pretraining:
         run.load_state_dict(state)
         return run
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config, "tasks": self.tasks, "device": self.device, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(self.from_state(**state).__dict__)
+
     @property
     def identity(self) -> dict[str, Any]:
         """What two runs must have in common for one to continue the other's state: data and numbers."""
@@ -307,14 +331,20 @@ class Pretraining:
             CheckpointError: If it is the state of another configuration; this run is unchanged then.
         """
         _check_identity(self.identity, state["identity"])
+        for name, task in self.tasks.items():
+            if not np.array_equal(state["tasks"][name]["permutations"], task.permutations):
+                raise CheckpointError(
+                    f"the checkpoint has other permutations of task {name!r}: use its class as it was"
+                )
         trainer = _new_trainer(self.config, self.tasks, self.device, seed=0)
         try:
             trainer.load_state_dict(state["trainer"])
         except RuntimeError as error:  # a user's backbone was changed, but not its name
             raise CheckpointError(f"the checkpoint has another network under the same names: {error}") from error
         self.trainer = trainer
-        self.generator = np.random.default_rng()
-        self.generator.bit_generator.state = state["generator"]
+        bit_generator = getattr(np.random, state["generator"]["bit_generator"])()
+        bit_generator.state = state["generator"]
+        self.generator = np.random.Generator(bit_generator)
         tasks = state["tasks"]
         self._hold_out({name: np.array(tasks[name]["held_out"]) for name in self.tasks})
         self.records = [Record(**record) for record in state["records"]]
@@ -348,6 +378,26 @@ class Pretraining:
 
     # Parts of the above
 
+    def _require_finite(self) -> None:
+        if self.diverged:
+            raise RuntimeError(
+                f"the run diverged at iteration {self.iteration}: lower learning_rate={self.config.learning_rate}, or "
+                f"load an earlier checkpoint"
+            )
+
+    def _checked(self, groups: np.ndarray) -> np.ndarray:
+        """Return groups as an int64 array; refuse what `iterate` cannot use."""
+        batch_size, num_tasks, num_groups = self.config.batch_size, len(self.tasks), self.config.num_groups
+        array = np.asarray(groups)
+        if array.ndim != 2 or array.shape[1] != num_tasks or not len(array) or batch_size % len(array):
+            raise ValueError(
+                f"groups of shape {array.shape}: pass (A, {num_tasks}), a row for each action and a column for each "
+                f"task, with A a divisor of batch_size={batch_size}"
+            )
+        if array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= num_groups:
+            raise ValueError(f"groups {array.tolist()}: pass integers from 0 to {num_groups - 1}")
+        return array.astype(np.int64)
+
     def _draw_labels(self, task: str, groups: np.ndarray | None, row: int) -> np.ndarray:
         """Draw the permutations of a mini-batch, (B,) int64, and count the groups that they are drawn from."""
         batch_size = self.config.batch_size
@@ -362,6 +412,14 @@ class Pretraining:
         self.held_out = samples
         self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
         self._validation_pieces = {name: task.pieces(samples[name]) for name, task in self.tasks.items()}
+        for name, pieces in self._validation_pieces.items():
+            task = self.tasks[name]
+            expected = (len(samples[name]), task.num_pieces, *task.piece_shape)
+            if tuple(pieces.shape) != expected or pieces.dtype != torch.float32:
+                raise ConfigurationError(
+                    f"task {name!r}: pieces() returned {pieces.dtype} of shape {tuple(pieces.shape)}; return "
+                    f"torch.float32 of shape {expected}, (samples, pieces, *piece_shape)"
+                )
 
     def _set_groups(self, groups: dict[str, np.ndarray]) -> None:
         self.groups = groups
@@ -426,8 +484,8 @@ def _check_identity(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
     different = [name for name in {**ours, **saved} if ours.get(name) != saved.get(name)]
     if different:
         name = different[0]
+        remedy = "pass the same data, which must not change between reads" if name == "data" else "use its values"
         raise CheckpointError(
             f"the checkpoint is of another configuration: it has {name}={saved.get(name)!r}, this run "
-            f"{name}={ours.get(name)!r} ({len(different)} differences: {', '.join(different)}); use the checkpoint's "
-            f"values"
+            f"{name}={ours.get(name)!r} (all differences: {', '.join(different)}); {remedy}"
         )

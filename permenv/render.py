@@ -72,7 +72,7 @@ class Window:
         self._shown: np.ndarray | None = None
 
     def show(self, picture: np.ndarray) -> None:
-        """Show an (H, W, 3) uint8 picture and answer what the window was asked meanwhile; nothing if it was closed.
+        """Show an (H, W, 3) uint8 picture and process pending window events; do nothing if the window was closed.
 
         The window comes to the front with its first picture only.
         """
@@ -282,8 +282,8 @@ def dashboard(title: str, run: Pretraining, rewards: Sequence[float]) -> Figure:
 def dashboard_figure(title: str, status: str, panels: Mapping[str, Panel], last_iteration: int) -> Figure:
     """Show a run at one moment.
 
-    Every place is fixed, so that pictures of a run are a film: E with the straight line that it is judged by; ŝ; what
-    was chosen last; a shuffled sample, and what becomes of it in the order that the network takes it to be in.
+    The layout is fixed, so that the pictures of a run form a video: E with the straight line of the baseline; ŝ; the
+    last choices; a shuffled sample, and the same sample in the predicted order.
 
     Args:
         title: Of the whole picture, on the left.
@@ -400,9 +400,10 @@ def _draw_choices(axis: Axes, panel: Panel) -> None:
 
 
 def _draw_prediction(upper: Axes, lower: Axes, predictions: Predictions) -> None:
-    """The first sample as the network sees it, and in the order that it takes it to be in."""
+    """The first sample as the network sees it, and in the predicted order."""
     order, guess = predictions.orders[0], predictions.guesses[0]
-    _draw_pieces(upper, predictions, np.arange(len(order)), ["white"] * len(order))
+    neutral = "white" if predictions.pieces.ndim == 5 else "0.8"  # lines have a white background
+    _draw_pieces(upper, predictions, np.arange(len(order)), [neutral] * len(order))
     upper.set_title(f"held out, shuffled by ψ {predictions.labels[0]}")
     lower.set_title("put back by the network")
     text: dict[str, Any] = {"fontsize": 8.5, "verticalalignment": "top", "transform": lower.transAxes}
@@ -416,7 +417,7 @@ def _draw_prediction(upper: Axes, lower: Axes, predictions: Predictions) -> None
 
 
 def _draw_pieces(axis: Axes, predictions: Predictions, arrangement: np.ndarray, colours: Sequence[str]) -> None:
-    """Lay out the pieces of the first sample, with frames in these colours; those of a clip bear their true places."""
+    """Lay out the pieces of the first sample in coloured frames; without a grid they show their true positions."""
     count = len(arrangement)
     step = 1.06  # a piece's side is 1
     for place, (piece, colour) in enumerate(zip(arrangement, colours, strict=True)):

@@ -12,11 +12,12 @@ def extrapolated_error(history: Sequence[tuple[int, float]], iteration: int) -> 
     E^BL_{t+1} = 2 E_t - E_{t-1}. Before a second error exists the line is flat.
 
     Args:
-        history: (u, E) of the validations so far, u ascending, at least one.
+        history: (u, E) of the validations so far, u ascending, at least one. Where the last two have the same u, the
+            line is flat.
         iteration: u at which to read the line.
 
     Returns:
-        E^BL. A straight line knows no bounds: it may leave [0, 1].
+        E^BL. It is not clipped to [0, 1].
 
     Raises:
         ValueError: If there is no validation yet.
@@ -24,13 +25,14 @@ def extrapolated_error(history: Sequence[tuple[int, float]], iteration: int) -> 
     if not history:
         raise ValueError("no error to extrapolate: validate once before asking for a baseline")
     last_iteration, last_error = history[-1]
-    if len(history) == 1:
+    earlier = [point for point in history[-2:] if point[0] < last_iteration]
+    if not earlier:
         return last_error
-    first_iteration, first_error = history[-2]
+    first_iteration, first_error = earlier[0]
     slope = (last_error - first_error) / (last_iteration - first_iteration)
     return first_error + (iteration - first_iteration) * slope
 
 
 def reward(baseline_error: float, error: float) -> float:
-    """r_t = E^BL_{t+1} - E_{t+1}: positive where the network learned more than its trend promised (Eq. 7)."""
+    """r_t = E^BL_{t+1} - E_{t+1}: positive where the error fell below its trend (Eq. 7)."""
     return baseline_error - error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -175,12 +176,17 @@ class Task(ABC):
             orders: (B, n) int; None for the true order.
 
         Returns:
-            (B, n, h, w, 3) uint8 images, or (B, n, channels, length) numbers in [0, 1], which are drawn as lines. By
-            default the pieces without augmentation, scaled by the range of their sample.
+            (B, n, h, w, 3) images, uint8 or in [0, 1], or (B, n, channels, length) numbers in [0, 1], which are drawn
+            as lines. By default the pieces without augmentation, scaled by the range of their sample: images if their
+            shape is (3, h, w) or (1, h, w), else lines.
         """
-        pieces = self.pieces(samples, orders).flatten(3).cpu().numpy()
-        low, high = (extreme(pieces, axis=(1, 2, 3), keepdims=True) for extreme in (np.min, np.max))
-        return (pieces - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+        pieces = self.pieces(samples, orders).cpu().numpy()
+        low, high = (extreme(pieces, axis=tuple(range(1, pieces.ndim)), keepdims=True) for extreme in (np.min, np.max))
+        scaled = (pieces - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
+        if scaled.ndim == 5 and scaled.shape[2] in (1, 3):
+            return np.broadcast_to(np.moveaxis(scaled, 2, -1), (*scaled.shape[:2], *scaled.shape[3:], 3))
+        channels = scaled.shape[2] if scaled.ndim > 3 else 1
+        return scaled.reshape(*scaled.shape[:2], channels, -1)
 
     def originals(self, samples: np.ndarray) -> np.ndarray:
         """Samples (B, k) before they are cut, for pictures; by default their pieces in the true order."""
@@ -426,24 +432,59 @@ _REGISTRY: dict[str, tuple[type[Task], ...]] = {}
 def register_task(name: str, *parts: type[Task]) -> None:
     """Make a task known to `gym.make`, agents, wrappers and checkpoints by its name.
 
+    Call it at module level of a module that every process imports: a spawned worker, or a process that unpickles an
+    environment, must know the task too.
+
     Example:
         >>> register_task("series", SeriesTask)
-        >>> register_task("spatial and series", SpatialTask, SeriesTask)  # a joint task, trained on one trunk
+        >>> register_task("two series", SeriesTask, OtherSeriesTask)  # a joint task, trained on one trunk
 
     Args:
-        name: What `gym.make(..., task=name)` calls it. Registering the same classes again is allowed.
-        *parts: The ordering tasks that are trained together, one or more, in the order of the observation's rows.
+        name: What `gym.make(..., task=name)` calls it. A class that was defined again may be registered again.
+        *parts: The ordering tasks that are trained together, one or more, in the order of the observation's rows. Their
+            pieces have the same shape; where several change a number of a preset, the last one decides.
 
     Raises:
-        ConfigurationError: If the name is taken, there is no part, or two parts have the same name.
+        ConfigurationError: If the name is taken, a part is no complete task, or two parts have the same name.
     """
+    for part in parts:
+        _check_part(part)
     names = [part.name for part in parts]
     if not parts or len(set(names)) < len(names):
         raise ConfigurationError(f"task {name!r} of {names}: pass one or more task classes with different names")
     known = _REGISTRY.get(name)
-    if known is not None and known != parts:
+    if known is not None and [_path(part) for part in known] != [_path(part) for part in parts]:
         raise ConfigurationError(f"there is a task {name!r} already, of {known}: choose another name")
     _REGISTRY[name] = parts
+
+
+def _check_part(part: type[Task]) -> None:
+    """Refuse what cannot be made into a task later."""
+    if not (isinstance(part, type) and issubclass(part, Task)):
+        raise ConfigurationError(f"{part!r} is no task: pass a subclass of permenv.Task")
+    if inspect.isabstract(part):
+        missing = ", ".join(sorted(part.__abstractmethods__))
+        raise ConfigurationError(f"{part.__name__} lacks {missing}: define what permenv.Task leaves open")
+    for attribute in ("name", "data_keyword"):
+        value = getattr(part, attribute, None)
+        if not (isinstance(value, str) and value.isidentifier()):
+            raise ConfigurationError(f"{part.__name__}.{attribute}={value!r}: must be an identifier such as 'series'")
+    numbers = [field.name for field in dataclasses.fields(Config)]
+    if part.data_keyword in (*numbers, "preset", "task", "device", "seed", "render_mode"):
+        raise ConfigurationError(
+            f"{part.__name__}.data_keyword={part.data_keyword!r}: is a keyword of gym.make already"
+        )
+    for preset, changes in part.preset_changes.items():
+        unknown = [name for name in changes if name not in numbers]
+        if preset not in PRESETS or unknown:
+            raise ConfigurationError(
+                f"{part.__name__}.preset_changes[{preset!r}]={dict(changes)}: the key must be one of "
+                f"{', '.join(PRESETS)}, the values must be fields of permenv.Config"
+            )
+
+
+def _path(part: type[Task]) -> tuple[str, str]:
+    return part.__module__, part.__qualname__
 
 
 def registered_tasks() -> Mapping[str, tuple[type[Task], ...]]:
@@ -468,7 +509,10 @@ def parts_of(task: str) -> tuple[type[Task], ...]:
         ConfigurationError: If there is no task of this name.
     """
     if task not in _REGISTRY:
-        raise ConfigurationError(f"unknown task {task!r}; choose one of {', '.join(_REGISTRY)}")
+        raise ConfigurationError(
+            f"unknown task {task!r}; choose one of {', '.join(_REGISTRY)}, or call permenv.register_task in every "
+            f"process that uses it"
+        )
     return _REGISTRY[task]
 
 
@@ -486,14 +530,14 @@ def make_config(preset: str, task: str = "spatial", **overrides: Any) -> Config:
     Raises:
         ConfigurationError: If the preset, the task or a keyword is unknown, or a value is out of range.
     """
-    if preset not in PRESETS:
+    if not isinstance(preset, str) or preset not in PRESETS:
         raise ConfigurationError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
     parts = parts_of(task)
     names = [field.name for field in dataclasses.fields(Config)]
     for name in overrides:
         if name not in names:
             known = [*names, *(part.data_keyword for part in parts)]
-            close = difflib.get_close_matches(name, known, n=1)
+            close = [match for match in difflib.get_close_matches(name, known) if match != name]
             hint = f"did you mean {close[0]!r}?" if close else f"the keywords are {', '.join(known)}"
             raise ConfigurationError(f"unknown keyword {name!r}; {hint}")
     changes = {name: value for part in parts for name, value in part.preset_changes.get(preset, {}).items()}

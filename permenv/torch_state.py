@@ -38,32 +38,19 @@ def default_torch_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """Switch TF32 and bf16 products of float32 matrices off, through the API that the caller has used.
-
-    torch has two of them, and raises an error where both are mixed.
-    """
-    try:
-        matmul, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # the caller has set `fp32_precision`
-        with contextlib.ExitStack() as stack:
-            for setting in _precision_settings():
-                stack.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
-                setting.fp32_precision = "ieee"
-            yield
-        return
+    """Switch TF32 and bf16 products of float32 matrices off."""
     with contextlib.ExitStack() as stack:
-        if matmul != "highest":
-            stack.callback(torch.set_float32_matmul_precision, matmul)
-            torch.set_float32_matmul_precision("highest")
-        if cudnn:
-            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", cudnn)
-            torch.backends.cudnn.allow_tf32 = False
+        for backend, value in _precision_settings():
+            stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
+            backend.fp32_precision = value
         yield
 
 
-def _precision_settings() -> list[Any]:
+def _precision_settings() -> list[tuple[Any, str]]:
+    """Float32 precisions, from general to particular: an unset one inherits, and must be restored as unset."""
     backends: Any = torch.backends  # torch's stubs lack `fp32_precision`
-    return [
+    general = [backends, backends.mkldnn, backends.cudnn]
+    particular = [
         backends.cuda.matmul,
         backends.cudnn.conv,
         backends.cudnn.rnn,
@@ -71,3 +58,4 @@ def _precision_settings() -> list[Any]:
         backends.mkldnn.conv,
         backends.mkldnn.rnn,
     ]
+    return [*((each, "none") for each in general), *((each, "ieee") for each in particular)]

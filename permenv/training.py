@@ -74,7 +74,7 @@ class Batch:
     """A mini-batch of one task.
 
     Attributes:
-        pieces: (B, n, 3, h, w) float32, permuted, augmented and normalised, on the network's device.
+        pieces: (B, n, *piece) float32, permuted, augmented and normalised, on the network's device.
         labels: (B,) int, the permutation of each sample as an index into Ψ.
     """
 

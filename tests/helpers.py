@@ -20,6 +20,8 @@ REAL_DATA = Path(os.environ.get("PERMENV_DATA", ROOT.parent / "shared" / "data")
 
 SMALL: dict[str, Any] = {
     "device": "cpu",
+    "cell_size": 18,
+    "piece_size": 16,
     "num_scenes": 60,
     "num_permutations": 24,
     "num_groups": 4,
@@ -52,6 +54,20 @@ every_task = pytest.mark.parametrize(
     "task", ["spatial", pytest.param("temporal", marks=pytest.mark.ci), "spatiotemporal"]
 )
 """The temporal task alone, which is also a part of the joint task, is left to CI."""
+
+
+def _quickly(quick: str) -> pytest.MarkDecorator:
+    """Parametrise over the tasks; all but one are left to CI."""
+    return pytest.mark.parametrize(
+        "task", [task if task == quick else pytest.param(task, marks=pytest.mark.ci) for task in PARTS]
+    )
+
+
+spatial_first = _quickly("spatial")
+"""For slower tests of the environment: all tasks but the spatial one are left to CI."""
+
+joint_first = _quickly("spatiotemporal")
+"""For tests in which the joint task shows all that its parts would: these are left to CI."""
 
 
 def rollout(env: gym.Env, actions: Iterable[Any]) -> list[tuple]:

@@ -74,7 +74,6 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.which:
         report[name] = measure[name](config, device)
     out = config.out or Path("experiments/results") / f"benchmark-{config.preset}-{device.type}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     print(f"\nwritten to {out}")
     return report

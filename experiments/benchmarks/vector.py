@@ -111,7 +111,6 @@ def main(config: Config) -> dict[str, Any]:
     for title, rivals in RIVALS.items():
         report[title] = {str(count): measure(config, rivals, count, title) for count in config.networks}
     out = config.out or Path("experiments/results") / f"vector-{device.type}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, report)
     print(f"\nwritten to {out}")
     return report

@@ -1,11 +1,15 @@
-"""The credit of a task's head in the joint task: the gain of its own task, or the sum of both.
+"""Which reward the policy of a joint task should credit a task's choices with: the task's own gain, or the sum of both.
 
     python experiments/studies/credit.py
 
-Trains REINFORCE on the joint task with either credit, and with random permutations, on embedded data of a seed that is
-used for nothing else. Reports the final errors and, from the random runs, whose policy never changes, the noise of both
-credits: the standard deviation of each task's reward and of their sum, and the correlation of the two. Writes
-`experiments/results/credit.json` and prints the table.
+Trains REINFORCE on the joint task with either credit, and with random permutations. Reports
+
+- the final error of each task, the mean of its last three validations;
+- from the runs with random permutations, whose policy does not change, the noise of either credit: the standard
+  deviation of each task's reward and of their sum, and the correlation of the two tasks' rewards.
+
+The embedded data have a seed that is used for nothing else. Writes `experiments/results/credit.json` and prints the
+table.
 """
 
 from __future__ import annotations
@@ -19,16 +23,14 @@ import tyro
 
 from agents import Agent, RandomPolicy, Reinforce
 from agents.rollout import rollout
-from experiments.common.files import write_json
-from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, SweepOptions, run_script
 from experiments.common.statistics import mean_and_sd
-from experiments.common.sweep import make_executor, sweep
-from permenv.training import resolve_device
+from experiments.common.sweep import over_seeds
+from experiments.studies.shared import heading, in_words, publish, with_sd
 
 Policy = Literal["own", "sum", "random"]
 _POLICIES: tuple[Policy, ...] = ("own", "sum", "random")
-_STEEP_START = 1 / 3  # of a run: its rewards are trend, not noise
+_STEEP_START = 1 / 3  # of a run: there the rewards are trend, not noise
 _LAST = 3  # validations whose mean is the final error
 
 
@@ -47,68 +49,64 @@ class Config(SweepOptions):
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write."""
-    jobs: dict[str, dict[str, Any]] = {
-        f"{policy}-seed{seed}": {"policy": policy, "seed": seed, "environment": config.environment}
-        for seed in range(config.seeds)
-        for policy in _POLICIES
+    found = over_seeds(_run, {policy: {"policy": policy} for policy in _POLICIES}, config)
+    report = {
+        **heading(config),
+        "final_error": {policy: _final_errors(runs) for policy, runs in found.items()},
+        "noise": _noise(found["random"]),
     }
-    with make_executor(config.processes) as executor:
-        found = sweep(_run, jobs, executor=executor, folder=config.runs)
-    runs = {policy: [found[f"{policy}-seed{seed}"] for seed in range(config.seeds)] for policy in _POLICIES}
-    report: dict[str, Any] = {
-        "machine": machine(resolve_device(config.device), threads=1),  # of each process
-        "data": config.data,
-        "seeds": config.seeds,
-        "updates": config.env.total_updates,
-        "final_error": {policy: _final_errors(each) for policy, each in runs.items()},
-        "noise": _noise(runs["random"]),
-    }
-    print(f"{report['data']}, {report['updates']} updates, {config.seeds} seeds\n\nfinal error (mean ± sd)")
-    for policy, row in report["final_error"].items():
-        print(f"  {policy:<8}" + "  ".join(f"{name} {v['mean']:.3f} ± {v['sd']:.3f}" for name, v in row.items()))
-    print("\nrewards under random permutations")
-    for name, value in report["noise"].items():
-        print(f"  {name:<44} {value:.4f}")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, report)
+    publish(report, _in_words(report), config.out)
     return report
 
 
 def _run(policy: Policy, seed: int, environment: EnvOptions) -> list[dict[str, Any]]:
-    """Train one run; return errors and rewards by task, update by update."""
+    """Return the errors and rewards by task after every update of one run."""
     env = environment.make()
     spaces = env.observation_space, env.action_space
     agent: Agent = RandomPolicy(*spaces, seed=seed)
     if policy != "random":
         agent = Reinforce(*spaces, seed=seed, credit=policy)
     rows: list[dict[str, Any]] = []
-
-    def keep(transition: Any) -> None:
-        rows.append({"errors": transition.info["task_errors"], "rewards": transition.info["task_rewards"]})
-
-    rollout(env, agent, seed=seed, on_update=keep)
+    rollout(
+        env,
+        agent,
+        seed=seed,
+        on_update=lambda transition: rows.append(
+            {"errors": transition.info["task_errors"], "rewards": transition.info["task_rewards"]}
+        ),
+    )
     return rows
 
 
 def _final_errors(runs: list[list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Return mean and standard deviation over the runs, by task and of the tasks' mean."""
-    final = np.array([[list(row["errors"].values()) for row in run[-_LAST:]] for run in runs]).mean(axis=1)
-    columns = dict(zip(runs[0][-1]["errors"], final.T, strict=True))  # [seeds] each
-    return {name: mean_and_sd(column) for name, column in {**columns, "mean": final.mean(axis=1)}.items()}
+    """Return mean and standard deviation over the runs of the final error, by task and of the mean over the tasks."""
+    last = np.array([[list(row["errors"].values()) for row in run[-_LAST:]] for run in runs])  # [runs, 3, tasks]
+    final = last.mean(axis=1)
+    by_task = dict(zip(runs[0][0]["errors"], final.T, strict=True))
+    return {name: mean_and_sd(errors) for name, errors in {**by_task, "mean": final.mean(axis=1)}.items()}
 
 
 def _noise(runs: list[list[dict[str, Any]]]) -> dict[str, float]:
-    """Return the standard deviations of the tasks' rewards and of their sum, and the correlation; means over runs."""
+    """Return the means over the runs of the rewards' standard deviations and of the tasks' correlation."""
     figures: dict[str, list[float]] = {}
     for run in runs:
         settled = run[int(len(run) * _STEEP_START) :]
         rewards = {task: np.array([row["rewards"][task] for row in settled]) for task in settled[0]["rewards"]}
         for task, values in rewards.items():
-            figures.setdefault(f"sd of the {task} reward", []).append(float(values.std()))
-        figures.setdefault("sd of the sum", []).append(float(np.sum(list(rewards.values()), axis=0).std()))
-        correlation = float(np.corrcoef(list(rewards.values()))[0, 1])
-        figures.setdefault("correlation of the two", []).append(correlation)
+            figures.setdefault(f"sd of the {task} reward", []).append(values.std())
+        table = np.array(list(rewards.values()))  # [tasks, updates]
+        figures.setdefault("sd of the sum", []).append(table.sum(axis=0).std())
+        figures.setdefault("correlation of the two", []).append(np.corrcoef(table)[0, 1])
     return {name: float(np.mean(values)) for name, values in figures.items()}
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    lines = [in_words(report), "", "final error (mean ± sd)"]
+    for policy, row in report["final_error"].items():
+        lines.append(f"  {policy:<8}" + "  ".join(f"{name} {with_sd(figure)}" for name, figure in row.items()))
+    lines += ["", "rewards under random permutations"]
+    lines += [f"  {name:<28} {value:.4f}" for name, value in report["noise"].items()]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,20 @@ the reverse counts as right. Writes JSON and prints the table.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions, run_script
 from experiments.common.statistics import mean_and_sd
-from experiments.studies.shared import heading, in_words, iterations_of, over_seeds, publish, with_sd
+from experiments.common.sweep import over_seeds
+from experiments.studies.shared import heading, in_words, iterations_of, publish, train, with_sd
 from permenv import Pretraining
 from permenv.permutations import maximally_different, reverse_of
 from permenv.tasks import TemporalTask
@@ -42,8 +45,7 @@ _VARIANTS: tuple[Variant, ...] = ("default", "pairs", "merged")
 class Config(SweepOptions):
     """The study's options."""
 
-    task: Literal["temporal"] = "temporal"
-    """Frames of clips."""
+    task: tyro.conf.Suppress[str] = "temporal"
     out: Path | None = None
     """JSON file; experiments/results/direction-DATA.json if not given."""
 
@@ -65,8 +67,7 @@ def _measure(variant: Variant, seed: int, environment: EnvOptions) -> dict[str, 
     device = resolve_device(environment.device)
     task = TemporalTask(numbers, permutations, TemporalTask.load(environment.videos, numbers), device)
     run = Pretraining(numbers, {"temporal": task}, device, generator=np.random.default_rng(seed))
-    for _ in range(iterations_of(numbers)):
-        run.iterate()
+    train(run, itertools.repeat(None, iterations_of(numbers, numbers.total_updates)))
     pieces = task.pieces(run.held_out["temporal"])
     blocks = list(all_permutation_logits(run.trainer.eval_network, "temporal", pieces, permutations))
     named = torch.cat([logits.argmax(1) for logits, _ in blocks]).cpu().numpy()

@@ -6,8 +6,8 @@ Every agent acts as in the leaderboard; at some moments its run is forked. The a
 the same state, on forks, so do
 
 - the lookahead (`agents.Lookahead`), which tries every tilt and plays the best one;
-- the lookahead's tilt redrawn: the same distribution, with other actions and other data. The lookahead's advantage over
-  this one is the luck of the draw, by which it selects;
+- the lookahead's tilt redrawn: the same distribution, with other actions and other data. What the lookahead gains more
+  than this is due to chance: it selects by the error that the actual draws led to;
 - random permutations, with other data.
 
 The forks of the lookahead and of random permutations then train on random permutations for some more updates. Reported:
@@ -37,7 +37,8 @@ from agents.rollout import rollout
 from experiments.common.options import EnvOptions, SweepOptions, run_script
 from experiments.common.players import AGENTS, check_names, play
 from experiments.common.statistics import INTERVAL, mean_and_interval
-from experiments.studies.shared import FixedDistribution, heading, in_words, over_seeds, publish, redrawn_fork
+from experiments.common.sweep import over_seeds
+from experiments.studies.shared import heading, in_words, publish
 from permenv import ConfigurationError, PermShuffleEnv
 
 _AGENTS = tuple(name for name in AGENTS if name != "lookahead")
@@ -176,19 +177,16 @@ def _branches(start: PermShuffleEnv, later: int, share: float, rng: np.random.Ge
     chances = lookahead.probabilities(start.run.observation)
     best = max(lookahead.gains, key=lambda tilt: lookahead.gains[tilt])
     afterwards = draw()  # the same for both
+    other_data = _redrawn_fork(start, draw())
+    by_chance = RandomPolicy(*spaces, seed=draw())
+    other_draw = _redrawn_fork(start, draw())
+    same_tilt = _FixedDistribution(*spaces, seed=draw(), chances=chances)
     return {
         "before": _error(start),
         "tilts": best is not None,
         "lookahead": _errors(base_env, lookahead, RandomPolicy(*spaces, seed=afterwards), later),
-        "random": _errors(
-            redrawn_fork(start, draw()),
-            RandomPolicy(*spaces, seed=draw()),
-            RandomPolicy(*spaces, seed=afterwards),
-            later,
-        ),
-        "tilt redrawn": _errors(redrawn_fork(start, draw()), FixedDistribution(*spaces, seed=draw(), chances=chances))[
-            0
-        ],
+        "random": _errors(other_data, by_chance, RandomPolicy(*spaces, seed=afterwards), later),
+        "tilt redrawn": _errors(other_draw, same_tilt)[0],
     }
 
 
@@ -217,6 +215,24 @@ class _Moments(gym.Wrapper[np.ndarray, Any, np.ndarray, Any]):
                 self.own[info["update"] - 1] = _error(base_env)
             truncated = truncated or len(self.own) == len(self._moments)
         return observation, reward, terminated, truncated, info
+
+
+class _FixedDistribution(RandomPolicy):
+    """Draws from the same distribution for every observation."""
+
+    def __init__(self, *spaces: gym.Space, seed: int, chances: np.ndarray) -> None:
+        super().__init__(*spaces, seed=seed)
+        self._chances = chances
+
+    def probabilities(self, observation: np.ndarray) -> np.ndarray:
+        return self._chances
+
+
+def _redrawn_fork(start: PermShuffleEnv, seed: int) -> PermShuffleEnv:
+    """Return a fork that draws other data."""
+    fork = start.fork()
+    fork.run.generator = fork.np_random = np.random.default_rng(seed)
+    return fork
 
 
 def _error(base_env: PermShuffleEnv) -> float:

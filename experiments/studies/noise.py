@@ -1,25 +1,27 @@
-"""How much of a reward is signal: the effect of the choice of a group, against the effect of chance.
+"""How much of a reward is signal: what the choice of a group changes, against what chance changes.
 
     python experiments/studies/noise.py
 
-At a few moments of a run with random permutations the run is forked. Each fork is tilted towards one group for one
-update: half of the samples get a permutation of that group, half any. For every group the sequence of actions is drawn
-once, and used several times with other data: other samples, other members of the groups, other crops. The baseline of a
-reward is fixed when its update begins, so the rewards of one moment differ as the errors at the end of the update do.
+At some moments of a run with random permutations the run is forked, and each fork is trained for one update, tilted
+towards one group: half of the samples get a permutation of that group, half any. For every group the sequence of
+choices is drawn once and repeated with other data: other samples, other members of the groups, other crops. The
+baseline of a reward is determined before its update begins, so rewards of one moment differ only by the errors that the
+updates end with.
 
 Reported for the gain in error and in cross-entropy, of the averaged weights and of the live ones:
 
-- noise: standard deviation of r under identical actions with different data;
-- signal: standard deviation of r between groups, without the noise of their means;
-- signal to noise: the ratio of the two variances, and the updates after which the mean gain of a group would be known
-  as well as groups differ (1 / ratio).
+- noise: the standard deviation of r under the same choices with different data;
+- signal: the standard deviation of r between groups, after the noise of their means is subtracted;
+- ratio: of the two variances, signal to noise; and the updates after which the mean gain of a group would be known as
+  well as groups differ, 1 / ratio.
 
-Variances are pooled over all moments. Data are embedded scenes of a seed that is used for nothing else. Writes
+Variances are pooled over all moments. The embedded scenes have a seed that is used for nothing else. Writes
 `experiments/results/noise.json` and prints the table.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,17 +29,18 @@ from typing import Any, ClassVar
 import numpy as np
 import tyro
 
-from experiments.common.files import write_json
-from experiments.common.machine import machine
+from agents.base import tilt
 from experiments.common.options import EnvOptions, SweepOptions, run_script
-from experiments.common.sweep import make_executor, sweep
-from permenv import Pretraining
-from permenv.training import resolve_device
+from experiments.common.sweep import over_seeds
+from experiments.studies.shared import heading, in_words, iterations_of, publish, train
+from permenv import ConfigurationError, Pretraining
 from permenv.validation import validate
 
 _SHARE = 0.5  # of the samples whose permutation is of the group in question
-_MEASURES = ("error", "cross-entropy")
-_WEIGHTS = ("averaged", "live")
+_REWARDS = tuple(f"{measure}, {weights}" for measure in ("error", "cross-entropy") for weights in ("averaged", "live"))
+
+Table = dict[str, list[list[float]]]
+"""By reward, its values up to a constant: [groups, repeats]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,48 +53,41 @@ class Config(SweepOptions):
     seeds: int = 2
     """Networks, seeds 0, 1, ..."""
     moments: tuple[int, ...] = (4, 12)
-    """Updates after which to measure."""
+    """Updates after which to measure, ascending, each at least 1."""
     repeats: int = 5
-    """Data seeds under identical actions."""
+    """Repetitions of the same choices with other data, at least 2."""
     out: Path = Path("experiments/results/noise.json")
     """JSON file."""
 
 
 def main(config: Config) -> dict[str, Any]:
-    """Measure, print and write."""
-    common: dict[str, Any] = {"moments": config.moments, "repeats": config.repeats, "environment": config.environment}
-    jobs = {f"seed{seed}": {"seed": seed, **common} for seed in range(config.seeds)}
-    with make_executor(config.processes) as executor:
-        found = sweep(_measure, jobs, executor=executor, folder=config.runs)
-    moments = [table for run in found.values() for table in run]
-    report: dict[str, Any] = {
-        "machine": machine(resolve_device(config.device), threads=1),  # of each process
-        "data": config.data,
-        "seeds": config.seeds,
-        "moments": list(config.moments),
-        "repeats": config.repeats,
+    """Measure, print and write.
+
+    Raises:
+        ConfigurationError: If the moments are not ascending updates of a run, or there are too few repetitions.
+    """
+    moments = (0, *config.moments, config.env.total_updates)
+    if list(moments) != sorted(set(moments)):
+        raise ConfigurationError(
+            f"--moments {config.moments}: name ascending updates from 1 to {moments[-1] - 1}, so that another update "
+            f"follows each (--updates {moments[-1]})"
+        )
+    if config.repeats < 2:
+        raise ConfigurationError(f"--repeats {config.repeats}: noise is measured from at least 2 repetitions")
+    options: dict[str, Any] = {"moments": config.moments, "repeats": config.repeats}
+    found = over_seeds(_measure, {"noise": options}, config)["noise"]
+    tables = [table for run in found for table in run]
+    report = {
+        **heading(config),
+        **options,
         "share": _SHARE,
-        "rewards": {},
+        "rewards": {name: signal_to_noise([np.array(table[name]) for table in tables]) for name in _REWARDS},
     }
-    print(
-        f"{report['data']}, {config.seeds} networks after {config.moments} updates, {config.repeats} repetitions\n\n"
-        f"{'reward':<32} {'noise':>8} {'signal':>8} {'ratio':>7} {'updates':>8}"
-    )
-    for measure in _MEASURES:
-        for weights in _WEIGHTS:
-            row = signal_to_noise([np.array(table[f"{measure}, {weights}"]) for table in moments])
-            report["rewards"][f"{measure}, {weights}"] = row
-            updates = "none" if row["updates"] is None else f"{row['updates']:.1f}"
-            print(
-                f"{measure + ', ' + weights + ' weights':<32} {row['noise_sd']:>8.4f} {row['signal_sd']:>8.4f} "
-                f"{row['ratio']:>7.2f} {updates:>8}"
-            )
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(config.out, report)
+    publish(report, _in_words(report), config.out)
     return report
 
 
-def signal_to_noise(tables: list[np.ndarray]) -> dict[str, float | None]:
+def signal_to_noise(tables: Sequence[np.ndarray]) -> dict[str, float | None]:
     """Split the variance of rewards into what groups explain and what data explain (one-way random effects).
 
     Args:
@@ -111,46 +107,67 @@ def signal_to_noise(tables: list[np.ndarray]) -> dict[str, float | None]:
     }
 
 
-def _measure(
-    seed: int, moments: tuple[int, ...], repeats: int, environment: EnvOptions
-) -> list[dict[str, list[list[float]]]]:
-    """Return for every moment of one run, by reward, (groups, repeats): minus the value at the end of the update."""
+def _measure(moments: Sequence[int], repeats: int, seed: int, environment: EnvOptions) -> list[Table]:
+    """Return the table of every moment of one run."""
     run = environment.pretraining(seed)
     rng = np.random.default_rng([seed, 1])
     tables = []
     for update in range(1, max(moments) + 1):
-        for _ in range(run.config.iterations_per_update):
-            run.iterate()
-        run.validate()
+        if not train(run, _draw_groups(run, _fractions(run), rng)):
+            raise RuntimeError(f"seed {seed} diverged in update {update}: nothing to measure")
         if update in moments:
             tables.append(_at_a_moment(run, repeats, rng))
     return tables
 
 
-def _at_a_moment(run: Pretraining, repeats: int, rng: np.random.Generator) -> dict[str, list[list[float]]]:
-    config = run.config
-    fractions = run.observation[:, 0].astype(np.float64)
-    fractions /= fractions.sum()
-    groups = np.flatnonzero(fractions)
-    table = {f"{measure}, {weights}": np.empty((len(groups), repeats)) for measure in _MEASURES for weights in _WEIGHTS}
+def _at_a_moment(run: Pretraining, repeats: int, rng: np.random.Generator) -> Table:
+    fractions = _fractions(run)
+    table: Table = {name: [] for name in _REWARDS}
     data_seeds = rng.integers(2**31, size=repeats)  # the same for all groups
-    for row, group in enumerate(groups):
-        chances = fractions * (1 - _SHARE)
-        chances[group] += _SHARE
-        shape = (config.iterations_per_update, config.actions_per_iteration, 1)
-        actions = rng.choice(len(chances), shape, p=chances)
-        for column, data_seed in enumerate(data_seeds):
-            twin = run.fork()
-            twin.generator = np.random.default_rng(data_seed)
-            for chosen in actions:
-                twin.iterate(chosen)
-            twin.validate()
-            pieces = twin.tasks["spatial"].pieces(twin.held_out["spatial"])
-            live = validate(twin.trainer.network, "spatial", pieces, twin.permutations["spatial"])
-            for weights, found in (("averaged", twin.validation["spatial"]), ("live", live)):
-                table[f"error, {weights}"][row, column] = -found.error
-                table[f"cross-entropy, {weights}"][row, column] = -found.cross_entropy
-    return {name: values.tolist() for name, values in table.items()}
+    for group in np.flatnonzero(fractions).tolist():
+        chosen = _draw_groups(run, tilt(fractions, group, _SHARE), rng)
+        rewards = [_rewards(run, chosen, data_seed) for data_seed in data_seeds]
+        for name, rows in table.items():
+            rows.append([each[name] for each in rewards])
+    return table
+
+
+def _rewards(run: Pretraining, chosen: np.ndarray, data_seed: int) -> dict[str, float]:
+    """Return every reward of an update with these choices and other data, up to a constant of the moment."""
+    fork = run.fork()
+    fork.generator = np.random.default_rng(data_seed)
+    train(fork, chosen)
+    task = fork.tasks["spatial"]
+    live = validate(fork.trainer.network, "spatial", task.pieces(fork.held_out["spatial"]), task.permutations)
+    rewards = {}
+    for weights, found in (("averaged", fork.validation["spatial"]), ("live", live)):
+        rewards[f"error, {weights}"] = -found.error
+        rewards[f"cross-entropy, {weights}"] = -found.cross_entropy
+    return rewards
+
+
+def _fractions(run: Pretraining) -> np.ndarray:
+    """Return the share of the permutations that each group holds, (|C|,) float64."""
+    sizes = run.observation[:, 0].astype(np.float64)
+    return sizes / sizes.sum()
+
+
+def _draw_groups(run: Pretraining, chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw the choices of an update, (iterations, A, 1) int."""
+    return rng.choice(len(chances), (iterations_of(run.config), run.config.actions_per_iteration, 1), p=chances)
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    lines = [
+        f"{in_words(report)}, after {report['moments']} updates, {report['repeats']} repetitions",
+        "",
+        f"{'reward':<32} {'noise':>8} {'signal':>8} {'ratio':>7} {'updates':>8}",
+    ]
+    for name, row in report["rewards"].items():
+        updates = "none" if row["updates"] is None else f"{row['updates']:.1f}"
+        cells = f"{row['noise_sd']:>8.4f} {row['signal_sd']:>8.4f} {row['ratio']:>7.2f} {updates:>8}"
+        lines.append(f"{name + ' weights':<32} {cells}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

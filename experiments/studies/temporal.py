@@ -8,24 +8,27 @@
 - network: the final error of the temporal task with the preset, with `relative_frames` or `shared_crop` off as in the
   paper, with the learning rate of the tiny preset's spatial task, and with one that drops to a tenth.
 
-The embedded clips have a seed that nothing else uses. `--more-videos` measures the crops of other folders too. Writes
-`experiments/results/temporal.json` and prints both tables.
+The embedded clips have a seed that is used for nothing else. `--more-videos` measures the crops of other folders too.
+Writes `experiments/results/temporal.json` and prints both tables.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions, run_script
 from experiments.common.statistics import mean_and_sd
-from experiments.studies.shared import heading, in_words, iterations_of, make_run, over_seeds, publish, with_sd
+from experiments.common.sweep import over_seeds
+from experiments.studies.shared import heading, in_words, iterations_of, publish, train, with_sd
 from permenv import VideoClips
 from permenv.augment import centre_offsets, crop_frames, normalise, random_offsets
 from permenv.tasks import TemporalTask
@@ -46,8 +49,7 @@ class Config(SweepOptions):
 
     changes: ClassVar = {"scenes_seed": 1000, "total_updates": 20}
 
-    task: Literal["temporal"] = "temporal"
-    """Frames of clips."""
+    task: tyro.conf.Suppress[str] = "temporal"
     more_videos: tuple[Path, ...] = ()
     """Folders of videos whose crops are measured too; no network is trained on them."""
     out: Path = Path("experiments/results/temporal.json")
@@ -108,10 +110,9 @@ def smoothest(clips: VideoClips, numbers: permenv.Config) -> dict[str, float]:
 
 def _final_error(changes: Mapping[str, Any], seed: int, environment: EnvOptions) -> float:
     """Return E at the end of one run with random permutations; 1 if the network diverged."""
-    run = make_run(environment, seed, **changes)
-    for _ in range(iterations_of(run.config)):
-        run.iterate()
-    return run.records[-1].errors["temporal"] if run.validate() else 1.0
+    run = environment.pretraining(seed, **changes)
+    finite = train(run, itertools.repeat(None, iterations_of(run.config, run.config.total_updates)))
+    return run.records[-1].errors["temporal"] if finite else 1.0
 
 
 def _in_words(report: dict[str, Any]) -> str:

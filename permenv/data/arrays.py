@@ -217,8 +217,8 @@ def _parts(item: Any, keys: tuple[str, ...], place: str) -> tuple[Any, Any]:
                 return item[key], item.get(LABEL_KEY)
         wanted = " or ".join(repr(key) for key in keys)
         raise DataError(f"{place} has no key {wanted}, only {sorted(map(str, item))}; rename the column")
-    if isinstance(item, tuple) and len(item) > 1:
-        return item[0], item[-1]
+    if isinstance(item, tuple) and len(item) > 1:  # between a clip and its label may be its sound
+        return item[0], item[1 if keys is IMAGE_KEYS else -1]
     return (item[0] if isinstance(item, tuple) and item else item), None
 
 
@@ -232,8 +232,10 @@ def _labels(given: list[Any], names: Sequence[str]) -> tuple[np.ndarray | None, 
         numbers = np.array([number[label] if isinstance(label, str) else UNLABELLED for label in labels])
     else:
         numbers = np.array([max(label, UNLABELLED) if isinstance(label, int) else UNLABELLED for label in labels])
-        if numbers.max() >= len(names):
-            names = [str(index) for index in range(numbers.max() + 1)]
+        if numbers.max() >= len(names):  # no names: number the labels that occur, which may be any integers
+            distinct = np.unique(numbers[numbers >= 0])
+            names = [str(label) for label in distinct]
+            numbers = np.where(numbers >= 0, np.searchsorted(distinct, numbers), UNLABELLED)
     if numbers.max() == UNLABELLED:
         return None, ()
     return numbers.astype(np.int64), tuple(names)

@@ -10,7 +10,8 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
-from permenv.env import Record
+from permenv.episode import mean
+from permenv.pretraining import Record
 from permenv.reward import extrapolated_error, reward
 from permenv.wrappers.base import Step, base_env_of
 
@@ -42,14 +43,14 @@ class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
     @property
     def rewards(self) -> list[float]:
         """All rewards of this view since the run began, in order."""
-        return [_mean(gains) for gains in self._gains()]
+        return [mean(gains) for gains in self._gains()]
 
     def step(self, action: object) -> Step:
         """Take a step of the environment below, with this view's reward."""
         observation, value, terminated, truncated, info = self.env.step(action)
         if info["diverged"] or (info["validated"] and info["phase"] in self._rewarded_phases):
             gains = self._gains()[-1]
-            value, info = _mean(gains), {**info, "task_rewards": gains}
+            value, info = mean(gains), {**info, "task_rewards": gains}
         return observation, value, terminated, truncated, info
 
     def _gains(self) -> list[Gains]:
@@ -218,7 +219,3 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
 def _scale(rewards: list[float]) -> float:
     """Root mean square; 1 where all are 0 or there are none. `hypot` squares nothing that could underflow."""
     return math.hypot(*rewards) / math.sqrt(len(rewards) or 1) or 1.0
-
-
-def _mean(by_task: dict[str, float]) -> float:
-    return sum(by_task.values()) / len(by_task)

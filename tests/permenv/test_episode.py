@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from permenv.reward import extrapolated_error
-from tests.helpers import PARTS, action_of, every_task, mean, random_actions, rollout, weights_of
+from tests.helpers import PARTS, action_of, every_task, joint_first, mean, random_actions, rollout, weights_of
 
 # When things are due
 
@@ -46,14 +46,14 @@ def test_iterations_validations_updates_and_the_end_come_when_they_are_due(make_
 # Rewards
 
 
-@every_task
+@joint_first
 def test_rewards_are_equation_7_on_each_tasks_errors_and_their_mean(make_env, task):
-    env = make_env(task=task, free_iterations=1, iterations_per_update=3, total_updates=6, learning_rate=0.2)
+    env = make_env(task=task, free_iterations=1, iterations_per_update=3, total_updates=4, learning_rate=0.2)
     _, info = env.reset(seed=0)
     history = {part: [(0, error)] for part, error in info["task_errors"].items()}
     assert list(history) == PARTS[task]
     rewards = []
-    for action in random_actions(env, 6 * 4 * 4):
+    for action in random_actions(env, 4 * 4 * 4):
         _, reward, _, _, info = env.step(action)
         assert reward == mean(info["task_rewards"].values())
         assert info["error"] == mean(info["task_errors"].values())
@@ -70,13 +70,13 @@ def test_rewards_are_equation_7_on_each_tasks_errors_and_their_mean(make_env, ta
             if info["phase"] == "update":
                 rewards.append(list(info["task_rewards"].values()))
     assert env.unwrapped.run.history == history
-    assert len(rewards) == 6
+    assert len(rewards) == 4
     assert np.any(rewards, axis=0).all()
     if task == "spatiotemporal":  # the two tasks' gains are their own
         assert any(spatial != temporal for spatial, temporal in rewards)
 
 
-@every_task
+@joint_first
 def test_the_undiscounted_return_is_the_error_reduction_of_the_last_update(make_env, task):
     """r_t = g_t - g_(t-1), where g_t is the error reduction of update t: their sum telescopes."""
     env = make_env(task=task, free_iterations=0, iterations_per_update=2, total_updates=5, learning_rate=0.2)
@@ -94,14 +94,14 @@ def test_the_undiscounted_return_is_the_error_reduction_of_the_last_update(make_
 # Records
 
 
-@every_task
+@joint_first
 def test_every_validation_is_recorded(make_env, task):
     env = make_env(task=task)
     observation, info = env.reset(seed=0)
     base_env = env.unwrapped
     seen, counts, rewards = [(observation, info)], [np.zeros((len(base_env.tasks), 4), int)], []
     running = np.zeros_like(counts[0])
-    for action in random_actions(env, 60):
+    for action in random_actions(env, 36):
         observation, reward, _, _, info = env.step(action)
         running[np.arange(len(base_env.tasks)), action] += 1
         if info["iteration"] > seen[-1][1]["iteration"] and not info["validated"]:
@@ -142,7 +142,7 @@ def record_labels(run):
 @every_task
 def test_an_action_draws_uniformly_from_its_group_of_each_task_only(make_env, task):
     sizes = {"batch_size": 512, "samples_per_action": 512, "free_iterations": 0, "iterations_per_update": 100}
-    env = make_env(task=task, piece_size=16, cell_size=18, **sizes)
+    env = make_env(task=task, **sizes)
     env.reset(seed=0)
     base_env = env.unwrapped
     seen = record_labels(base_env.run)

@@ -164,6 +164,7 @@ def test_chunks_of_any_length_give_the_same(kind, chunk_bytes, monkeypatch):
     assert (len(lengths) == 1) == (chunk_bytes == 2**26)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["spatial", "temporal"])
 def test_the_papers_sizes(kind):
     """CaffeNet's 256 × 3 × 3 features a piece, every layer as wide as in appendix B; |Ψ| and X_val are smaller."""

@@ -228,8 +228,16 @@ def test_a_timm_trunk_draws_nothing_in_its_forward_pass(timm, name):
     assert global_states() == before
 
 
+@pytest.mark.ci
 def test_a_run_with_a_timm_backbone_trains_forks_saves_and_pickles(timm, make_env, tmp_path):
-    env = make_env(backbone="timm/test_resnet", learning_rate=0.05, total_updates=4)
+    numbers = {
+        "backbone": "timm/test_resnet",
+        "piece_size": 32,
+        "cell_size": 36,
+        "learning_rate": 0.05,
+        "total_updates": 4,
+    }
+    env = make_env(**numbers)
     env.reset(seed=0)
     base_env = env.unwrapped
     assert json.loads(json.dumps(base_env.config.as_dict()))["backbone"] == "timm/test_resnet"
@@ -240,7 +248,7 @@ def test_a_run_with_a_timm_backbone_trains_forks_saves_and_pickles(timm, make_en
         env.step(action)
     assert all(not torch.equal(a, b) for a, b in zip(initial, trunk.parameters(), strict=True))
     env.unwrapped.save(tmp_path / "run.safetensors")
-    restored = make_env(backbone="timm/test_resnet", learning_rate=0.05, total_updates=4)
+    restored = make_env(**numbers)
     restored.reset(options={"checkpoint": tmp_path / "run.safetensors"})
     runs = [base_env, base_env.fork(), restored.unwrapped, pickle.loads(pickle.dumps(base_env))]
     for action in actions[24:]:
@@ -267,6 +275,8 @@ def test_an_unknown_timm_model_is_refused_when_the_environment_is_made(timm, mak
 
 
 def test_a_timm_model_of_another_size_is_refused_when_the_run_begins(timm, make_env):
-    env = make_env(backbone="timm/vit_tiny_patch16_224")
-    with pytest.raises(ConfigurationError, match=r"pieces of 3 × 32 × 32: Input height \(32\) .*; change piece_size"):
+    env = make_env(backbone="timm/vit_tiny_patch16_224", piece_size=32, cell_size=36)
+    with pytest.raises(
+        ConfigurationError, match=r"pieces of 3 × 32 × 32: Input height \(32\) .*; change the pieces \(piece_size\)"
+    ):
         env.reset(seed=0)

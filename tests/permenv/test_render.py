@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from matplotlib.colors import to_rgba
 
 from permenv import ConfigurationError, render
-from tests.helpers import PARTS, assert_same, every_task, random_actions, rollout
+from tests.helpers import PARTS, assert_same, random_actions, rollout, spatial_first
 from tests.permenv.windows import CanvasWithoutScreen
 
 # Figures
@@ -138,7 +138,7 @@ def test_two_tasks_are_two_rows():
 # The environment's pictures
 
 
-@every_task
+@spatial_first
 def test_the_picture_changes_at_validations_only(make_env, task):
     env = make_env(task=task, render_mode="rgb_array")
     env.reset(seed=0)
@@ -157,7 +157,7 @@ def test_the_picture_changes_at_validations_only(make_env, task):
     assert pictures == 4
 
 
-@every_task
+@spatial_first
 def test_rendering_does_not_change_the_run(make_env, task):
     env, twin = make_env(task=task, render_mode="rgb_array"), make_env(task=task)
     env.reset(seed=0)
@@ -175,6 +175,7 @@ def drawn_anew(make_env, env):
     return fresh.render()
 
 
+@pytest.mark.ci
 def test_forks_copies_and_continued_runs_have_their_own_pictures(make_env, tmp_path):
     env = make_env(render_mode="rgb_array").unwrapped
     env.reset(seed=0)
@@ -194,21 +195,21 @@ def test_forks_copies_and_continued_runs_have_their_own_pictures(make_env, tmp_p
     np.testing.assert_array_equal(env.render(), saved)
 
 
-@pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+@spatial_first
 def test_a_run_that_diverged_is_drawn(make_env, task):
     env = make_env(task=task, render_mode="rgb_array")
     env.reset(seed=0)
     rollout(env, random_actions(env, 12))
     before = env.render()
     for network in (env.unwrapped.run.trainer.network, env.unwrapped.run.trainer.eval_network):
-        network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
+        network.heads[PARTS[task][0]].classifier.bias.data.fill_(torch.nan)
     assert rollout(env, random_actions(env, 4))[-1][2]
     after = env.render()
     assert after.shape == before.shape
     assert not np.array_equal(after, before)
 
 
-@pytest.mark.parametrize("task", ["spatial", "spatiotemporal"])
+@spatial_first
 def test_episodes_are_recorded(make_env, tmp_path, task):
     env = make_env(task=task, render_mode="rgb_array", total_updates=2)
     env = RecordEpisodeStatistics(RecordVideo(env, str(tmp_path / "videos")))
@@ -231,7 +232,7 @@ def test_episodes_are_recorded(make_env, tmp_path, task):
 # Windows
 
 
-@every_task
+@spatial_first
 def test_a_window_follows_the_run(make_env, windows, task):
     env, twin = make_env(task=task, render_mode="human"), make_env(task=task, render_mode="rgb_array")
     (window,) = windows

@@ -1,21 +1,34 @@
-"""The two tasks: what a sample is, which are held out, and which pixels become which piece."""
+"""Tasks: what a sample is, which are held out, which pixels become which piece; the registry of tasks."""
 
 import itertools
+import pickle
 from collections import Counter
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permenv import ConfigurationError, DataError, StillImages, VideoClips, make_config
+from permenv import (
+    ConfigurationError,
+    DataError,
+    Pretraining,
+    StillImages,
+    VideoClips,
+    make_config,
+    register_task,
+    registered_tasks,
+    tasks,
+)
 from permenv.permutations import maximally_different
 from permenv.tasks import SpatialTask, TemporalTask, make_tasks
-from tests.helpers import SMALL
+from tests.helpers import NUMBERS, SMALL, action_of, assert_same, random_actions, rollout
+from tests.permenv.series_task import LENGTH, SEGMENTS, SeriesTask, make_trunk
 
 CPU = torch.device("cpu")
-NUMBERS = {name: value for name, value in SMALL.items() if name != "device"}
+FOLDERS = {"images": "/i", "videos": "/v"}
 UNCOLOURED = {"jitter": 0.0, "grey_probability": 0.0}
 
 
@@ -24,7 +37,7 @@ def stills(pixels: np.ndarray, name: str = "stills") -> StillImages:
 
 
 def coded_clips(lengths, side: int) -> VideoClips:
-    """Clips whose every pixel tells its clip and its place: red is the clip, green the place, blue where it lies."""
+    """Clips with coded pixels: red is the number of the clip, green the position of its frame, blue the pixel's."""
     lengths = np.asarray(lengths)
     starts = np.concatenate([[0], lengths.cumsum()])
     pixels = np.empty((starts[-1], side, side, 3), dtype=np.uint8)
@@ -42,7 +55,7 @@ def noisy_clips(num_clips: int, length: int, side: int) -> VideoClips:
 
 
 def temporal(clips: VideoClips, **overrides) -> TemporalTask:
-    """A task on clips of side 7, with pieces of 6, unless told otherwise; Ψ are all permutations of few frames."""
+    """A task on clips of side 7, by default with pieces of 6; Ψ are all permutations of few frames."""
     sizes = {"cell_size": 6, "piece_size": 6, "num_frames": 4}
     config = make_config("tiny", **{**NUMBERS, **sizes, "merge_reversed": False, "shared_crop": False, **overrides})
     permutations = np.array(list(itertools.permutations(range(config.num_frames))))
@@ -101,7 +114,7 @@ def test_a_sample_of_the_spatial_task_is_an_image():
 
 @given(st.lists(st.integers(4, 12), min_size=2, max_size=8), st.booleans(), st.integers(0, 100))
 @settings(deadline=None, max_examples=40)
-def test_a_samples_frames_are_different_ones_of_its_clip_in_the_order_of_time(lengths, merge_reversed, seed):
+def test_a_sample_has_different_frames_of_its_clip_in_the_order_of_time(lengths, merge_reversed, seed):
     task, rng = temporal(coded_clips(lengths, 7), merge_reversed=merge_reversed), np.random.default_rng(seed)
     for samples in (task.hold_out(rng), task.draw(np.arange(len(lengths)), 30, rng)):
         assert samples.shape[1] == 5
@@ -117,8 +130,8 @@ def test_a_samples_frames_are_different_ones_of_its_clip_in_the_order_of_time(le
 
 
 @pytest.mark.parametrize("merge_reversed", [False, True])
-def test_every_set_of_frames_is_as_likely_as_any_other(merge_reversed):
-    """Beside a longer clip, whose frames must not lend their chances to the shorter one's."""
+def test_every_set_of_frames_is_equally_likely(merge_reversed):
+    """Beside a longer clip, whose length must not change the probabilities of the shorter ones."""
     task = temporal(coded_clips([6, 30, 5], 7), merge_reversed=merge_reversed)
     samples = task.draw(np.array([0, 1, 2]), 9000, np.random.default_rng(0))
     for clip, length in ((0, 6), (2, 5)):
@@ -131,14 +144,14 @@ def test_every_set_of_frames_is_as_likely_as_any_other(merge_reversed):
 
 
 @pytest.mark.parametrize("name", ["spatial", "temporal"])
-def test_every_image_or_clip_is_drawn_as_often_and_no_other(name):
+def test_the_given_items_and_no_others_are_drawn_equally_often(name):
     task, among = make_task(name), np.array([1, 4, 5, 17])
     counts = np.bincount(task.draw(among, 4000, np.random.default_rng(0))[:, 0], minlength=20)
     assert set(np.flatnonzero(counts)) == set(among)
     assert ((counts[among] - 1000) ** 2 / 1000).sum() < 16
 
 
-def test_half_of_the_samples_run_backwards_where_directions_are_merged():
+def test_with_merge_reversed_half_of_the_samples_run_backwards():
     clips = coded_clips([9] * 6, 7)
     for merge_reversed, share in ((True, 0.5), (False, 0)):
         task = temporal(clips, merge_reversed=merge_reversed)
@@ -159,7 +172,7 @@ def test_the_seed_decides_the_samples():
 
 @given(st.integers(2, 60), st.integers(1, 40), st.integers(0, 100))
 @settings(deadline=None, max_examples=40)
-def test_at_most_a_fifth_of_the_clips_is_held_out_each_about_as_often(num_clips, num_validation, seed):
+def test_at_most_a_fifth_of_the_clips_is_held_out_each_about_equally_often(num_clips, num_validation, seed):
     task = temporal(coded_clips([5] * num_clips, 7), num_validation=num_validation)
     held_out = task.hold_out(np.random.default_rng(seed))
     assert held_out.shape == (num_validation, 5)
@@ -180,7 +193,7 @@ def test_a_clip_that_gives_several_samples_gives_other_frames_in_each():
 
 @given(st.integers(1, 19), st.integers(0, 100))
 @settings(deadline=None, max_examples=20)
-def test_images_that_are_held_out_are_not_for_training(num_validation, seed):
+def test_images_that_are_held_out_are_not_trainable(num_validation, seed):
     task = spatial(num_validation=num_validation)
     held_out = task.hold_out(np.random.default_rng(seed))
     trainable = task.trainable(held_out)
@@ -203,7 +216,7 @@ def test_every_image_or_clip_may_be_held_out(name):
 def test_position_k_holds_the_piece_that_the_permutation_names(name):
     task, rng = make_task(name, **UNCOLOURED), np.random.default_rng(0)
     samples, labels = task.draw(np.arange(20), 6, rng), rng.integers(24, size=6)
-    pieces = task.training_pieces(samples, labels, rng)
+    pieces = task.pieces(samples, task.permutations[labels], rng)
     assert pieces.shape == (6, 4, 3, 6, 6)
     assert pieces.dtype == torch.float32
     for sample, label, shuffled in zip(samples, labels, pieces.numpy(), strict=True):
@@ -215,12 +228,10 @@ def test_position_k_holds_the_piece_that_the_permutation_names(name):
 @pytest.mark.parametrize(
     ("name", "shared_crop", "num_places"), [("spatial", True, 9), ("temporal", False, 4), ("temporal", True, 4)]
 )
-def test_every_piece_is_cropped_at_a_random_place_of_its_own_or_the_frames_of_a_sample_at_one(
-    name, shared_crop, num_places
-):
+def test_every_piece_has_its_own_random_crop_or_the_frames_of_a_sample_share_one(name, shared_crop, num_places):
     task = make_task(name, shared_crop=shared_crop, **UNCOLOURED)
     samples, labels = task.draw(np.arange(20), 40, np.random.default_rng(1)), np.zeros(40, dtype=int)
-    pieces = task.training_pieces(samples, labels, np.random.default_rng(2)).numpy()
+    pieces = task.pieces(samples, task.permutations[labels], np.random.default_rng(2)).numpy()
     places = np.empty((40, 4), dtype=int)
     for b, (sample, shuffled) in enumerate(zip(samples, pieces, strict=True)):
         there = cells(task, sample)
@@ -239,7 +250,7 @@ def test_every_piece_is_cropped_at_a_random_place_of_its_own_or_the_frames_of_a_
 def test_training_pieces_are_jittered_one_by_one_and_normalised(name):
     task = make_task(name, jitter=1.0, grey_probability=0.0)
     samples = task.draw(np.arange(20), 8, np.random.default_rng(0))
-    pieces = task.training_pieces(samples, np.zeros(8, dtype=int), np.random.default_rng(0)).numpy()
+    pieces = task.pieces(samples, task.permutations[np.zeros(8, dtype=int)], np.random.default_rng(0)).numpy()
     np.testing.assert_allclose(pieces.mean((3, 4)), 0, atol=1e-4)
     kept = [
         cut_from(piece, cell)
@@ -250,10 +261,10 @@ def test_training_pieces_are_jittered_one_by_one_and_normalised(name):
 
 
 @pytest.mark.parametrize("name", ["spatial", "temporal"])
-def test_validation_pieces_are_centre_crops_in_true_order_with_their_own_colours(name):
+def test_without_a_generator_pieces_are_centre_crops_in_true_order_with_unchanged_colours(name):
     task = make_task(name, jitter=1.0, grey_probability=1.0)
     samples = task.hold_out(np.random.default_rng(0))
-    pieces = task.validation_pieces(samples)
+    pieces = task.pieces(samples)
     assert pieces.shape == (12, 4, 3, 6, 6)
     slack = {"spatial": 2, "temporal": 1}[name]
     middle = slice(slack // 2, slack // 2 + 6)
@@ -263,14 +274,14 @@ def test_validation_pieces_are_centre_crops_in_true_order_with_their_own_colours
 
 
 @pytest.mark.parametrize("name", ["spatial", "temporal"])
-def test_centre_pieces_come_in_the_orders_that_are_asked_for(name):
+def test_raw_pieces_are_in_the_given_orders(name):
     task = make_task(name)
     samples = task.draw(np.arange(20), 2, np.random.default_rng(0))
     orders = np.array([[2, 0, 3, 1], [3, 2, 1, 0]])
-    straight, shuffled = (task.centre_pieces(samples, order) for order in (np.tile(np.arange(4), (2, 1)), orders))
-    assert shuffled.dtype == torch.uint8
+    straight, shuffled = (task.raw_pieces(samples, order) for order in (None, orders))
+    assert shuffled.dtype == np.uint8
     for b in range(2):
-        assert torch.equal(shuffled[b], straight[b, orders[b].tolist()])
+        np.testing.assert_array_equal(shuffled[b], straight[b, orders[b]])
 
 
 def test_a_clip_that_runs_backwards_keeps_its_label():
@@ -278,34 +289,34 @@ def test_a_clip_that_runs_backwards_keeps_its_label():
     task = temporal(noisy_clips(6, 9, 7), merge_reversed=True, **UNCOLOURED)
     samples, labels = np.array([[2, 8, 5, 3, 0], [1, 7, 6, 2, 1]]), np.array([3, 17])
     for sample, label, shuffled in zip(
-        samples, labels, task.training_pieces(samples, labels, np.random.default_rng(0)).numpy(), strict=True
+        samples, labels, task.pieces(samples, task.permutations[labels], np.random.default_rng(0)).numpy(), strict=True
     ):
         played = cells(task, sample)
         assert all(cut_from(piece, played[i]) for piece, i in zip(shuffled, task.permutations[label], strict=True))
 
 
-# Data that does not do
+# Data that cannot be used
 
 
-def test_too_few_images_are_named():
+def test_too_few_images_raise_an_error():
     assert len(spatial(13).data) == 13
-    with pytest.raises(DataError, match=r"num_validation=12, but stills has only 12 images and at least one must be"):
+    with pytest.raises(DataError, match=r"num_validation=12, but stills has only 12 items and at least one must be"):
         spatial(12)
 
 
-def test_a_single_clip_is_not_enough():
+def test_a_single_clip_raises_an_error():
     assert len(temporal(coded_clips([5, 5], 7)).data) == 2
     with pytest.raises(DataError, match=r"coded clips has 1 clip, but one is held out"):
         temporal(coded_clips([5], 7))
 
 
-def test_a_clip_that_is_too_short_is_named():
+def test_an_error_names_a_clip_that_is_too_short():
     assert temporal(coded_clips([5, 4, 5], 7)).num_pieces == 4
     with pytest.raises(DataError, match=r"clip clip 1 has 3 frames, a sample needs num_frames=4: lower num_frames or"):
         temporal(coded_clips([5, 3, 4], 7))
 
 
-# All tasks by their names
+# The registered tasks
 
 
 def small(**overrides):
@@ -316,69 +327,261 @@ def small(**overrides):
     ("name", "parts"),
     [("spatial", ["spatial"]), ("temporal", ["temporal"]), ("spatiotemporal", ["spatial", "temporal"])],
 )
-def test_what_a_name_stands_for(name, parts):
-    tasks = make_tasks(name, small(), None, None, CPU)
-    assert list(tasks) == parts
-    if "spatial" in tasks:
-        assert isinstance(tasks["spatial"], SpatialTask)
-        assert tasks["spatial"].permutations.shape == (24, 9)
-        assert tasks["spatial"].data.pixels.shape == (60, 108, 108, 3)
-    if "temporal" in tasks:
-        assert isinstance(tasks["temporal"], TemporalTask)
-        assert tasks["temporal"].permutations.shape == (24, 8)
-        np.testing.assert_array_equal(tasks["temporal"].data.lengths, [10] * 16)
-        assert tasks["temporal"].data.frames.size == 37  # 32 · 256 / 224
+def test_the_parts_of_a_task(name, parts):
+    made = make_tasks(name, small(), CPU, {})
+    assert list(made) == parts
+    if "spatial" in made:
+        assert isinstance(made["spatial"], SpatialTask)
+        assert made["spatial"].permutations.shape == (24, 9)
+        assert made["spatial"].data.pixels.shape == (60, 54, 54, 3)
+    if "temporal" in made:
+        assert isinstance(made["temporal"], TemporalTask)
+        assert made["temporal"].permutations.shape == (24, 8)
+        np.testing.assert_array_equal(made["temporal"].data.lengths, [10] * 16)
+        assert made["temporal"].data.frames.size == 18  # 16 · 256 / 224
 
 
 def test_the_head_fits_the_task():
-    tasks = make_tasks("spatiotemporal", small(), None, None, CPU)
-    for task in tasks.values():
+    made = make_tasks("spatiotemporal", small(), CPU, {})
+    for task in made.values():
         assert task.head(20)(torch.zeros(3, task.num_pieces, 20)).shape == (3, 24)
-    spatial_head, temporal_head = (task.head(20) for task in tasks.values())
+    spatial_head, temporal_head = (task.head(20) for task in made.values())
     assert (spatial_head.fc6[0].out_features, spatial_head.fc7.out_features) == (16, 32)
     assert (temporal_head.fc6[0].out_features, temporal_head.lstm.hidden_size) == (16, 16)
 
 
 @pytest.mark.parametrize("relative", [False, True])
 def test_the_temporal_head_is_relative_as_configured(relative):
-    task = make_tasks("temporal", small(relative_frames=relative), None, None, CPU)["temporal"]
+    task = make_tasks("temporal", small(relative_frames=relative), CPU, {})["temporal"]
     assert task.head(20).relative == relative
 
 
 def test_the_sets_of_permutations_are_the_configured_ones():
     config = small(permutation_seed=5, merge_reversed=True)
-    tasks = make_tasks("spatiotemporal", config, None, None, CPU)
-    np.testing.assert_array_equal(tasks["spatial"].permutations, maximally_different(9, 24, 5))
-    np.testing.assert_array_equal(tasks["temporal"].permutations, maximally_different(8, 24, 5, merge_reversed=True))
+    made = make_tasks("spatiotemporal", config, CPU, {})
+    np.testing.assert_array_equal(made["spatial"].permutations, maximally_different(9, 24, 5))
+    np.testing.assert_array_equal(made["temporal"].permutations, maximally_different(8, 24, 5, merge_reversed=True))
 
 
 @pytest.mark.parametrize(
-    ("name", "folders", "overrides", "message"),
+    ("name", "data", "overrides", "message"),
     [
-        ("spatial", ("", "/v"), {}, r"videos='/v': task 'spatial' shuffles stills; pass images instead"),
-        ("temporal", ("/i", ""), {}, r"images='/i': task 'temporal' shuffles frames; pass videos instead"),
+        ("spatial", {"videos": "/v"}, {}, r"videos='/v': task 'spatial' does not use it; pass images"),
+        ("temporal", {"images": "/i"}, {}, r"images='/i': task 'temporal' does not use it; pass videos"),
+        ("temporal", {"images": np.zeros(1)}, {}, r"images=<ndarray>: task 'temporal' does not use it; pass videos"),
+        ("spatiotemporal", {"series": "/s"}, {}, r"series='/s': task .* does not use it; pass images and videos"),
         # before any folder is read: these do not exist
-        ("spatiotemporal", ("/i", "/v"), {"num_frames": 4, "num_permutations": 25}, r"25: 4 pieces have only 24"),
-        ("spatiotemporal", ("/i", "/v"), {"grid": 2, "num_permutations": 25}, r"25: 4 pieces have only 24"),
-        ("temporal", ("", "/v"), {"num_permutations": 40_321}, r"40321: 8 pieces have only 40320 permutations;"),
+        ("spatiotemporal", FOLDERS, {"num_frames": 4, "num_permutations": 25}, r"25: 4 pieces have only 24"),
+        ("spatiotemporal", FOLDERS, {"grid": 2, "num_permutations": 25}, r"25: 4 pieces have only 24"),
+        ("temporal", {"videos": "/v"}, {"num_permutations": 40_321}, r"40321: 8 pieces have only 40320 permutations;"),
         (
             "temporal",
-            ("", "/v"),
+            {"videos": "/v"},
             {"num_permutations": 20_161, "merge_reversed": True},
             r"20161: 8 pieces have only 20160 permutations that are not reverses of others",
         ),
-        ("spatial", ("/i", ""), {"num_permutations": 362_881}, r"362881: 9 pieces have only 362880 permutations;"),
+        (
+            "spatial",
+            {"images": "/i"},
+            {"num_permutations": 362_881},
+            r"362881: 9 pieces have only 362880 permut",
+        ),
     ],
 )
-def test_settings_that_no_data_can_satisfy_are_refused(name, folders, overrides, message):
-    images, videos = (folder or None for folder in folders)
+def test_settings_that_fit_no_data_raise_an_error(name, data, overrides, message):
     with pytest.raises(ConfigurationError, match=message):
-        make_tasks(name, small(**overrides), images, videos, CPU)
+        make_tasks(name, small(**overrides), CPU, data)
 
 
 @pytest.mark.parametrize(
-    ("name", "images", "videos"), [("spatiotemporal", "/nowhere", None), ("temporal", None, "/no")]
+    ("name", "data"),
+    [("spatiotemporal", {"images": "/nowhere"}), ("temporal", {"videos": "/nowhere"})],
 )
-def test_folders_that_are_not_there_are_named(name, images, videos):
-    with pytest.raises(DataError, match=images or videos):
-        make_tasks(name, small(), images, videos, CPU)
+def test_an_error_names_a_folder_that_does_not_exist(name, data):
+    with pytest.raises(DataError, match="/nowhere"):
+        make_tasks(name, small(), CPU, data)
+
+
+def test_arrays_are_data():
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 54, 54, 3), dtype=np.uint8)
+    task = make_tasks("spatial", small(), CPU, {"images": pixels})["spatial"]
+    np.testing.assert_array_equal(task.originals(np.array([[7]]))[0], pixels[7])
+
+
+# A task of one's own
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Leave the registry of tasks as it was."""
+    monkeypatch.setattr(tasks, "_REGISTRY", dict(tasks._REGISTRY))
+
+
+class QuarterTask(SeriesTask):
+    """Order the quarters of a series: other pieces than those of `SeriesTask`."""
+
+    name = "quarters"
+    piece_shape = (1, SEGMENTS * LENGTH // 4)
+
+    @classmethod
+    def count_pieces(cls, config):
+        return 4
+
+    def pieces(self, samples, orders=None, rng=None):
+        quarters = self.data.values[samples[:, 0]].reshape(-1, 4, 1, self.piece_shape[1])
+        orders = self.true_orders(len(samples)) if orders is None else orders
+        return torch.from_numpy(np.take_along_axis(quarters, orders[:, :, None, None], axis=1))
+
+
+class ReversedTask(SeriesTask):
+    """Order the segments of series that are played backwards."""
+
+    name = "reversed"
+
+    def pieces(self, samples, orders=None, rng=None):
+        return super().pieces(samples, orders, rng).flip(-1)
+
+
+def test_a_registered_task_is_trained_by_name(registry, make_env):
+    register_task("series", SeriesTask)
+    assert registered_tasks()["series"] == (SeriesTask,)
+    env = make_env(task="series")
+    observation, info = env.reset(seed=0)
+    assert observation.shape == (4, 2)
+    assert list(info["task_errors"]) == ["series"]
+    assert env.unwrapped.config.backbone is make_trunk
+    run = env.unwrapped.run
+    assert len(run.tasks["series"].data) == 500
+    assert run.permutations["series"].shape == (24, SEGMENTS)
+    before = [weight.detach().clone() for weight in run.trainer.network.trunk.parameters()]
+    infos = [step[4] for step in rollout(env, random_actions(env, 24))]
+    assert infos[-1]["update"] == 2
+    assert all(np.isfinite(info["loss"]) for info in infos)
+    after = run.trainer.network.trunk.parameters()
+    assert not any(torch.equal(weight, old) for weight, old in zip(after, before, strict=True))
+
+
+def test_a_registered_task_learns(registry):
+    register_task("series", SeriesTask)
+    run = Pretraining.create("tiny", "series", seed=0, **{**SMALL, "batch_size": 32, "fc6": 32, "fc7": 64})
+    for _ in range(150):
+        run.iterate()
+    run.validate()
+    assert run.records[0].errors["series"] > 0.9
+    assert run.records[-1].errors["series"] < 0.5
+
+
+def test_a_registered_task_forks_saves_and_pickles(registry, make_env, tmp_path):
+    register_task("series", SeriesTask)
+    env, restored = make_env(task="series"), make_env(task="series")
+    env.reset(seed=0)
+    rollout(env, random_actions(env, 14))
+    env.unwrapped.save(tmp_path / "run")
+    restored.reset(options={"checkpoint": tmp_path / "run"})
+    fork, copy = env.unwrapped.fork(), pickle.loads(pickle.dumps(env))
+    actions = random_actions(env, 14, 1)
+    expected = rollout(env, actions)
+    for each in (fork, restored, copy):
+        assert_same(rollout(each, actions), expected)
+
+
+def test_a_registered_task_is_drawn(registry, make_env):
+    register_task("series", SeriesTask)
+    env = make_env(task="series", render_mode="rgb_array")
+    env.reset(seed=0)
+    first = env.render()
+    assert first.shape == (400, 1000, 3)
+    rollout(env, random_actions(env, 4))
+    assert not np.array_equal(env.render(), first)
+    task = env.unwrapped.tasks["series"]
+    pieces = task.raw_pieces(np.array([[3], [4]]))
+    assert pieces.shape == (2, SEGMENTS, 1, LENGTH)
+    assert pieces.min(axis=(1, 2, 3)) == pytest.approx(0)
+    assert pieces.max(axis=(1, 2, 3)) == pytest.approx(1)
+    np.testing.assert_array_equal(task.originals(np.array([[3], [4]])), pieces)
+    assert task.picture_columns == 3
+
+
+def test_a_registered_task_has_a_data_keyword_of_its_own(registry, make_env):
+    register_task("series", SeriesTask)
+    numbers = np.random.default_rng(0).random((30, SEGMENTS * LENGTH))
+    env = make_env(task="series", series=numbers)
+    env.reset(seed=0)
+    np.testing.assert_array_equal(env.unwrapped.tasks["series"].data.values, numbers.astype(np.float32))
+    with pytest.raises(ConfigurationError, match=r"series=<ndarray>: task 'spatial' does not use it; pass images"):
+        make_env(series=numbers)
+    with pytest.raises(ConfigurationError, match=r"images='/photos': task 'series' does not use it; pass series"):
+        make_env(task="series", images="/photos")
+    with pytest.raises(ConfigurationError, match=r"unknown keyword 'seriess'; did you mean 'series'"):
+        make_env(task="series", seriess=numbers)
+    with pytest.raises(DataError, match=r"num_validation=12, but series has only 12 items"):
+        make_env(task="series", series=numbers[:12])
+
+
+def test_a_joint_task_of_ones_own_trains_its_parts_on_one_trunk(registry, make_env):
+    register_task("both directions", SeriesTask, ReversedTask)
+    env = make_env(task="both directions")
+    observation, info = env.reset(seed=0)
+    assert observation.shape == (2, 4, 2)
+    assert env.action_space == gym.spaces.MultiDiscrete([4, 4])
+    assert list(info["task_errors"]) == ["series", "reversed"]
+    *_, info = rollout(env, [action_of(env, 0, 3)] * 12)[-1]
+    assert info["update"] == 1
+    assert info["task_losses"].keys() == {"series", "reversed"}
+    np.testing.assert_array_equal(env.unwrapped.records[-1].choices, [[8, 0, 0, 0], [0, 0, 0, 8]])
+
+
+def test_a_joint_task_may_be_of_a_users_and_a_built_in_task(registry, make_env):
+    class OtherSpatialTask(SpatialTask):
+        name = "other"
+
+    register_task("two spatial tasks", SpatialTask, OtherSpatialTask)
+    env = make_env(task="two spatial tasks")
+    env.reset(seed=0)
+    assert list(env.unwrapped.tasks) == ["spatial", "other"]
+    assert rollout(env, random_actions(env, 12))[-1][4]["update"] == 1
+
+
+def test_parts_with_pieces_of_different_shapes_raise_an_error(registry, make_env):
+    register_task("pieces of two shapes", SeriesTask, QuarterTask)
+    message = (
+        r"task 'pieces of two shapes' has pieces of shapes \{'series': \(1, 24\), 'quarters': \(1, 36\)\}.* the same"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        make_env(task="pieces of two shapes")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "message"),
+    [
+        ("spatial", (SeriesTask,), r"there is a task 'spatial' already, of .*SpatialTask.*: choose another name"),
+        ("spatiotemporal", (TemporalTask, SpatialTask), r"there is a task 'spatiotemporal' already"),
+        ("none", (), r"task 'none' of \[\]: pass one or more task classes with different names"),
+        ("twice", (SeriesTask, SeriesTask), r"task 'twice' of \['series', 'series'\]: pass one or more"),
+    ],
+)
+def test_a_task_that_cannot_be_registered_raises_an_error(registry, name, parts, message):
+    before = dict(registered_tasks())
+    with pytest.raises(ConfigurationError, match=message):
+        register_task(name, *parts)
+    assert registered_tasks() == before
+
+
+def test_the_same_task_may_be_registered_again(registry):
+    register_task("series", SeriesTask)
+    register_task("series", SeriesTask)
+    register_task("spatial", SpatialTask)
+    assert registered_tasks()["series"] == (SeriesTask,)
+
+
+def test_the_registry_is_changed_by_register_task_only():
+    with pytest.raises(TypeError):
+        registered_tasks()["mine"] = (SeriesTask,)
+
+
+def test_an_unknown_task_raises_an_error_that_names_the_known_ones(registry, make_env):
+    register_task("series", SeriesTask)
+    with pytest.raises(
+        ConfigurationError, match=r"unknown task 'sequence'; choose one of spatial, temporal, spatiotemporal, series"
+    ):
+        make_env(task="sequence")

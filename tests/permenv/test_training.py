@@ -11,10 +11,9 @@ import torch
 from permenv import ConfigurationError, checkpoint, make_config
 from permenv.tasks import make_tasks
 from permenv.training import Batch, Trainer, resolve_device, resolve_precision, trunk_of
-from tests.helpers import NUMBERS, PARTS
+from tests.helpers import NUMBERS, joint_first, spatial_first
 
 CPU = torch.device("cpu")
-TASKS = tuple(PARTS)
 PLAIN = {"ema_decay": 0.0, "momentum": 0.0, "weight_decay": 0.0}
 """Overrides under which a step is the gradient times the learning rate."""
 
@@ -65,7 +64,7 @@ def plain_losses(network, batches):
 # A step
 
 
-@pytest.mark.parametrize("task", TASKS)
+@spatial_first
 def test_the_loss_of_one_repeated_mini_batch_falls(task):
     trainer = make_trainer(task)
     batches = make_batches(task, labels=np.arange(8), jitter=0.0, grey_probability=0.0)
@@ -75,7 +74,7 @@ def test_the_loss_of_one_repeated_mini_batch_falls(task):
         assert losses[-1][name] < 0.5 * losses[0][name]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@joint_first
 def test_a_step_equals_plain_sgd_with_momentum_and_decay(task):
     trainer, reference = make_trainer(task, ema_decay=0.0), make_trainer(task, ema_decay=0.0)
     config = trainer.config
@@ -119,7 +118,7 @@ def test_a_joint_steps_gradient_is_the_sum_of_both_tasks():
             assert min(part.abs().max() for part in parts) > 1e-4  # each enough to be seen in the sum
 
 
-@pytest.mark.parametrize("task", TASKS)
+@joint_first
 def test_averaged_weights_are_the_exponential_average_buffers_included(task):
     trainer = make_trainer(task, ema_decay=0.9)
     average = None
@@ -184,9 +183,8 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(task, broken):
 # State
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
-@pytest.mark.parametrize("before", [0, 3])
+@joint_first
+@pytest.mark.parametrize(("ema_decay", "before"), [(0.0, 3), (0.9, 0), (0.9, 3)])
 def test_a_restored_trainer_continues_bit_for_bit(task, ema_decay, before):
     trainer = make_trainer(task, ema_decay=ema_decay)
     train(trainer, before, task)
@@ -198,7 +196,7 @@ def test_a_restored_trainer_continues_bit_for_bit(task, ema_decay, before):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@joint_first
 def test_a_state_goes_through_a_file(task, tmp_path):
     trainer, restored = make_trainer(task), make_trainer(task, seed=5)
     train(trainer, 2, task)
@@ -263,7 +261,7 @@ def test_another_backbones_trunk_is_refused():
 # What it leaves alone, and where it runs
 
 
-@pytest.mark.parametrize("task", TASKS)
+@joint_first
 def test_training_leaves_the_global_generators_alone(task):
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     train(make_trainer(task), 2, task)
@@ -272,7 +270,7 @@ def test_training_leaves_the_global_generators_alone(task):
     assert random.getstate() == states[2]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@joint_first
 def test_bf16_trains_and_keeps_float32_weights(task):
     trainer = make_trainer(task, precision="bf16")
     losses = train(trainer, 2, task)

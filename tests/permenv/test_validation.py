@@ -149,6 +149,7 @@ def test_equals_naive_for_all_permutations_there_are(task, num_pieces):
     check(network, task, noise(3, num_pieces), permutations)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("task", "num_pieces"), [("spatial", 9), ("temporal", 8)])
 def test_equals_naive_for_caffenet_at_the_papers_sizes(task, num_pieces):
     network = trained_a_little([task], num_pieces, 6, "caffenet", 75, fc6=1024, fc7=4096, temporal_fc6=512, lstm=256)

@@ -169,12 +169,21 @@ def test_memory_maps_and_reversed_views(tmp_path, size):
 def test_pairs_of_image_and_label():
     given = Rows([(noise(3, 9, 9), torch.tensor(2)), (noise(3, 9, 9), np.int64(0)), (noise(3, 9, 9), -1)])
     stills = images(given)
-    np.testing.assert_array_equal(stills.labels, [2, 0, -1])
+    np.testing.assert_array_equal(stills.labels, [1, 0, -1])  # numbers without names are numbered anew
     assert stills.labels.dtype == np.int64
-    assert stills.classes == ("0", "1", "2")
+    assert stills.classes == ("0", "2")
     assert stills.name == "Rows"
     given.classes = ["cat", "dog", "cow"]
-    assert images(given).classes == ("cat", "dog", "cow")
+    named = images(given)
+    np.testing.assert_array_equal(named.labels, [2, 0, -1])
+    assert named.classes == ("cat", "dog", "cow")
+
+
+def test_labels_without_names_may_be_any_numbers():
+    given = Rows([(noise(3, 9, 9), 10**12), (noise(3, 9, 9), 7), (noise(3, 9, 9), 10**12)])
+    stills = images(given)
+    np.testing.assert_array_equal(stills.labels, [1, 0, 1])
+    assert stills.classes == ("7", str(10**12))
 
 
 def test_a_torch_dataset():
@@ -288,7 +297,7 @@ def test_damaged_items_are_counted_named_and_skipped(caplog):
     assert stills.skipped[0][1] == "no such file"
     assert "truncated" in stills.skipped[1][1]
     assert stills.skipped[2][1] == "ValueError"
-    np.testing.assert_array_equal(stills.labels, [3, 0])
+    np.testing.assert_array_equal(stills.labels, [1, 0])
     [warning] = caplog.records
     assert (warning.name, warning.levelname) == ("permenv", "WARNING")
     assert "Rows: 3 of 5 items skipped: item 1 (no such file)" in warning.getMessage()

@@ -1,5 +1,6 @@
 """Folders of images as squares: files, pixels, labels, and errors about bad files."""
 
+import dataclasses
 import io
 import os
 import struct
@@ -463,6 +464,11 @@ def mapped(tmp_path):
     return image_folder(put(tmp_path, {f"{seed}.png": picture(seed=seed) for seed in range(5)}), 8)
 
 
+def as_tensor(images):
+    """The same images with their pixels as a tensor."""
+    return dataclasses.replace(images, pixels=torch.from_numpy(np.array(images.pixels)))
+
+
 @pytest.mark.parametrize(
     "indices",
     [
@@ -473,37 +479,47 @@ def mapped(tmp_path):
     ],
 )
 def test_take_is_the_same_from_the_memory_map_and_from_a_tensor(mapped, indices):
-    from_map, from_tensor = mapped.take(indices, CPU), mapped.to(CPU).take(indices, CPU)
+    from_map, from_tensor = mapped.take(indices, CPU), as_tensor(mapped).take(indices, CPU)
     assert torch.equal(from_map, from_tensor)
     np.testing.assert_array_equal(from_map.numpy(), np.array(mapped.pixels)[indices])
     assert from_map.dtype == from_tensor.dtype == torch.uint8
 
 
 def test_take_outside_the_set(mapped):
-    for images in (mapped, mapped.to(CPU)):
+    for images in (mapped, as_tensor(mapped)):
         with pytest.raises(IndexError):
             images.take(np.array([5]), CPU)
 
 
 def test_take_gives_a_copy(mapped):
-    images = mapped.to(CPU)
+    images = as_tensor(mapped)
     images.take(np.array([0]), CPU).zero_()
+    np.testing.assert_array_equal(images.pixels.numpy(), mapped.pixels)
+    mapped.take(np.array([0]), CPU).zero_()
     np.testing.assert_array_equal(images.pixels.numpy(), mapped.pixels)
 
 
 @pytest.mark.parametrize("piece", [1, 400, 2**26])
-def test_pixels_move_to_a_device_where_they_fit(mapped, monkeypatch, piece):
+def test_pixels_are_copied_to_a_device_in_parts(mapped, monkeypatch, piece):
     monkeypatch.setattr(source, "COPY_BYTES", piece)
-    moved = mapped.to(CPU)
-    assert isinstance(moved.pixels, torch.Tensor)
-    np.testing.assert_array_equal(moved.pixels.numpy(), mapped.pixels)
+    np.testing.assert_array_equal(source._copy_to(mapped.pixels, CPU).numpy(), mapped.pixels)
+
+
+def test_pixels_move_to_a_device_where_they_fit(mapped):
+    device = torch.device("meta")  # stands for a GPU
+    moved = mapped.to(device)
+    assert moved.pixels.device == device
     assert (moved.fingerprint, moved.classes, len(moved)) == (mapped.fingerprint, mapped.classes, 5)
-    assert moved.to(CPU) is moved
+    assert moved.to(device) is moved
 
 
 def test_pixels_stay_memory_mapped_where_they_do_not_fit(mapped, monkeypatch):
     monkeypatch.setattr(source, "free_bytes", lambda device: 2 * mapped.pixels.nbytes - 1)
-    assert isinstance(mapped.to(CPU).pixels, np.memmap)
+    assert mapped.to(torch.device("meta")) is mapped
+
+
+def test_pixels_stay_memory_mapped_on_a_cpu(mapped):
+    assert mapped.to(CPU) is mapped
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -511,7 +527,7 @@ def test_take_onto_a_cuda_device(mapped):
     cuda = torch.device("cuda")
     indices = np.array([4, 0, 2])
     expected = mapped.take(indices, CPU)
-    for images in (mapped, mapped.to(CPU), mapped.to(cuda)):
+    for images in (mapped, as_tensor(mapped), mapped.to(cuda)):
         taken = images.take(indices, cuda)
         assert taken.is_cuda
         assert torch.equal(taken.cpu(), expected)

@@ -1,0 +1,63 @@
+"""The benchmark of one run."""
+
+import json
+
+import pytest
+import torch
+
+from experiments.benchmarks import speed
+from tests.experiments.helpers import small
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Return a function that makes small options."""
+    numbers = {"device": "cpu", "naive_pairs": 40, "repeats": 1, "blocks": 2, "out": tmp_path / "figures.json"}
+
+    def make(*which, **changes):
+        return speed.Config(which=which, env=small(free_iterations=0, **changes), **numbers)
+
+    return make
+
+
+def test_naive_and_exact_validation_agree(options):
+    report = speed.main(options("validation"))
+    for task in ("spatial", "temporal"):
+        found = report["validation"][task]
+        assert found["ratio"] > 0
+        assert found["pairs"] == 24 * 12
+        assert found["largest_ratio_difference"] < 1e-5
+
+
+def test_naive_validation_does_not_depend_on_the_callers_state(options):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        report = speed.main(options("validation"))
+    assert all(found["largest_ratio_difference"] < 1e-5 for found in report["validation"].values())
+
+
+def test_steps_are_compared_with_the_loop_and_with_each_task_alone(options, capsys):
+    report = speed.main(options("step", "joint"))
+    assert json.loads(options().out.read_text()) == report
+    assert list(report["step"]["images_per_second"]) == ["loop float32", "folded float32", "folded bf16"]
+    assert list(report["joint"]["seconds"]) == ["spatial", "temporal", "joint"]
+    assert report["joint"]["ratio_joint_to_sum"] > 0
+    assert "folded bf16" in capsys.readouterr().out
+
+
+def test_the_loop_trains_as_the_folded_network(options):
+    numbers = options(precision="float32", ema_decay=0.0).env
+    tasks = {"spatial": speed._tasks_of_noise(numbers, torch.device("cpu"))["spatial"]}
+    folded, loop = speed._run(numbers, tasks), speed._run(numbers, tasks)
+    loop.trainer.network = speed._LoopNetwork(loop.trainer.network.eval())  # batch statistics are those of a tile
+    folded.trainer.network.eval()
+    for _ in range(3):
+        assert loop.iterate() == pytest.approx(folded.iterate(), rel=1e-5)
+
+
+def test_the_environment_is_compared_with_the_run_alone(options):
+    report = speed.main(options("env"))
+    found = report["env"]
+    assert found["task"] == "spatial"
+    assert {"samples_per_action=2", "samples_per_action=1"} <= set(found)
+    assert found["samples_per_action=2"]["iterations_per_block"] == 2
+    assert found["samples_per_action=2"]["validation_share"] > 0

@@ -19,6 +19,8 @@ def small_trunk() -> torch.nn.Module:
 
 TINY = {
     "backbone": small_trunk,
+    "cell_size": 36,
+    "piece_size": 32,
     "num_groups": 3,
     "num_permutations": 12,
     "num_validation": 10,

@@ -118,6 +118,7 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path):
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("task", "policy"),
     [
@@ -176,6 +177,7 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
     assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("task", ["spatial", pytest.param("spatiotemporal", marks=pytest.mark.ci)])
 def test_compare_random_trains_both(tmp_path, task, capsys):
     config = job(tmp_path / "run", task=task, compare_random=True, updates=2)

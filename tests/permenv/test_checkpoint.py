@@ -149,6 +149,7 @@ print(last, in_a_save)
 """
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("trials", [20, pytest.param(100, marks=pytest.mark.ci)])
 def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, trials):
     """Kill -9 at random moments, many of them within a save; the previous or the new checkpoint is whole."""

@@ -209,6 +209,7 @@ def test_a_run_that_diverged_is_drawn(make_env, task):
     assert not np.array_equal(after, before)
 
 
+@pytest.mark.ci
 @spatial_first
 def test_episodes_are_recorded(make_env, tmp_path, task):
     env = make_env(task=task, render_mode="rgb_array", total_updates=2)

@@ -103,6 +103,7 @@ def test_each_run_is_its_single_run(make_env, make_vec, mode, task):
     assert_is_single_runs(env, env.reset(seed=3), actions, single_runs(make_env, [3, 4], actions, task=task))
 
 
+@pytest.mark.ci
 def test_spawned_processes_run_their_single_runs(make_env, make_vec):
     env = make_vec("async", vector_kwargs={"context": "spawn"}, task="spatiotemporal")
     actions = actions_of(env, 16)
@@ -169,6 +170,7 @@ def two_threads():
     torch.set_num_threads(1)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("context", "setting", "threads"), [("fork", None, 1), ("fork", "2", 1), ("spawn", None, 1), ("spawn", "2", 2)]
 )

@@ -82,6 +82,7 @@ def test_help_lists_every_field_with_the_presets_values(capsys):
     assert "(default: 200000)" in said  # the paper's learning_rate_drop
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "script", ["reinforce", *(pytest.param(name, marks=pytest.mark.ci) for name in ("sb3", "leaderboard"))]
 )

@@ -115,8 +115,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     iteration on, with odds of e² between the hardest and the easiest, learned little even at m = 1: E 0.88.
 
     ## Determinism
-    A seed determines the trajectory: bit for bit on a CPU with the same versions and number of threads, whatever else
-    the process does. Global random states are neither read nor changed, and the caller's torch state (`no_grad`,
+    A seed determines the trajectory: bit for bit on the same kind of CPU with the same versions and number of threads,
+    whatever else the process does. Global random states are neither read nor changed, and the caller's torch state (`no_grad`,
     `inference_mode`, autocast, default dtype and device, float32 matmul precision) has no effect. The exception is a
     `backbone` of your own that draws random numbers in its forward pass, as dropout does.
 

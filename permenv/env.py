@@ -116,9 +116,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
     ## Determinism
     A seed determines the trajectory: bit for bit on the same kind of CPU with the same versions and number of threads,
-    whatever else the process does. Global random states are neither read nor changed, and the caller's torch state (`no_grad`,
-    `inference_mode`, autocast, default dtype and device, float32 matmul precision) has no effect. The exception is a
-    `backbone` of your own that draws random numbers in its forward pass, as dropout does.
+    whatever else the process does. Global random states are neither read nor changed, and the caller's torch state
+    (`no_grad`, `inference_mode`, autocast, default dtype and device, float32 matmul precision) has no effect. The
+    exception is a `backbone` of your own that draws random numbers in its forward pass, as dropout does.
 
     ## Vector Environments
     `gym.make_vec("PermShuffle-v0", num_envs=M)` trains M networks, in this process or ("async") in one process each. In

@@ -34,7 +34,7 @@ from permenv.data.source import DataError
 
 FORMAT = 1  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
-READ_BYTES = 16 * 2**20  # a checksum is computed in pieces of this size
+READ_BYTES = 2**18  # a checksum is computed in pieces of this size, which stay in the processor's cache
 ABANDONED_SECONDS = 24 * 3600  # a build that has written nothing for this long has ended
 ATTEMPTS = 3  # one is enough unless other processes break or delete the entry meanwhile
 

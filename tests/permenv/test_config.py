@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from permenv import PRESETS, ConfigurationError, make_config, registered_tasks
@@ -121,3 +122,9 @@ def test_a_timm_that_does_not_import_is_reported_with_its_reason(monkeypatch, tm
 def test_as_dict_is_json_and_has_the_name_of_a_users_backbone():
     values = make_config("tiny", backbone=json.loads).as_dict()
     assert json.loads(json.dumps(values))["backbone"] == "json.loads"
+
+
+def test_numbers_of_numpy_become_numbers_of_python():
+    config = make_config("tiny", batch_size=np.int64(32), learning_rate=np.float32(0.5), permutation_seed=np.int64(3))
+    assert (config.batch_size, config.learning_rate, config.permutation_seed) == (32, 0.5, 3)
+    json.dumps(config.as_dict())

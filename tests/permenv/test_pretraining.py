@@ -1,6 +1,7 @@
 """A run without an environment: iterations, validations, forks, checkpoints, trunks; driven by hand like the agent."""
 
 import json
+import pickle
 
 import cv2
 import numpy as np
@@ -438,3 +439,66 @@ def test_a_run_begins_with_the_trunk_that_another_run_validated(tmp_path, ema_de
 def test_an_error_names_a_bad_option_and_the_remedy(options, error, message):
     with pytest.raises(error, match=message):
         Pretraining.create(**{**SMALL, **options})
+
+
+# What a run refuses
+
+
+def test_a_diverged_run_refuses_to_go_on():
+    run = small_run(learning_rate=1e30, ema_decay=0.0)
+    for _ in range(20):
+        run.iterate()
+        if run.diverged:
+            break
+    with pytest.raises(RuntimeError, match=r"diverged at iteration \d+: lower learning_rate=1e\+30"):
+        run.iterate()
+    with pytest.raises(RuntimeError, match="diverged"):
+        run.validate()
+    assert run.diverged
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([[-1]], "integers from 0 to 3"),
+        ([[4]], "integers from 0 to 3"),
+        ([[0.0]], "integers from 0 to 3"),
+        ([[0], [1], [2]], r"groups of shape \(3, 1\): pass \(A, 1\).*divisor of batch_size=8"),
+        ([[0, 1]], r"groups of shape \(1, 2\)"),
+        ([0], r"groups of shape \(1,\)"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused_before_anything_is_drawn(groups, message):
+    run = small_run()
+    state = run.generator.bit_generator.state
+    with pytest.raises(ValueError, match=message):
+        run.iterate(groups)
+    assert run.generator.bit_generator.state == state
+    assert not run.choices.any()
+
+
+def test_an_unknown_phase_is_refused():
+    with pytest.raises(ValueError, match="phase='foo': choose one of reset, free, update"):
+        small_run().validate("foo")
+
+
+def test_a_run_pickles():
+    run = small_run()
+    iterate(run, 2)
+    twin = pickle.loads(pickle.dumps(run))
+    assert iterate(twin, 3) == iterate(run, 3)
+
+
+def test_a_state_with_other_permutations_is_refused():
+    run = small_run()
+    state = run.state_dict()
+    state["tasks"]["spatial"]["permutations"] = state["tasks"]["spatial"]["permutations"][::-1]
+    with pytest.raises(CheckpointError, match="other permutations of task 'spatial'"):
+        run.load_state_dict(state)
+    run.iterate()
+
+
+def test_a_generator_of_another_kind_is_continued():
+    run = small_run()
+    twin = Pretraining(run.config, run.tasks, "cpu", generator=np.random.Generator(np.random.MT19937(0)))
+    assert twin.fork().iterate() == twin.iterate()

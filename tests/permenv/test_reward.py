@@ -28,6 +28,10 @@ def test_one_error_extrapolates_flat():
     assert extrapolated_error([(0, 0.8)], 50) == 0.8
 
 
+def test_two_errors_at_one_iteration_extrapolate_flat():
+    assert extrapolated_error([(0, 0.9), (100, 0.8), (100, 0.7)], 150) == 0.7
+
+
 def test_only_the_last_two_errors_count():
     assert extrapolated_error([(0, 0.1), (10, 0.9), (20, 0.8)], 30) == pytest.approx(0.7)
 

@@ -23,7 +23,7 @@ from permenv import (
     tasks,
 )
 from permenv.permutations import maximally_different
-from permenv.tasks import SpatialTask, TemporalTask, make_tasks
+from permenv.tasks import SpatialTask, Task, TemporalTask, make_tasks
 from tests.helpers import NUMBERS, SMALL, action_of, assert_same, random_actions, rollout
 from tests.permenv.series_task import LENGTH, SEGMENTS, SeriesTask, make_trunk
 
@@ -585,3 +585,37 @@ def test_an_unknown_task_raises_an_error_that_names_the_known_ones(registry, mak
         ConfigurationError, match=r"unknown task 'sequence'; choose one of spatial, temporal, spatiotemporal, series"
     ):
         make_env(task="sequence")
+
+
+class Unnamed(SeriesTask):
+    """Its name is no identifier."""
+
+    name = "a.b"
+
+
+class TakesAKeyword(SeriesTask):
+    """Its data keyword is a number of the configuration."""
+
+    data_keyword = "grid"
+
+
+class UnknownChange(SeriesTask):
+    """It changes a number that there is not."""
+
+    preset_changes = {"tiny": {"num_perms": 3}}  # noqa: RUF012 - constant
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (3, "3 is no task: pass a subclass of permenv.Task"),
+        (Task, "Task lacks count_pieces, load, piece_shape, pieces"),
+        (Unnamed, r"Unnamed.name='a.b': must be an identifier"),
+        (TakesAKeyword, "data_keyword='grid': is a keyword of gym.make already"),
+        (UnknownChange, "num_perms.*fields of permenv.Config"),
+    ],
+)
+def test_incomplete_tasks_are_refused_when_they_are_registered(part, message):
+    with pytest.raises(ConfigurationError, match=message):
+        register_task("incomplete", part)
+    assert "incomplete" not in registered_tasks()

@@ -19,7 +19,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-FORMAT = "permenv checkpoint 3"
+FORMAT = "permenv checkpoint 4"
 _TENSOR, _ARRAY = "$tensor", "$array"  # JSON objects with one of these keys stand for an entry of the file
 
 

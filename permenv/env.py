@@ -17,6 +17,7 @@ from permenv.config import Config, ConfigurationError
 from permenv.episode import Episode, mean
 from permenv.pretraining import Pretraining, Record, read_run, read_trunk
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
+from permenv.streams import restored
 from permenv.tasks import data_keywords, make_config, make_tasks
 from permenv.training import resolve_device, spare_threads
 from permenv.validation import Validation
@@ -72,9 +73,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     `permenv.wrappers` has other actions, observations and rewards for the same run.
 
     ## Starting State
-    `reset(seed=...)` draws new weights, a new X_val and all later randomness from the seed. The network is validated,
-    so the first observation is that of an untrained network, with an error near 1 - 1 / |Ψ|. Ψ depends on
-    `permutation_seed` alone. `reset(options={"checkpoint": path})` continues a run that `save(path)` wrote.
+    `reset(seed=...)` draws new weights, a new X_val and all later randomness from the seed. Every draw has a generator
+    of its own, keyed by the seed, its purpose, the iteration and the task, so no choice changes another draw. The
+    network is validated, so the first observation is that of an untrained network, with an error near 1 - 1 / |Ψ|. Ψ
+    depends on `permutation_seed` alone. `reset(options={"checkpoint": path})` continues a run that `save(path)` wrote.
     `reset(options={"trunk": path})` begins a new run with the trunk of such a run, of whatever task: the paper's S&T
     (section 4.3) is a spatial run followed by a temporal one with its trunk.
 
@@ -126,7 +128,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     GPU use `vector_kwargs={"context": "spawn"}`.
 
     ## Version History
-    - v0: first version.
+    - v0: since permenv 0.2.0 a seed gives another trajectory than in 0.1.0, under the same rules: every draw has a
+      generator of its own, and faster operations round differently. From 0.2.0 on, trajectories stay as they are.
 
     Attributes:
         config: All numbers of the run.
@@ -184,7 +187,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         """Begin a training run, or continue a saved one.
 
         Args:
-            seed: Decides the run; None continues to draw from the environment's generator.
+            seed: Decides the run, as `Pretraining.create(seed=...)` does; None draws a seed from the environment's
+                generator.
             options: {"checkpoint": path} continues where `save(path)` was called and ignores the seed;
                 {"trunk": path} begins a new run with the trunk of a saved run.
 
@@ -208,10 +212,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             self.load_state_dict(read_run(options["checkpoint"]))
         else:
             trunk = read_trunk(options["trunk"], self.config, self.tasks) if "trunk" in options else None
-            generator, new_seed = (self.np_random, self._np_random_seed) if seed is None else np_random(seed)
-            run = Pretraining(self.config, self.tasks, self.device, generator=generator, trunk=trunk)
-            self._np_random, self._np_random_seed = generator, new_seed
-            self._episode = Episode(run)
+            generator, own_seed = (self.np_random, self._np_random_seed) if seed is None else np_random(seed)
+            run_seed = int(generator.integers(2**63)) if seed is None else seed
+            self._episode = Episode(Pretraining(self.config, self.tasks, self.device, seed=run_seed, trunk=trunk))
+            self._np_random, self._np_random_seed = generator, own_seed
         if self.render_mode == "human":
             self.render()
         episode = self._begun()
@@ -309,7 +313,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # all that moves is replaced below
         twin._renderer = None if self._renderer is None else self._renderer.without_window()
-        twin._continue(episode.run.fork(), episode.state_dict(), self._np_random_seed)
+        twin._continue(episode.run.fork(), episode.state_dict(), self._random_state())
         return twin
 
     def save(self, path: str | Path) -> None:
@@ -328,7 +332,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             gymnasium.error.ResetNeeded: If no run has begun.
         """
         episode = self._begun()
-        return {"run": episode.run.state_dict(), "episode": episode.state_dict(), "seed": self._np_random_seed}
+        return {"run": episode.run.state_dict(), "episode": episode.state_dict(), "random": self._random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the run that `state_dict` described; its tensors are copied.
@@ -342,7 +346,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
                 "trunk with options={'trunk': path}"
             )
         run = Pretraining.from_state(self.config, self.tasks, self.device, state["run"])
-        self._continue(run, state["episode"], state["seed"])
+        self._continue(run, state["episode"], state["random"])
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -358,10 +362,12 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         if state["state"] is not None:
             self.load_state_dict(state["state"])
 
-    def _continue(self, run: Pretraining, state: dict[str, Any], seed: int | None) -> None:
-        self._episode = Episode.from_state(run, state)
-        self.np_random = run.generator
-        self._np_random_seed = seed
+    def _random_state(self) -> dict[str, Any]:
+        return {"seed": self._np_random_seed, "generator": self.np_random.bit_generator.state}
+
+    def _continue(self, run: Pretraining, episode: dict[str, Any], random: dict[str, Any]) -> None:
+        self._episode = Episode.from_state(run, episode)
+        self._np_random, self._np_random_seed = restored(random["generator"]), random["seed"]
 
     def _as_groups(self, action: np.int64 | int | np.ndarray) -> np.ndarray:
         """The chosen group of each task, (tasks,) int64."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
 from permenv.networks import eval_mode
 from permenv.state import draw_members, group_members, group_permutations, summarise
+from permenv.streams import Purpose, stream
 from permenv.tasks import Task, data_keywords, make_config, make_tasks
 from permenv.torch_state import default_torch_state
 from permenv.training import Batch, Trainer, resolve_device, spare_threads, trunk_of
@@ -69,14 +71,15 @@ class Pretraining:
         config: All numbers of the run.
         tasks: By name, what is shuffled.
         device: Where the network lives.
-        generator: Source of everything that is drawn: initial weights, X_val, samples, augmentation, clustering.
+        seed: Decides everything that is drawn: initial weights, X_val, permutations, samples, augmentation, clustering.
         trunk: Weights that the trunk starts from, see `read_trunk`; None for random ones.
 
     Attributes:
         config: All numbers of the run.
         tasks: By name, what is shuffled.
         device: Where the network lives.
-        generator: Source of everything that is drawn.
+        seed: Decides everything that is drawn; see `permenv.streams`. Set another one on a fork, and the fork draws
+            other data from there on.
         trainer: The network in training.
         held_out: By task, (|X_val|, k) int64, X_val; the first column is the number of the image or clip.
         validation: By task, the last `Validation`: s, what was recognised, E.
@@ -98,22 +101,28 @@ class Pretraining:
         tasks: Mapping[str, Task],
         device: str | torch.device,
         *,
-        generator: np.random.Generator,
+        seed: int,
         trunk: Mapping[str, torch.Tensor] | None = None,
     ):
         self.config = config
         self.tasks = dict(tasks)
         self.device = resolve_device(device)
-        self.generator = generator
+        self.seed = seed
         self.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
-        self.trainer = _new_trainer(config, tasks, self.device, seed=int(generator.integers(2**31)))
+        weights_seed = int(stream(seed, Purpose.WEIGHTS).integers(2**63))
+        self.trainer = _new_trainer(config, tasks, self.device, weights_seed)
         if trunk is not None:
             self.trainer.start_from(trunk)
         self.losses = dict.fromkeys(self.tasks, math.log(config.num_permutations))
         self.choices = np.zeros((len(self.tasks), config.num_groups), dtype=np.int64)
         self.records: list[Record] = []
         self.diverged = False
-        self._hold_out({name: task.hold_out(generator) for name, task in self.tasks.items()})
+        self._hold_out(
+            {
+                name: each.hold_out(stream(seed, Purpose.VALIDATION_SET, task=number))
+                for number, (name, each) in enumerate(self.tasks.items())
+            }
+        )
         if not self.validate("reset"):
             cause = "backbone" if trunk is None else "weights of the given trunk"
             raise ConfigurationError(f"the output of the network before training is not finite: check the {cause}")
@@ -146,7 +155,8 @@ class Pretraining:
         config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
         chosen = resolve_device(device)
         spare_threads()
-        return cls(config, make_tasks(task, config, chosen, data), chosen, generator=np.random.default_rng(seed))
+        tasks = make_tasks(task, config, chosen, data)
+        return cls(config, tasks, chosen, seed=secrets.randbits(63) if seed is None else seed)
 
     # What is known
 
@@ -207,10 +217,10 @@ class Pretraining:
             groups = self._checked(groups)
         start = time.perf_counter()
         batches = {}
-        for column, (name, task) in enumerate(self.tasks.items()):
-            labels = self._draw_labels(name, None if groups is None else groups[:, column], column)
-            samples = task.draw(self._trainable[name], len(labels), self.generator)
-            pieces = task.pieces(samples, task.permutations[labels], self.generator)
+        for number, (name, task) in enumerate(self.tasks.items()):
+            labels = self._draw_labels(name, None if groups is None else groups[:, number], number)
+            samples = task.draw(self._trainable[name], len(labels), self._stream(Purpose.SAMPLES, number))
+            pieces = task.pieces(samples, task.permutations[labels], self._stream(Purpose.AUGMENTATION, number))
             batches[name] = Batch(pieces, labels)
         self.losses = self.trainer.step(batches)
         self.seconds["training"] += time.perf_counter() - start
@@ -245,10 +255,11 @@ class Pretraining:
             return False
         start = time.perf_counter()
         self.validation = found
+        seeds = [int(self._stream(Purpose.GROUPS, number).integers(2**31)) for number in range(len(found))]
         self._set_groups(
             {
-                name: group_permutations(current.ratios, self.config.num_groups, int(self.generator.integers(2**31)))
-                for name, current in found.items()
+                name: group_permutations(current.ratios, self.config.num_groups, each)
+                for (name, current), each in zip(found.items(), seeds, strict=True)
             }
         )
         self.seconds["grouping"] += time.perf_counter() - start
@@ -305,7 +316,7 @@ class Pretraining:
         """Everything that moves, and the run's identity: a tree that `permenv.checkpoint` writes."""
         return {
             "identity": self.identity,
-            "generator": self.generator.bit_generator.state,
+            "seed": self.seed,
             "trainer": self.trainer.state_dict(),
             "records": [dataclasses.asdict(record) for record in self.records],
             "losses": dict(self.losses),
@@ -342,9 +353,7 @@ class Pretraining:
         except RuntimeError as error:  # a user's backbone was changed, but not its name
             raise CheckpointError(f"the checkpoint has another network under the same names: {error}") from error
         self.trainer = trainer
-        bit_generator = getattr(np.random, state["generator"]["bit_generator"])()
-        bit_generator.state = state["generator"]
-        self.generator = np.random.Generator(bit_generator)
+        self.seed = state["seed"]
         tasks = state["tasks"]
         self._hold_out({name: np.array(tasks[name]["held_out"]) for name in self.tasks})
         self.records = [Record(**record) for record in state["records"]]
@@ -398,15 +407,18 @@ class Pretraining:
             raise ValueError(f"groups {array.tolist()}: pass integers from 0 to {num_groups - 1}")
         return array.astype(np.int64)
 
-    def _draw_labels(self, task: str, groups: np.ndarray | None, row: int) -> np.ndarray:
+    def _stream(self, purpose: Purpose, task: int) -> np.random.Generator:
+        return stream(self.seed, purpose, self.iteration, task)
+
+    def _draw_labels(self, task: str, groups: np.ndarray | None, number: int) -> np.ndarray:
         """Draw the permutations of a mini-batch, (B,) int64, and count the groups that they are drawn from."""
-        batch_size = self.config.batch_size
+        batch_size, generator = self.config.batch_size, self._stream(Purpose.LABELS, number)
         if groups is None:
-            labels = self.generator.integers(len(self.groups[task]), size=batch_size)
-            np.add.at(self.choices[row], self.groups[task][labels], 1)
+            labels = generator.integers(len(self.groups[task]), size=batch_size)
+            np.add.at(self.choices[number], self.groups[task][labels], 1)
             return labels
-        np.add.at(self.choices[row], groups, 1)
-        return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), self.generator)
+        np.add.at(self.choices[number], groups, 1)
+        return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), generator)
 
     def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
         self.held_out = samples

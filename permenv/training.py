@@ -190,11 +190,14 @@ class Trainer:
         torch's function is called directly: the class `torch.optim.SGD` imports torch's compiler, which takes seconds.
         """
         parameters = {name: p for name, p in self.network.named_parameters() if p.grad is not None}
-        momentum = [self._momentum.get(name) for name in parameters]
+        for name, parameter in parameters.items():
+            if name not in self._momentum:
+                self._momentum[name] = torch.zeros_like(parameter)
         sgd(
             list(parameters.values()),
             [p.grad for p in parameters.values()],  # type: ignore[misc]  # none is None
-            momentum,  # the first step fills it in
+            [self._momentum[name] for name in parameters],
+            fused=True,
             lr=self._learning_rate(),
             momentum=self.config.momentum,
             weight_decay=self.config.weight_decay,
@@ -202,7 +205,6 @@ class Trainer:
             nesterov=False,
             maximize=False,
         )
-        self._momentum = {name: buffer for name, buffer in zip(parameters, momentum, strict=True) if buffer is not None}
 
     def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         half = self._dtype == torch.bfloat16

@@ -252,7 +252,7 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
 
 def _run(numbers: permenv.Config, tasks: Mapping[str, Task]) -> Pretraining:
     device = next(iter(tasks.values())).device
-    return Pretraining(numbers, tasks, device, generator=np.random.default_rng(0))
+    return Pretraining(numbers, tasks, device, seed=0)
 
 
 def _tasks_of_noise(numbers: permenv.Config, device: torch.device) -> dict[str, Task]:

@@ -203,7 +203,7 @@ def _train(setting: Setting) -> Work:
     options, device = setting.environment, resolve_device(setting.environment.device)
     tasks = make_tasks(options.task, options.env, device, {"images": options.images, "videos": options.videos})
     seeds = range(setting.seed, setting.seed + setting.count)
-    runs = [Pretraining(options.env, tasks, device, generator=np.random.default_rng(seed)) for seed in seeds]
+    runs = [Pretraining(options.env, tasks, device, seed=seed) for seed in seeds]
 
     def work(iterations: int) -> None:
         for _ in range(iterations):

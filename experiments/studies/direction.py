@@ -66,7 +66,7 @@ def _measure(variant: Variant, seed: int, environment: EnvOptions) -> dict[str, 
     numbers, permutations = choose_permutations(variant, environment.env)
     device = resolve_device(environment.device)
     task = TemporalTask(numbers, permutations, TemporalTask.load(environment.videos, numbers), device)
-    run = Pretraining(numbers, {"temporal": task}, device, generator=np.random.default_rng(seed))
+    run = Pretraining(numbers, {"temporal": task}, device, seed=seed)
     train(run, itertools.repeat(None, iterations_of(numbers, numbers.total_updates)))
     pieces = task.pieces(run.held_out["temporal"])
     blocks = list(all_permutation_logits(run.trainer.eval_network, "temporal", pieces, permutations))

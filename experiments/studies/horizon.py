@@ -231,7 +231,7 @@ class _FixedDistribution(RandomPolicy):
 def _redrawn_fork(start: PermShuffleEnv, seed: int) -> PermShuffleEnv:
     """Return a fork that draws other data."""
     fork = start.fork()
-    fork.run.generator = fork.np_random = np.random.default_rng(seed)
+    fork.run.seed = seed
     return fork
 
 

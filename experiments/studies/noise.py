@@ -123,7 +123,7 @@ def _measure(moments: Sequence[int], repeats: int, seed: int, environment: EnvOp
 def _at_a_moment(run: Pretraining, repeats: int, rng: np.random.Generator) -> Table:
     fractions = _fractions(run)
     table: Table = {name: [] for name in _REWARDS}
-    data_seeds = rng.integers(2**31, size=repeats)  # the same for all groups
+    data_seeds = rng.integers(2**31, size=repeats).tolist()  # the same for all groups
     for group in np.flatnonzero(fractions).tolist():
         chosen = _draw_groups(run, tilt(fractions, group, _SHARE), rng)
         rewards = [_rewards(run, chosen, data_seed) for data_seed in data_seeds]
@@ -135,7 +135,7 @@ def _at_a_moment(run: Pretraining, repeats: int, rng: np.random.Generator) -> Ta
 def _rewards(run: Pretraining, chosen: np.ndarray, data_seed: int) -> dict[str, float]:
     """Return every reward of an update with these choices and other data, up to a constant of the moment."""
     fork = run.fork()
-    fork.generator = np.random.default_rng(data_seed)
+    fork.seed = data_seed
     train(fork, chosen)
     task = fork.tasks["spatial"]
     live = validate(fork.trainer.network, "spatial", task.pieces(fork.held_out["spatial"]), task.permutations)

@@ -110,6 +110,14 @@ def test_a_reset_without_a_seed_continues_the_generator(make_env, task):
     np.testing.assert_array_equal(twin.reset()[0], second)
 
 
+def test_a_generator_of_the_users_is_continued(make_env):
+    env = make_env()
+    env.unwrapped.np_random = np.random.Generator(np.random.MT19937(0))
+    env.reset()
+    fork = env.unwrapped.fork()
+    np.testing.assert_array_equal(fork.reset()[0], env.reset()[0])
+
+
 @every_task
 def test_global_random_states_are_unchanged(make_env, task):
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002

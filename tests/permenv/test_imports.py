@@ -11,7 +11,8 @@ import pytest
 from tests.helpers import ROOT, SMALL
 
 LAYERS = """
-permenv.torch_state permenv.config permenv.checkpoint permenv.permutations permenv.reward permenv.state permenv.augment
+permenv.torch_state permenv.config permenv.checkpoint permenv.streams
+permenv.permutations permenv.reward permenv.state permenv.augment
 permenv.data
 permenv.heads
 permenv.networks
@@ -38,7 +39,7 @@ NARROWER = {
     "permenv.validation": {"heads", "networks", "torch_state"},
     "permenv.transfer": {"augment", "data", "networks"},
     "permenv.pretraining": {
-        *("checkpoint", "config", "networks", "state", "tasks", "torch_state", "training", "validation"),
+        *("checkpoint", "config", "networks", "state", "streams", "tasks", "torch_state", "training", "validation"),
     },
     "permenv.episode": {"pretraining", "reward"},
     "permenv.render": {"config", "pretraining", "reward", "state", "tasks"},
@@ -143,6 +144,7 @@ def test_no_modules_import_one_another_in_a_circle():
         ("permenv.reward", {"gymnasium", "numpy", "torch"}),
         ("permenv.permutations", {"gymnasium", "torch"}),
         ("permenv.state", {"gymnasium", "torch"}),
+        ("permenv.streams", {"gymnasium", "torch"}),
         ("permenv.env", {"matplotlib", "sklearn", "cv2"}),
     ],
 )

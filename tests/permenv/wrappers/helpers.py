@@ -85,7 +85,7 @@ def is_rewarded(env: gym.Env, info: dict[str, Any]) -> bool:
 
 
 def state_of(env: gym.Env) -> tuple[list[Any], dict[str, Any]]:
-    """Return the weights and the generator of a run."""
+    """Return the weights of a run and the state of the environment's generator."""
     base_env = env.unwrapped
     return [p.tolist() for p in base_env.run.trainer.network.parameters()], base_env.np_random.bit_generator.state
 

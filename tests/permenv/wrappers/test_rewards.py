@@ -177,8 +177,8 @@ def test_the_first_reward_of_the_cross_entropy_by_hand(make, task):
 @pytest.mark.parametrize("below", [lambda env: env, CrossEntropyReward, ErrorReduction])
 def test_a_normalized_reward_is_divided_by_the_root_mean_square_of_the_rewards_so_far(make, task, below):
     env, twin = make(lambda env: NormalizedReward(below(env)), task), make(below, task)
-    env.reset(seed=0)
-    twin.reset(seed=0)
+    env.reset(seed=1)
+    twin.reset(seed=1)
     expected, rewards = [], []
     for action in actions_of(env, cycles=4):
         _, reward, *_, info = env.step(action)

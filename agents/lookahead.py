@@ -46,8 +46,7 @@ class Lookahead(Agent):
     A cycle costs as many additional cycles as there are candidates: this is a reference, not a practical method. It is
     greedy, and it selects by the error on the X_val on which it is then evaluated, so part of its lead is chance: in
     the actions of the candidates, and in their effect on X_val. An agent that is not one of the candidates may gain
-    more in an update, as `EasiestFirst` does at first, which draws only from the easier groups
-    (`experiments/studies/horizon.py`).
+    more in an update, as `EasiestFirst` does at first, which draws only from the easier groups.
 
     If it has to act in the middle of a cycle without a matching plan, for example after only the environment was
     restored from a checkpoint, it plans from there to the end of the update.

@@ -1,14 +1,16 @@
 """Agents that choose the permutations a network trains on, using only the Gymnasium API.
 
-- `make`: any of these agents by its name in `AGENTS`, for an environment.
+- `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment.
 - `rollout`: the loop that lets an agent act and learn in an environment (`rollout.py`).
-- `Agent`: the base class of all agents; `Learner`: that of agents that learn once per update; `Transition`: what they
-  learn from (`base.py`).
+- `Agent`: the base class of all agents; `GroupAgent`: that of agents that choose groups; `Learner`: that of those that
+  learn once per update; `Transition`: what they learn from (`base.py`).
 - `Reinforce`: the paper's policy gradient, Eq. 9 and section 4.1 (`reinforce.py`).
 - `RandomPolicy`, `InversePolicy`: what the paper compares it with, appendix F (`baselines.py`).
 - `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance
   (`baselines.py`).
 - `Exp3`, `Ucb`: bandits whose arms are the groups (`bandits.py`).
+- `GaussianReinforce`: a policy of continuous actions that is learned across runs, for a view of the environment such as
+  `permenv.wrappers.PoolAction`; `collect`: a `Trajectory` that it learns from (`gaussian.py`).
 - `Lookahead`: one-step lookahead, which tries tilted policies on forks of the environment (`lookahead.py`).
 - `agents.sb3`: the algorithms of Stable-Baselines3 with hyperparameters for this environment (`sb3.py`, not imported
   here, so that `import agents` does not import Stable-Baselines3).
@@ -31,7 +33,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.bandits import Exp3, Ucb
-from agents.base import Agent, Learner, Transition
+from agents.base import Agent, GroupAgent, Learner, Transition
 from agents.baselines import (
     DifficultyProportional,
     EasiestFirst,
@@ -41,6 +43,7 @@ from agents.baselines import (
     RandomPolicy,
     UniformGroups,
 )
+from agents.gaussian import GaussianReinforce, Trajectory, collect
 from agents.lookahead import Lookahead
 from agents.reinforce import Reinforce
 from agents.rollout import rollout
@@ -52,21 +55,25 @@ __all__ = [
     "EasiestFirst",
     "Exp3",
     "FixedGroup",
+    "GaussianReinforce",
+    "GroupAgent",
     "HardestFirst",
     "InversePolicy",
     "Learner",
     "Lookahead",
     "RandomPolicy",
     "Reinforce",
+    "Trajectory",
     "Transition",
     "Ucb",
     "UniformGroups",
+    "collect",
     "make",
     "rollout",
 ]
 
 
-def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
+def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     """Build an agent by its name for an environment.
 
     Args:
@@ -96,34 +103,34 @@ def _seeds(seed: int) -> tuple[int, int]:
     return int(outer), int(inner)
 
 
-def _on_spaces(kind: Callable[..., Agent]) -> Callable[..., Agent]:
-    def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
+def _on_spaces(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
+    def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
         return kind(env.observation_space, env.action_space, seed=_seeds(seed)[0], **options)
 
     return build
 
 
-def _for_the_run(kind: Callable[..., Agent]) -> Callable[..., Agent]:
-    def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
+def _for_the_run(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
+    def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
         base_env: Any = env.unwrapped
         return _on_spaces(kind)(env, seed=seed, **{"updates": base_env.config.total_updates, **options})
 
     return build
 
 
-def _lookahead(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
+def _lookahead(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     return Lookahead(env, seed=_seeds(seed)[0], **options)
 
 
-def _reinforce(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
+def _reinforce(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     return Reinforce(env.observation_space, env.action_space, seed=_seeds(seed)[1], **options)
 
 
-def _inverse(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
+def _inverse(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     return InversePolicy(_reinforce(env, seed=seed, **options), seed=_seeds(seed)[0], policy_learns=True)
 
 
-AGENTS: Mapping[str, Callable[..., Agent]] = MappingProxyType(
+AGENTS: Mapping[str, Callable[..., GroupAgent]] = MappingProxyType(
     {
         "random": _on_spaces(RandomPolicy),
         "uniform": _on_spaces(UniformGroups),

@@ -29,8 +29,8 @@ class Exp3(Learner):
     In a joint task each task is a separate bandit with its own rewards.
 
     Args:
-        observation_space: See `Agent`.
-        action_space: See `Agent`.
+        observation_space: See `GroupAgent`.
+        action_space: See `GroupAgent`.
         seed: Seeds everything the agent draws, >= 0.
         gamma: γ, share of the random policy, in (0, 1]. 0.1 bounds the variance of every estimate by ten times that
             under the random policy, and leaves nine tenths of the choice to the weights.
@@ -61,7 +61,7 @@ class Exp3(Learner):
         self._rewards = _RewardRange(self._tasks)
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return p as in the docstring of the class, see `Agent.probabilities`."""
+        """Return p as in the docstring of the class, see `GroupAgent.probabilities`."""
         fractions = self._fractions(observation)  # [*tasks, groups]
         full = fractions > 0
         highest = self._log_weights.max(axis=-1, keepdims=True, where=full, initial=-np.inf)
@@ -118,8 +118,8 @@ class Ucb(Learner):
     is a separate bandit with its own arms and rewards.
 
     Args:
-        observation_space: See `Agent`.
-        action_space: See `Agent`.
+        observation_space: See `GroupAgent`.
+        action_space: See `GroupAgent`.
         seed: Seeds everything the agent draws, >= 0.
         share: Probability given to the group of the arm in addition to its share of the rest, in [0, 1].
         c: Weight of the exploration term, >= 0. With the 1 of the paper, a bound that holds for any rewards in [0, 1],
@@ -150,7 +150,7 @@ class Ucb(Learner):
         self._rewards = _RewardRange(self._tasks)
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the random policy tilted towards the current arm, see `Agent.probabilities`."""
+        """Return the random policy tilted towards the current arm, see `GroupAgent.probabilities`."""
         fractions = self._fractions(observation)  # [*tasks, groups]
         return tilt(fractions, self._arm(fractions), self.share)
 

@@ -13,13 +13,15 @@ import numpy as np
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 
-Action = int | np.ndarray  # a group; joint task: (T,), one group per task
-Tree = dict[str, Any]  # nested dicts and lists of tensors and JSON-able values
+Action = int | np.ndarray  # a group; joint task: (T,), one group per task; or what another action space holds
+Tree = dict[str, Any]  # nested dicts and lists of tensors, arrays and JSON-able values
 
 
 @dataclass(frozen=True, eq=False)
 class Transition:
     """One step of the environment, from which an agent learns.
+
+    As follows for the environment itself; under wrappers, observation, action and reward are those of the wrappers.
 
     Attributes:
         observation: ŝ on which the action was taken.
@@ -49,11 +51,99 @@ class Transition:
 
 
 class Agent(ABC):
-    """Chooses groups of permutations given the network's state ŝ, and may learn from the consequences.
+    """Acts on what it observes, and may learn from the consequences.
 
     `agents.rollout` runs an agent in an environment: it alternates `act`, `env.step` and `learn`.
 
     An agent draws from its own generators and leaves the global random states unchanged.
+
+    Args:
+        observation_space: Of the observations it acts on.
+        action_space: Of its actions.
+        seed: Seeds everything the agent draws, >= 0.
+    """
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, *, seed: int) -> None:
+        self.observation_space = observation_space
+        self.action_space = action_space
+        self._generator = np.random.default_rng(seed)
+        self._version = 0
+
+    @abstractmethod
+    def act(self, observation: np.ndarray) -> Action:
+        """Choose an action.
+
+        Raises:
+            ValueError: If the observation is not in the observation space.
+        """
+
+    def learn(self, transition: Transition) -> dict[str, float]:
+        """Learn from one step of the environment; the default does nothing.
+
+        Returns:
+            Metrics to log if the policy was updated, else an empty dict.
+        """
+        return {}
+
+    @property
+    def version(self) -> int:
+        """Number of changes of the policy; the same version and observation give the same distribution of actions."""
+        return self._version
+
+    def state_dict(self) -> Tree:
+        """Return everything that changes, as copies: a nested dict of tensors, arrays and JSON-able values."""
+        return {"signature": self._signature(), "generator": self._generator.bit_generator.state}
+
+    def load_state_dict(self, state: Tree) -> None:
+        """Continue exactly where `state_dict` was taken, given the same constructor arguments.
+
+        Raises:
+            ValueError: If the state belongs to another kind of agent or to other sizes; this agent is unchanged then.
+        """
+        if state.get("signature") != self._signature():
+            raise ValueError(
+                f"A state of {state.get('signature')} does not fit an agent of {self._signature()}. "
+                "Build the agent as the saved one was built."
+            )
+        self._generator.bit_generator.state = state["generator"]
+        self._version += 1
+
+    def save(self, path: str | Path) -> None:
+        """Write the state to one safetensors file, atomically: an existing file is kept or replaced as a whole."""
+        checkpoint.write(path, {"agent": self.state_dict()})
+
+    def load(self, path: str | Path) -> None:
+        """Load what `save` wrote.
+
+        Raises:
+            CheckpointError: If there is no such file, or it is damaged or contains no agent.
+            ValueError: If it contains another kind of agent or other sizes; this agent is unchanged then.
+        """
+        tree = checkpoint.read(path)
+        if "agent" not in tree:
+            raise CheckpointError(f"{path} holds no agent: name a file that an agent's save() or a run wrote")
+        try:
+            self.load_state_dict(tree["agent"])
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def _signature(self) -> Tree:
+        """Return what must be equal for one agent to continue from the state of another."""
+        return {"agent": type(self).__name__}
+
+    def _as_numbers(self, observation: np.ndarray) -> np.ndarray:
+        """Check the shape of an observation and return it as float64."""
+        observation = np.asarray(observation, dtype=np.float64)
+        if observation.shape != self.observation_space.shape:
+            raise ValueError(
+                f"The observation has shape {observation.shape}, this agent was built for "
+                f"{self.observation_space.shape}. Build the agent with the environment's own spaces."
+            )
+        return observation
+
+
+class GroupAgent(Agent):
+    """Chooses groups of permutations given the network's state ŝ.
 
     A joint task consists of T tasks. Everything an agent takes or returns then has one more axis in front, with one row
     per task in the environment's order. The shapes below are those of a single task, which has no such axis. An agent
@@ -76,13 +166,10 @@ class Agent(ABC):
     """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, *, seed: int) -> None:
+        super().__init__(observation_space, action_space, seed=seed)
         *tasks, self.num_groups = _policy_shape(observation_space, action_space)
         self._tasks = tuple(tasks)  # () or (T,), the axis in front
         self.num_tasks = math.prod(self._tasks)
-        self.observation_space = observation_space
-        self.action_space = action_space
-        self._generator = np.random.default_rng(seed)
-        self._version = 0
         self._drawn_for: tuple[int, bytes] | None = None  # version and observation for which the next two were computed
         self._probabilities = np.empty(0)
         self._cumulative = np.empty(0)
@@ -121,59 +208,8 @@ class Agent(ABC):
         groups = (self._cumulative <= numbers[..., None]).sum(axis=-1, dtype=np.int64)  # [*tasks]
         return groups if self._tasks else int(groups)
 
-    def learn(self, transition: Transition) -> dict[str, float]:
-        """Learn from one step of the environment; the default does nothing.
-
-        Returns:
-            Metrics to log if the policy was updated, else an empty dict.
-        """
-        return {}
-
-    @property
-    def version(self) -> int:
-        """Number of changes of the policy; the same version and observation give the same probabilities."""
-        return self._version
-
-    def state_dict(self) -> Tree:
-        """Return everything that changes, as copies: a nested dict of tensors and JSON-able values."""
-        return {"signature": self._signature(), "generator": self._generator.bit_generator.state}
-
-    def load_state_dict(self, state: Tree) -> None:
-        """Continue exactly where `state_dict` was taken, given the same constructor arguments.
-
-        Raises:
-            ValueError: If the state belongs to another kind of agent or to other sizes; this agent is unchanged then.
-        """
-        if state.get("signature") != self._signature():
-            raise ValueError(
-                f"A state of {state.get('signature')} does not fit an agent of {self._signature()}. "
-                "Build the agent as the saved one was built."
-            )
-        self._generator.bit_generator.state = state["generator"]
-        self._version += 1
-
-    def save(self, path: str | Path) -> None:
-        """Write the state to one safetensors file, atomically: an existing file is kept or replaced as a whole."""
-        checkpoint.write(path, {"agent": self.state_dict()})
-
-    def load(self, path: str | Path) -> None:
-        """Load what `save` wrote.
-
-        Raises:
-            CheckpointError: If there is no such file, or it is damaged or contains no agent.
-            ValueError: If it contains another kind of agent or other sizes; this agent is unchanged then.
-        """
-        tree = checkpoint.read(path)
-        if "agent" not in tree:
-            raise CheckpointError(f"{path} holds no agent: name a file that an agent's save() or a run wrote")
-        try:
-            self.load_state_dict(tree["agent"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-
     def _signature(self) -> Tree:
-        """Return what must be equal for one agent to continue from the state of another."""
-        return {"agent": type(self).__name__, "tasks": self.num_tasks, "groups": self.num_groups}
+        return {**super()._signature(), "tasks": self.num_tasks, "groups": self.num_groups}
 
     def _refresh(self, observation: np.ndarray) -> None:
         """Recompute the distribution if the observation or the policy changed.
@@ -189,12 +225,7 @@ class Agent(ABC):
 
     def _fractions(self, observation: np.ndarray) -> np.ndarray:
         """Check an observation and return its |c_j| / |Ψ|: (|C|,) float64, sums to 1; joint task (T, |C|)."""
-        observation = np.asarray(observation, dtype=np.float64)  # [*tasks, groups, 2]
-        if observation.shape != self.observation_space.shape:
-            raise ValueError(
-                f"The observation has shape {observation.shape}, this agent was built for "
-                f"{self.observation_space.shape}. Build the agent with the environment's own spaces."
-            )
+        observation = self._as_numbers(observation)  # [*tasks, groups, 2]
         fractions = observation[..., 0]
         total = fractions.sum(axis=-1, keepdims=True)
         if not np.isfinite(observation).all() or (fractions < 0).any() or (total <= 0).any():
@@ -205,14 +236,14 @@ class Agent(ABC):
         return fractions / total  # in float32 the fractions sum to 1 only up to seven digits
 
 
-class Learner(Agent):
+class Learner(GroupAgent):
     """An agent that learns once per update, from K actions that share one ŝ and one reward.
 
     A subclass defines `probabilities` and `_update`.
 
     Args:
-        observation_space: See `Agent`.
-        action_space: See `Agent`.
+        observation_space: See `GroupAgent`.
+        action_space: See `GroupAgent`.
         seed: Seeds everything the agent draws, >= 0.
     """
 
@@ -385,7 +416,7 @@ def _task_rewards(info: dict[str, Any]) -> Mapping[str, float]:
 
 
 def _policy_shape(observation_space: gym.Space, action_space: gym.Space) -> tuple[int, ...]:
-    """Return (|C|,), or (T, |C|) for a joint task; refuse spaces that do not have the form described in `Agent`."""
+    """Return (|C|,), or (T, |C|) for a joint task; refuse spaces that are not as described in `GroupAgent`."""
     if isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0:
         shape: tuple[int, ...] = (int(action_space.n),)
     elif (

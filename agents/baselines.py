@@ -5,11 +5,12 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 
-from agents.base import Agent, Transition, Tree, in_update, require, tilt
+from agents.base import GroupAgent, Transition, Tree, in_update, require, tilt
 from agents.reinforce import Reinforce
+from permenv.state import pool_probabilities
 
 
-class RandomPolicy(Agent):
+class RandomPolicy(GroupAgent):
     """The random policy: every permutation is equally likely, so group j has probability |c_j| / |Ψ|.
 
     Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep Reinforcement Learning",
@@ -17,25 +18,25 @@ class RandomPolicy(Agent):
     """
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the sizes of the groups, see `Agent.probabilities`."""
+        """Return the sizes of the groups, see `GroupAgent.probabilities`."""
         return self._fractions(observation)
 
 
-class UniformGroups(Agent):
+class UniformGroups(GroupAgent):
     """Every group that is not empty is equally likely: permutations in small groups are drawn more often."""
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return 1 over the number of groups that are not empty, see `Agent.probabilities`."""
+        """Return 1 over the number of groups that are not empty, see `GroupAgent.probabilities`."""
         full = self._fractions(observation) > 0  # [*tasks, groups]
         return full / np.count_nonzero(full, axis=-1, keepdims=True)
 
 
-class FixedGroup(Agent):
+class FixedGroup(GroupAgent):
     """Always the same group; if it is empty, the easiest group that is not empty, as in the environment itself.
 
     Args:
-        observation_space: See `Agent`.
-        action_space: See `Agent`.
+        observation_space: See `GroupAgent`.
+        action_space: See `GroupAgent`.
         seed: Has no effect; it is here because every agent has one.
         group: Rank of the group, 0 is the hardest; in a joint task, that of every task.
 
@@ -49,25 +50,24 @@ class FixedGroup(Agent):
         self.group = group
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return 1 for the group and 0 for all others, see `Agent.probabilities`."""
+        """Return 1 for the group and 0 for all others, see `GroupAgent.probabilities`."""
         return tilt(self._fractions(observation), self.group, share=1.0)
 
 
-class GrowingPool(Agent):
+class GrowingPool(GroupAgent):
     """Draws uniformly from a pool of permutations that grows group by group until it contains all of Ψ.
 
     After n updates, the pool consists of the first permutations, in the order of the subclass, that make up the share
 
         start + (1 - start) min(n / updates, 1)
 
-    of Ψ. A group that is only partly inside the pool counts with that part. It is not determined which of its
-    permutations are inside, so all of them have the same, smaller probability.
+    of Ψ. A group that is only partly inside counts with that part, see `permenv.state.pool_probabilities`.
 
     The updates are counted from the transitions. Use a new agent for every run: the pool never shrinks.
 
     Args:
-        observation_space: See `Agent`.
-        action_space: See `Agent`.
+        observation_space: See `GroupAgent`.
+        action_space: See `GroupAgent`.
         seed: Seeds everything the agent draws, >= 0.
         start: Share of Ψ in the first pool, above 0 and at most 1.
         updates: Number of updates after which the pool is all of Ψ, >= 1. With the number of updates of the run, its
@@ -77,7 +77,7 @@ class GrowingPool(Agent):
         ValueError: If an option is out of its range.
     """
 
-    _order: ClassVar[slice]  # puts the groups in the order in which they enter the pool; it is its own inverse
+    _hardest_first: ClassVar[bool]  # the order in which the groups enter the pool
 
     def __init__(
         self,
@@ -101,11 +101,8 @@ class GrowingPool(Agent):
         return self.start + (1 - self.start) * min(self._completed / self.updates, 1)
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the share of each group in the pool, see `Agent.probabilities`."""
-        fractions = self._fractions(observation)[..., self._order]  # [*tasks, groups]
-        before = np.cumsum(fractions, axis=-1) - fractions
-        inside = np.clip(self.share - before, 0, fractions)[..., self._order]
-        return inside / inside.sum(axis=-1, keepdims=True)
+        """Return the share of each group in the pool, see `GroupAgent.probabilities`."""
+        return pool_probabilities(self._fractions(observation), self.share, hardest_first=self._hardest_first)
 
     def learn(self, transition: Transition) -> dict[str, float]:
         """Count the updates, see `Agent.learn`."""
@@ -132,7 +129,7 @@ class HardestFirst(GrowingPool):
     arguments.
     """
 
-    _order = slice(None)
+    _hardest_first = True
 
 
 class EasiestFirst(GrowingPool):
@@ -143,10 +140,10 @@ class EasiestFirst(GrowingPool):
     the loss, and the share of the pool that of the threshold. See `GrowingPool` for the pool and the arguments.
     """
 
-    _order = slice(None, None, -1)
+    _hardest_first = False
 
 
-class DifficultyProportional(Agent):
+class DifficultyProportional(GroupAgent):
     """Draws a permutation with probability proportional to the difficulty of its group: π_j ∝ f_j (2 - median_j).
 
     The difficulty is read from ŝ: it is 2 minus the median ratio (Eq. 3) of the group. The ratio goes from 0.5 (certain
@@ -157,14 +154,14 @@ class DifficultyProportional(Agent):
     """
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return size times difficulty of each group, normalised, see `Agent.probabilities`."""
+        """Return size times difficulty of each group, normalised, see `GroupAgent.probabilities`."""
         fractions = self._fractions(observation)  # [*tasks, groups]
         weights = fractions * np.clip(2 - np.asarray(observation, dtype=np.float64)[..., 1], 0, None)
         total = weights.sum(axis=-1, keepdims=True)
         return np.where(total > 0, weights, fractions) / np.where(total > 0, total, 1)
 
 
-class InversePolicy(Agent):
+class InversePolicy(GroupAgent):
     """Prefers the permutations that another policy avoids.
 
     Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep Reinforcement Learning",
@@ -187,7 +184,7 @@ class InversePolicy(Agent):
         ValueError: If `policy_learns` is True and the policy has no off-policy update.
     """
 
-    def __init__(self, policy: Agent, *, seed: int, policy_learns: bool = False) -> None:
+    def __init__(self, policy: GroupAgent, *, seed: int, policy_learns: bool = False) -> None:
         super().__init__(policy.observation_space, policy.action_space, seed=seed)
         if policy_learns and not isinstance(policy, Reinforce):
             raise ValueError(
@@ -203,7 +200,7 @@ class InversePolicy(Agent):
         return self.policy.version
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return q ∝ f² / π, see `Agent.probabilities`."""
+        """Return q ∝ f² / π, see `GroupAgent.probabilities`."""
         fractions = self._fractions(observation)  # [*tasks, groups]
         policy = self.policy.probabilities(observation)  # [*tasks, groups]
         # In logarithms, because 1 / π overflows for tiny π; π = 0 is replaced by the smallest positive number.

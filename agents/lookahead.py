@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.base import Action, Agent, Transition, Tree, in_update, require, tilt
+from agents.base import Action, GroupAgent, Transition, Tree, in_update, require, tilt
 from agents.rollout import rollout
 
 Tilt = tuple[int, int] | None
@@ -31,7 +31,7 @@ class _Stretch:
     actions: list[Action]
 
 
-class Lookahead(Agent):
+class Lookahead(GroupAgent):
     """Plays, of all tilted policies, the one that leaves the lowest error after one update.
 
     At the beginning of every cycle (the free iterations and the update that follows) it forks the environment once for
@@ -85,7 +85,7 @@ class Lookahead(Agent):
         return {candidate: self.errors[None] - error for candidate, error in self.errors.items()}
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return the distribution that the actions of the current plan were drawn from, see `Agent.probabilities`.
+        """Return the distribution that the current plan was drawn from, see `GroupAgent.probabilities`.
 
         Makes a new plan if the current one does not continue from this observation, which must be the environment's
         current one.
@@ -96,7 +96,7 @@ class Lookahead(Agent):
         return self._candidate(self._tilt).probabilities(observation)
 
     def act(self, observation: np.ndarray) -> Action:
-        """Return the next action of the plan, see `Agent.act`; nothing is drawn."""
+        """Return the next action of the plan, see `GroupAgent.act`; nothing is drawn."""
         if not self._continues_from(observation):
             self.probabilities(observation)
         return self._plan[0].actions.pop(0)
@@ -163,7 +163,7 @@ class Lookahead(Agent):
         return _Candidate(self.observation_space, self.action_space, seed=seed, tilt=tilt, share=self.share)
 
 
-class _Candidate(Agent):
+class _Candidate(GroupAgent):
     """The random policy, tilted towards one group of one task, or not at all."""
 
     def __init__(

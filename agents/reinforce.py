@@ -1,19 +1,17 @@
 """The paper's policy gradient: REINFORCE as described in section 4.1."""
 
 import math
-from collections import OrderedDict
-from collections.abc import Mapping
 from typing import Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from agents.base import Learner, Tree, require
+from agents.networks import EPSILON, adam_state, copies, load_adam_state, policy_network
 
 Credit = Literal["own", "sum"]  # the rewards that a head of a joint task is credited with
-EPSILON = 1e-8  # added to divisors (Adam's default), so that advantages that are only rounding errors stay small
 
 
 class Reinforce(Learner):
@@ -79,7 +77,7 @@ class Reinforce(Learner):
     reduction of the error itself, a γ near 1 makes sense.
 
     Args:
-        observation_space: Box of shape (|C|, 2), see `Agent`; joint task (T, |C|, 2).
+        observation_space: Box of shape (|C|, 2), see `GroupAgent`; joint task (T, |C|, 2).
         action_space: Discrete(|C|); joint task MultiDiscrete([|C|] * T).
         seed: Seeds the weights of the first layer and the actions.
         hidden: Units of the hidden layer, >= 1 (section 4.1).
@@ -135,7 +133,7 @@ class Reinforce(Learner):
         self.credit = credit
         self.device = torch.device(device)
         logits = self.num_tasks * self.num_groups
-        self.network = _policy_network(2 * logits, hidden, logits, seed).to(self.device)
+        self.network = policy_network(2 * logits, hidden, logits, seed).to(self.device)
         self._parameters = dict(self.network.named_parameters())
         self._adam = torch.optim.Adam(self._parameters.values(), lr=learning_rate, eps=EPSILON)
         self._trace = {  # z_t, [tasks, *parameter]
@@ -145,7 +143,7 @@ class Reinforce(Learner):
         self._square_averages = [_MovingAverage(baseline_decay) for _ in range(self.num_tasks)]  # of the advantages
 
     def probabilities(self, observation: np.ndarray) -> np.ndarray:
-        """Return π(. | ŝ), see `Agent.probabilities`."""
+        """Return π(. | ŝ), see `GroupAgent.probabilities`."""
         with torch.no_grad():
             log_prior, tilt = self._log_policy(observation)
             return (log_prior + tilt).exp().cpu().numpy()
@@ -194,9 +192,9 @@ class Reinforce(Learner):
         """Return everything that changes, see `Agent.state_dict`."""
         return {
             **super().state_dict(),
-            "network": _copies(self._parameters),
-            "adam": {name: _copies(self._adam.state.get(p, {})) for name, p in self._parameters.items()},
-            "trace": _copies(self._trace),
+            "network": copies(self._parameters),
+            "adam": adam_state(self._adam, self._parameters),
+            "trace": copies(self._trace),
             "reward_averages": [average.state_dict() for average in self._reward_averages],
             "square_averages": [average.state_dict() for average in self._square_averages],
         }
@@ -205,14 +203,7 @@ class Reinforce(Learner):
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
         self.network.load_state_dict(state["network"])
-        # Copies, because Adam updates the given tensors in place; before the first step there are none.
-        moments = [_copies(state["adam"][name]) for name in self._parameters]
-        self._adam.load_state_dict(
-            {
-                "state": {index: moment for index, moment in enumerate(moments) if moment},
-                "param_groups": self._adam.state_dict()["param_groups"],
-            }
-        )
+        load_adam_state(self._adam, self._parameters, state["adam"])
         for name, trace in self._trace.items():
             trace.copy_(state["trace"][name])
         for task in range(self.num_tasks):
@@ -293,21 +284,3 @@ class _MovingAverage:
 
     def load_state_dict(self, state: Tree) -> None:
         self._total, self._weight = state["total"], state["weight"]
-
-
-def _policy_network(inputs: int, hidden: int, groups: int, seed: int) -> nn.Sequential:
-    """Return two layers, the first uniform in ±1/sqrt(inputs) (PyTorch's default), the second zero."""
-    generator = torch.Generator().manual_seed(seed)
-    # The default initialisation of a layer would draw from the global generator.
-    first = nn.utils.skip_init(nn.Linear, inputs, hidden, dtype=torch.float64)
-    last = nn.utils.skip_init(nn.Linear, hidden, groups, dtype=torch.float64)
-    bound = 1 / math.sqrt(inputs)
-    for parameter in first.parameters():
-        nn.init.uniform_(parameter, -bound, bound, generator=generator)
-    for parameter in last.parameters():
-        nn.init.zeros_(parameter)
-    return nn.Sequential(OrderedDict(first=first, tanh=nn.Tanh(), last=last))
-
-
-def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone().cpu() for name, tensor in tensors.items()}

@@ -31,7 +31,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
-from permenv.wrappers import ActionBlock, MixtureAction, NormalizedReward
+from permenv.wrappers import ActionBlock, MixtureAction, NormalizedReward, PoolAction
 
 Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
 
@@ -387,7 +387,7 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     """
     base_env: Any = env.unwrapped
     config = base_env.config
-    if any(isinstance(layer, MixtureAction | ActionBlock) for layer in _layers(env)):  # a step is a phase
+    if any(isinstance(layer, MixtureAction | PoolAction | ActionBlock) for layer in _layers(env)):  # a step is a phase
         return 2 if config.free_iterations else 1
     return (config.free_iterations + config.iterations_per_update) * config.actions_per_iteration
 

@@ -1,4 +1,7 @@
-"""Every number of a run in one dataclass, and the two presets: `tiny` for a laptop, `paper` for the paper."""
+"""Every number of a run in one dataclass, and the presets.
+
+`nano` is for RL research: an episode takes seconds. `tiny` is for a laptop, `paper` has the paper's numbers.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +69,8 @@ class Config:
         free_iterations: SGD iterations before each update during which actions train the network but are not
             credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained").
         total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H).
-        learning_rate: Of SGD (appendix B). In the tiny preset 0.03 for the spatial task, 0.1 for the temporal one and
-            for both together.
+        learning_rate: Of SGD (appendix B). In the nano and tiny presets 0.02 and 0.03 for the spatial task, 0.1 for the
+            temporal one and for both together.
         learning_rate_drop: Iteration from which the learning rate is a tenth (appendix B); None for never.
         momentum: Of SGD. Not given in the paper; 0.9 is the jigsaw solver's.
         weight_decay: Of SGD. Not given in the paper; 5e-4 is the jigsaw solver's.
@@ -235,6 +238,30 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 
 
 PRESETS: Mapping[str, Config] = {
+    "nano": Config(
+        num_permutations=500,
+        num_validation=40,
+        batch_size=32,
+        samples_per_action=1,
+        iterations_per_update=100,
+        free_iterations=0,
+        total_updates=24,
+        learning_rate=0.02,
+        learning_rate_drop=None,
+        cell_size=18,
+        piece_size=16,
+        shared_crop=True,
+        backbone="two-convolutions",
+        fc6=48,
+        fc7=192,
+        temporal_fc6=48,
+        lstm=96,
+        relative_frames=True,
+        ema_decay=0.97,
+        clip_frames=32,
+        num_scenes=2000,
+        num_clips=400,
+    ),
     "tiny": Config(
         num_permutations=100,
         batch_size=64,

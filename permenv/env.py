@@ -97,7 +97,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
     | Argument      | Default     | Meaning                                                                        |
     |---------------|-------------|--------------------------------------------------------------------------------|
-    | `preset`      | `"tiny"`    | "tiny" (minutes on a laptop) or "paper" (every number of the paper)            |
+    | `preset`      | `"tiny"`    | "nano" (seconds; many permutations for a small network), "tiny" (minutes on a  |
+    |               |             | laptop) or "paper" (every number of the paper)                                 |
     | `task`        | `"spatial"` | "spatial", "temporal", "spatiotemporal", or a task of your own                 |
     | `images`      | `None`      | a folder of images, an (N, H, W, 3) uint8 array, a map-style dataset or        |
     |               |             | `permenv.StillImages`; None for the embedded scenes                            |

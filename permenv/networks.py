@@ -72,7 +72,27 @@ def quarter_caffenet() -> nn.Sequential:
     )
 
 
-BACKBONES: Mapping[str, Backbone] = {"caffenet": caffenet, "quarter-caffenet": quarter_caffenet}
+def two_convolutions() -> nn.Sequential:
+    """Two convolutions for 16 × 16 pieces: an iteration on 32 images takes some milliseconds of one CPU core.
+
+    A 16 × 16 piece becomes 32 × 2 × 2.
+
+    Returns:
+        The trunk.
+    """
+    return nn.Sequential(
+        *_convolution(3, 16, 5, stride=2, padding=2),
+        nn.MaxPool2d(2),
+        *_convolution(16, 32, 3, padding=1),
+        nn.MaxPool2d(2),
+    )
+
+
+BACKBONES: Mapping[str, Backbone] = {
+    "caffenet": caffenet,
+    "quarter-caffenet": quarter_caffenet,
+    "two-convolutions": two_convolutions,
+}
 
 
 class _TimmTrunk(nn.Module):

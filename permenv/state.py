@@ -101,6 +101,27 @@ def draw_members(members: list[np.ndarray], chosen: np.ndarray, rng: np.random.G
     return np.concatenate(members)[first[chosen] + rng.integers(sizes[chosen])]
 
 
+def pool_probabilities(fractions: np.ndarray, share: float | np.ndarray, *, hardest_first: bool = False) -> np.ndarray:
+    """Give each group its part of a pool: the easiest `share` of Ψ, drawn from uniformly.
+
+    A group that is only partly inside the pool counts with that part. It is not determined which of its permutations
+    are inside, so all of them have the same, smaller probability.
+
+    Args:
+        fractions: (..., |C|), the sizes |c_j| / |Ψ| of the groups, hardest first; rows sum to 1.
+        share: Share of Ψ in the pool, in (0, 1]: a number, or (...) with one for each row.
+        hardest_first: Whether the pool is the hardest `share` of Ψ instead.
+
+    Returns:
+        (..., |C|) float64, rows sum to 1: `fractions` at share 1; 0 for a group that is empty or outside the pool.
+    """
+    order = slice(None, None, 1 if hardest_first else -1)  # in which groups enter the pool; its own inverse
+    entering = fractions[..., order]
+    before = np.cumsum(entering, axis=-1) - entering
+    inside = np.clip(np.asarray(share)[..., None] - before, 0, entering)[..., order]
+    return inside / inside.sum(axis=-1, keepdims=True)
+
+
 @functools.cache
 def _thread_pools() -> ThreadpoolController:
     from threadpoolctl import ThreadpoolController

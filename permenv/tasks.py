@@ -332,7 +332,7 @@ class TemporalTask(ImageTask):
 
     name = "temporal"
     data_keyword = "videos"
-    preset_changes = MappingProxyType({"tiny": {"learning_rate": 0.1}})  # experiments/studies/temporal.py
+    preset_changes = MappingProxyType({"nano": {"learning_rate": 0.1}, "tiny": {"learning_rate": 0.1}})
     data: VideoClips
 
     def __init__(self, config: Config, permutations: np.ndarray, data: VideoClips, device: torch.device):

@@ -19,6 +19,8 @@ _LIBRARIES = (
     "numpy",
     "scikit-learn",
     "opencv-python-headless",
+    "pillow",
+    "simplejpeg",
     "stable-baselines3",
 )
 

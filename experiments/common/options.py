@@ -50,7 +50,8 @@ class EnvOptions:
     """What the script changes in every preset."""
 
     preset: Preset = "tiny"
-    """Where the defaults of --env.* come from: "tiny" takes minutes on two CPU cores, "paper" is for a GPU."""
+    """Where the defaults of --env.* come from: "nano" takes seconds on a CPU core, "tiny" minutes on two, "paper"
+    is for a GPU."""
     task: TaskName = "spatial"
     """What is shuffled: "spatial", the 3 × 3 tiles of an image; "temporal", 8 frames of a video; "spatiotemporal",
     the joint task: both, on one shared trunk."""
@@ -191,7 +192,9 @@ class SweepOptions(EnvOptions):
     device: str = "cpu"
     """auto, cpu or cuda."""
     seeds: int = 3
-    """Repetitions, seeds 0, 1, ..."""
+    """Repetitions, of the seeds FIRST_SEED, FIRST_SEED + 1, ..."""
+    first_seed: int = 0
+    """The first of the seeds."""
     processes: int = os.cpu_count() or 1
     """Jobs at once, a process of one thread each; 0 runs them one after the other in this process."""
     runs: Path | None = None

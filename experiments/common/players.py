@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 import agents
 from agents.rollout import rollout
-from permenv import ConfigurationError
+from experiments.common.learned import LearnedPolicy
+from permenv import ConfigurationError, PermShuffleEnv
 
 AGENTS = (*agents.AGENTS, "ppo", "a2c", "dqn")
 
@@ -24,7 +28,7 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigurationError(f"unknown agent {unknown[0]!r}: choose from {', '.join(AGENTS)}")
 
 
-def play(name: str, env: gym.Env, *, seed: int) -> None:
+def play(name: str, env: gym.Env, *, seed: int, **options: Any) -> dict[str, Any]:
     """Let an agent act and learn in one run, from its reset to its end.
 
     Args:
@@ -32,13 +36,67 @@ def play(name: str, env: gym.Env, *, seed: int) -> None:
         env: `PermShuffle-v0`, its actions unchanged, under any wrappers. Stable-Baselines3 resets it once more when the
             run is over.
         seed: Of the run, and of what the agent draws.
+        **options: Of the agent, see `agents.make` and `agents.sb3.make_model`.
+
+    Returns:
+        "iterations" and "errors" (E; joint task: the mean over the tasks) of all validations, a divergence as E = 1 one
+        iteration later; "diverged"; "seconds" of the whole run, and "cost", the share of them that was not training.
     """
-    if name not in agents.AGENTS:
+
+    def learn_and_act(watched: gym.Env) -> None:
+        if name in agents.AGENTS:
+            rollout(watched, agents.make(name, watched, seed=seed, **options), seed=seed)
+            return
         from agents import sb3  # slow to import
 
-        base_env = env.unwrapped
-        model = sb3.make_model(name, env, seed=seed)
-        steps = base_env.config.total_updates * sb3.steps_of_an_update(env)  # type: ignore[attr-defined]
+        model = sb3.make_model(name, watched, seed=seed, **options)
+        steps = env.unwrapped.config.total_updates * sb3.steps_of_an_update(env)  # type: ignore[attr-defined]
         model.learn(steps, lambda local, _: not local["dones"][0])
-        return
-    rollout(env, agents.make(name, env, seed=seed), seed=seed)
+
+    return _watch(env, learn_and_act)
+
+
+def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str, Any]:
+    """Let a frozen policy that was learned across runs act in one run; see `play`."""
+
+    def act(watched: gym.Env) -> None:
+        view, agent = policy.make(watched, seed=seed)
+        rollout(view, agent, seed=seed, learn=False)
+
+    return _watch(env, act)
+
+
+def _watch(env: gym.Env, run: Callable[[gym.Env], None]) -> dict[str, Any]:
+    """Time a run and return its figures, see `play`."""
+    watched = _LastRun(env)
+    start = time.perf_counter()
+    run(watched)
+    seconds = time.perf_counter() - start
+    figures = watched.last_run
+    figures["cost"] = 1 - figures.pop("seconds_training") / seconds
+    return {**figures, "seconds": seconds}
+
+
+class _LastRun(gym.Wrapper[Any, Any, Any, Any]):
+    """Keeps the figures of a run when it ends, because Stable-Baselines3 begins the next one at once."""
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self.last_run: dict[str, Any] = {}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if (terminated or truncated) and not self.last_run:
+            base_env = self.unwrapped
+            assert isinstance(base_env, PermShuffleEnv)
+            iterations = [record.iteration for record in base_env.records]
+            errors = [float(np.mean(list(record.errors.values()))) for record in base_env.records]
+            if terminated:  # a network that diverged has the worst error
+                iterations, errors = [*iterations, info["iteration"] + 1], [*errors, 1.0]
+            self.last_run = {
+                "iterations": iterations,
+                "errors": errors,
+                "diverged": terminated,
+                "seconds_training": base_env.run.seconds["training"],
+            }
+        return observation, reward, terminated, truncated, info

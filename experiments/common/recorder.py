@@ -31,8 +31,8 @@ from tqdm import tqdm
 
 from experiments.common.files import as_json
 from experiments.common.machine import machine
-from experiments.common.run_folder import RunFolder
-from permenv import CheckpointError, PermShuffleEnv, StillImages, VideoClips, checkpoint
+from experiments.common.run_folder import RunFolder, check_same_job
+from permenv import PermShuffleEnv, StillImages, VideoClips, checkpoint
 from permenv.permutations import hamming_statistics
 
 
@@ -82,7 +82,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self._settings = as_json(settings or {})
         self._saved = checkpoint.read(self.folder.checkpoint) if resume else None
         if self._saved is not None:
-            _check_same_job(self._settings, may_change, self._saved["job"]["settings"], folder)
+            check_same_job(self._settings, may_change, self._saved["job"]["settings"], folder)
             self.saved_agent = self._saved["agent"]
             self.notes = self._saved["job"]["notes"]
         self._job: dict[str, Any] = {"seconds": 0.0, "policy": 0.0}
@@ -307,15 +307,3 @@ def _sizes(data: Any) -> dict[str, int]:
     if isinstance(data, VideoClips):
         return {"clips": len(data), "frames": len(data.frames), "irregular": len(data.irregular)}
     return {"images" if isinstance(data, StillImages) else "items": len(data)}
-
-
-def _check_same_job(
-    settings: Mapping[str, Any], may_change: tuple[str, ...], saved: Mapping[str, Any], folder: Path
-) -> None:
-    """Refuse to continue a run with other options than it was started with."""
-    for name, value in settings.items():
-        if name not in may_change and value != saved.get(name):
-            raise CheckpointError(
-                f"the run in {folder} was started with {name}={saved.get(name)!r}, not {value!r}: "
-                f"resume it with that value, or start another run with --out"
-            )

@@ -17,6 +17,7 @@ import numpy as np
 
 from experiments.common.files import write_json, write_picture, write_text
 from permenv import checkpoint
+from permenv.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,6 +113,28 @@ class RunFolder:
         """Flush TensorBoard."""
         if self._writer is not None:
             self._writer.close()
+
+
+def check_same_job(
+    settings: Mapping[str, Any], may_change: tuple[str, ...], saved: Mapping[str, Any], folder: Path
+) -> None:
+    """Refuse to continue a run with other options than it was started with.
+
+    Args:
+        settings: The options, as JSON has them.
+        may_change: The names of those that may differ.
+        saved: The options of the run.
+        folder: Where it is.
+
+    Raises:
+        CheckpointError: If one differs.
+    """
+    for name, value in settings.items():
+        if name not in may_change and value != saved.get(name):
+            raise CheckpointError(
+                f"the run in {folder} was started with {name}={saved.get(name)!r}, not {value!r}: "
+                f"resume it with that value, or start another run with --out"
+            )
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:

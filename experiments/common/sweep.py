@@ -113,14 +113,15 @@ def over_seeds(
     Raises:
         RunFolderError, JobError: See `sweep`.
     """
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     jobs = {
         f"{name}-seed{seed}": {**arguments, "seed": seed, "environment": options.environment}
-        for seed in range(options.seeds)
+        for seed in seeds
         for name, arguments in variants.items()
     }
     with make_executor(options.processes) as executor:
         found = sweep(work, jobs, executor=executor, folder=options.runs)
-    return {name: [found[f"{name}-seed{seed}"] for seed in range(options.seeds)] for name in variants}
+    return {name: [found[f"{name}-seed{seed}"] for seed in seeds] for name in variants}
 
 
 def _run(

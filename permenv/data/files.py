@@ -114,7 +114,7 @@ def fingerprint(recipe: str, names: Sequence[str], digests: Sequence[bytes]) -> 
 def in_parallel(
     work: Callable[[T], R], items: Sequence[T], label: str, progress: bool, unit: str, in_flight: int
 ) -> Iterator[R]:
-    """Map with threads, in order and in bounded memory. OpenCV, hashing and reading release the GIL.
+    """Map with threads, in order and in bounded memory. Decoding, hashing and reading release the GIL.
 
     Args:
         work: The function.

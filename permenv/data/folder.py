@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import struct
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +19,14 @@ from permenv.data.cache import Append, cached_rows
 from permenv.data.files import UNREADABLE, fingerprint, in_parallel, labels_by_folder, require_folder, summary, walk
 from permenv.data.source import DataError, StillImages
 
-RECIPE = 1  # increase it when the same files give other pixels, so that their cache entries are made again
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+RECIPE = 2  # increase it when the same files give other pixels, so that their cache entries are made again
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-MAX_PIXELS = 2**28  # of one image, 0.8 GB decoded; WebP cannot hold more
+MAX_PIXELS = 2**27  # of one image, 0.4 GB decoded
 MAX_BYTES = 2**30  # of one file
 IN_FLIGHT = 128  # files submitted to the threads before the result of the first is used
-
-JPEG_START, JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
-JPEG_SCAN = 0xDA  # the marker that ends the header of a JPEG
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers that give height and width
-PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
 
 log = logging.getLogger("permenv")
 
@@ -40,7 +40,8 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
     channel is dropped, as by Pillow's `convert("RGB")`, and of 16 bits the upper 8 are kept. The centre square is
     cut out and resized: area averaging to shrink, bilinear interpolation to enlarge.
 
-    Files that cannot be read are skipped, listed in `.skipped` and named in a warning.
+    Files that cannot be read are skipped, listed in `.skipped` and named in a warning; damaged files too, even if most
+    of their pixels could be decoded.
 
     Args:
         root: The folder.
@@ -52,7 +53,8 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
 
     Raises:
         DataError: If `size` is below 1, `root` is not a folder or contains no readable image, a file changes
-            while it is read, or the cache cannot be written.
+            while it is read, the cache cannot be written, or images must be decoded while Pillow is set to accept
+            damaged ones (`PIL.ImageFile.LOAD_TRUNCATED_IMAGES`).
     """
     if size < 1:
         raise DataError(f"size {size} of images: pass a number of pixels of at least 1")
@@ -139,7 +141,8 @@ def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
 
     Raises:
         DataError: If the content has changed since the fingerprint was made. It would be stored under a wrong
-            key, and one failure of a network drive would exclude the image for ever.
+            key, and one failure of a network drive would exclude the image for ever. Or if a setting of Pillow, global
+            to the process, would decide whether the image is used.
     """
     content = read(path)
     if digest(content) != expected:
@@ -147,28 +150,97 @@ def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
     if isinstance(content, str):
         return content
     image = _decode(content)
-    return image if isinstance(image, str) else rgb_square(image, size)
+    return image if isinstance(image, str) else centre_square(image, size)
 
 
 def _decode(content: bytes) -> np.ndarray | str:
-    """Decode to (H, W, 3) uint8 BGR, or say why the content cannot be decoded."""
-    import cv2
+    """Decode to (H, W, 3) uint8 RGB, upright, or say why the content cannot be decoded.
 
-    flaw = _flaw(content)
-    if flaw is not None:
-        return flaw
+    Raises:
+        DataError: If a setting of Pillow would decide whether the image is used, see `load`.
+    """
+    from PIL import Image, ImageFile
+
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise DataError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so that Pillow would fill up damaged images instead of "
+            "reporting them; set it to False"
+        )
     try:
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        image = None
-    return "OpenCV cannot decode it" if image is None else image
+        image = _open(content)
+        if image is None:
+            return "not a JPEG, PNG or WebP file" if content else "empty file"
+        pixels = image.width * image.height
+        if pixels > MAX_PIXELS:
+            return f"{pixels} pixels are more than the {MAX_PIXELS} allowed"
+        return _upright(_jpeg(content) if image.format == "JPEG" else _png_or_webp(content, image), image)
+    except Image.DecompressionBombError as fault:  # from Pillow 13 on, of a WebP above twice Pillow's own limit
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and 2 * limit < MAX_PIXELS:
+            raise DataError(
+                f"PIL.Image.MAX_IMAGE_PIXELS is {limit}, so that Pillow refuses images of fewer than the {MAX_PIXELS} "
+                f"pixels allowed; set it to at least {MAX_PIXELS // 2}"
+            ) from fault
+        return f"its pixels are more than the {MAX_PIXELS} allowed"
+    except (EOFError, OSError, SyntaxError, ValueError) as fault:  # what the decoders raise
+        return f"damaged or unsupported: {fault}"
 
 
-def rgb_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Turn an image as OpenCV decodes it, (H, W, 3) BGR, into its centre square, (size, size, 3) RGB."""
-    import cv2
+def _open(content: bytes) -> ImageFile | None:
+    """Read the header of a JPEG, PNG or WebP, None if the content is none of them.
 
-    return cv2.cvtColor(centre_square(image, size), cv2.COLOR_BGR2RGB)
+    `Image.open` would also apply Pillow's limit of pixels, which is global to the process.
+    """
+    from PIL.JpegImagePlugin import JpegImageFile
+    from PIL.PngImagePlugin import PngImageFile
+    from PIL.WebPImagePlugin import WebPImageFile
+
+    if content.startswith(b"\xff\xd8\xff"):
+        return JpegImageFile(BytesIO(content))
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImageFile(BytesIO(content))
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return WebPImageFile(BytesIO(content))
+    return None
+
+
+def _jpeg(content: bytes) -> np.ndarray:
+    """Decode a JPEG to (H, W, 3) uint8 RGB.
+
+    What libjpeg only warns of, such as missing data, is an error, and so is chroma subsampling of a rare kind.
+    """
+    import simplejpeg
+
+    return simplejpeg.decode_jpeg(content, "RGB", strict=True)
+
+
+def _png_or_webp(content: bytes, image: ImageFile) -> np.ndarray:
+    """Decode the first frame of an opened PNG or WebP to (H, W, 3) uint8 RGB."""
+    if image.mode.startswith("I"):  # 16-bit grey, which convert("RGB") would clip
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        rgb = np.repeat(grey[..., None], 3, axis=2)
+    else:
+        image.info.pop("transparency", None)  # convert("RGB") drops it with a warning
+        rgb = np.asarray(image.convert("RGB"))
+    type(image)(BytesIO(content)).verify()  # the checksums and the end of a PNG, which decoding ignores
+    return rgb
+
+
+def _upright(rgb: np.ndarray, image: ImageFile) -> np.ndarray:
+    """Rotate and mirror pixels according to the EXIF orientation of their image."""
+    from PIL.ExifTags import Base
+
+    try:
+        orientation = image.getexif().get(Base.Orientation)
+    except (OSError, SyntaxError, ValueError, struct.error):  # the pixels are as good without broken EXIF data
+        return rgb
+    if orientation in (5, 6, 7, 8):
+        rgb = rgb.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        rgb = rgb[::-1]
+    if orientation in (2, 3, 6, 7):
+        rgb = rgb[:, ::-1]
+    return np.ascontiguousarray(rgb)
 
 
 def centre_square(image: np.ndarray, size: int) -> np.ndarray:
@@ -192,47 +264,6 @@ def centre_square(image: np.ndarray, size: int) -> np.ndarray:
     square = image[top : top + side, left : left + side]
     method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
     return cv2.resize(square, (size, size), interpolation=method)
-
-
-def _flaw(content: bytes) -> str | None:
-    """Say why a file must not be decoded, None if it may be.
-
-    OpenCV 4 returns the upper part of a truncated file without an error, and no version has a size limit below 3 GB.
-    """
-    pixels, complete = 0, True
-    if not content:
-        return "empty file"
-    if content.startswith(JPEG_START):
-        pixels, scan = _jpeg_header(content)
-        complete = content.rfind(JPEG_END, scan) >= 0  # these bytes do not occur in a scan; more may follow
-    elif content.startswith(PNG_START):
-        pixels = int.from_bytes(content[16:20], "big") * int.from_bytes(content[20:24], "big")
-        complete = content.rfind(PNG_END) >= 0
-    elif content.startswith(b"RIFF") and content[8:12] == b"WEBP":
-        complete = len(content) >= 8 + int.from_bytes(content[4:8], "little")
-    if pixels > MAX_PIXELS:
-        return f"{pixels} pixels are more than the {MAX_PIXELS} allowed"
-    return None if complete else "truncated"
-
-
-def _jpeg_header(content: bytes) -> tuple[int, int]:
-    """Step through the segments of a JPEG header and over thumbnails in them.
-
-    Returns:
-        The number of pixels, and the position of the compressed data (the end of the file if there are none).
-    """
-    pixels, at = 0, 2
-    while 0 <= (at := content.find(b"\xff", at)) < len(content) - 4:
-        marker = content[at + 1]
-        if marker in (0x00, 0xFF):  # stray or fill bytes
-            at += 1
-            continue
-        if marker == JPEG_SCAN:
-            return pixels, at
-        if marker in JPEG_FRAMES:
-            pixels = int.from_bytes(content[at + 5 : at + 7], "big") * int.from_bytes(content[at + 7 : at + 9], "big")
-        at += 2 + int.from_bytes(content[at + 2 : at + 4], "big")
-    return pixels, len(content)
 
 
 def _expected() -> str:

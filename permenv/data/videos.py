@@ -28,14 +28,14 @@ from permenv.data.files import (
     walk,
 )
 from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
-from permenv.data.folder import MAX_PIXELS, digest, load, read, rgb_square
+from permenv.data.folder import MAX_PIXELS, centre_square, digest, load, read
 from permenv.data.source import DataError, StillImages, VideoClips
 from permenv.data.splits import Split, official_split
 
 if TYPE_CHECKING:
     import cv2
 
-RECIPE = 1  # increase it when the same files give other frames, so that their cache entries are made again
+RECIPE = 2  # increase it when the same files give other frames, so that their cache entries are made again
 IN_FLIGHT = 32  # clips submitted to the threads before the frames of the first are written
 READ_BYTES = 2**20  # a video is hashed in pieces of this size
 FEWER_AT_LEAST, FEWER_SHARE = 2, 0.05  # missing frames, in number or as a share, that are not worth a remark
@@ -90,7 +90,8 @@ def video_folder(
 
     Raises:
         DataError: If a number is out of range, `root` is not a folder or contains no usable clip, the split does not
-            exist or its lists are malformed, a file changes while it is read, or the cache cannot be written.
+            exist or its lists are malformed, a file changes while it is read, the cache cannot be written, or frames
+            that are image files must be decoded while Pillow is set to accept damaged ones, see `image_folder`.
     """
     _check(size, max_frames, min_frames, split, part)
     folder = Path(root).expanduser()
@@ -390,6 +391,13 @@ def _grab(capture: cv2.VideoCapture, places: Sequence[int], size: int) -> tuple[
             kept[count] = rgb_square(image, size)
         count += 1
     return kept, count
+
+
+def rgb_square(image: np.ndarray, size: int) -> np.ndarray:
+    """Turn a frame as OpenCV decodes it, (H, W, 3) BGR, into its centre square, (size, size, 3) RGB."""
+    import cv2
+
+    return cv2.cvtColor(centre_square(image, size), cv2.COLOR_BGR2RGB)
 
 
 def _expected() -> str:

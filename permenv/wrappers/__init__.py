@@ -3,6 +3,7 @@
 | Wrapper              | Changes     | To                                                              | For         |
 |----------------------|-------------|-----------------------------------------------------------------|-------------|
 | `MixtureAction`      | action      | `Box(-1, 1, (C,))`: how a phase's samples are split over groups | all         |
+| `PoolAction`         | action      | `Box(-1, 1, (1,))`: how much of Ψ is in play, easiest first     | all         |
 | `ActionBlock`        | action      | `MultiDiscrete([C] * (K * T))`: all K actions of an update      | all         |
 | `FlatJointAction`    | action      | `Discrete(C**T)`: the groups of all tasks as one number         | joint tasks |
 | `StateHistory`       | observation | the states after the last few validations                       | all         |
@@ -34,7 +35,7 @@ Example:
     >>> env = NormalizedReward(ErrorAndProgress(StateHistory(env, length=3)))
 """
 
-from permenv.wrappers.actions import ActionBlock, FlatJointAction, MixtureAction
+from permenv.wrappers.actions import ActionBlock, FlatJointAction, MixtureAction, PoolAction
 from permenv.wrappers.base import fork
 from permenv.wrappers.observations import ErrorAndProgress, RatioMatrix, StateHistory
 from permenv.wrappers.rewards import CrossEntropyReward, ErrorReduction, NormalizedReward
@@ -47,6 +48,7 @@ __all__ = [
     "FlatJointAction",
     "MixtureAction",
     "NormalizedReward",
+    "PoolAction",
     "RatioMatrix",
     "StateHistory",
     "fork",

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 import numbers
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -14,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
+from permenv.state import pool_probabilities
 from permenv.wrappers.base import Step, base_env_of, is_number
 
 
@@ -41,7 +43,65 @@ class _ActionView(gym.Wrapper, RecordConstructorArgs):
         raise AssertionError("the actions given to _play must not run out before the phase ends")
 
 
-class MixtureAction(_ActionView):
+class _DistributionAction(_ActionView, ABC):
+    """Base of the views whose action, in [-1, 1], sets the probabilities of the groups for a whole phase."""
+
+    _meaning: ClassVar[str]  # of an action, in errors
+
+    @abstractmethod
+    def probabilities(self, action: Any) -> np.ndarray:
+        """Return the probability of each group under an action in the current state.
+
+        Args:
+            action: Finite numbers of the shape of the action space; clipped to [-1, 1].
+
+        Returns:
+            (T, C) float64, each row sums to 1.
+
+        Raises:
+            gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite.
+            gymnasium.error.ResetNeeded: If no run has begun.
+        """
+
+    def step(self, action: Any) -> Step:
+        """Train until the next validation.
+
+        Args:
+            action: Finite numbers of the shape of the action space; clipped to [-1, 1].
+
+        Returns:
+            Observation, reward, terminated, truncated and info of the phase's last step.
+
+        Raises:
+            gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite; the run is unchanged then.
+            gymnasium.error.ResetNeeded: If the run has not begun or is over.
+        """
+        return self._play(self._draws(self.probabilities(action)))
+
+    def _clipped(self, action: Any) -> np.ndarray:
+        """Check an action and return it as float64, clipped to [-1, 1]."""
+        values = _as_array(action)
+        if values.shape != self.action_space.shape or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+            raise gym.error.InvalidAction(
+                f"action {action!r} is not {self._meaning}: pass an array {self.action_space.shape} of finite numbers, "
+                f"in [-1, 1] or clipped to it"
+            )
+        return values.astype(np.float64).clip(-1, 1)
+
+    def _sizes(self) -> np.ndarray:
+        """Return |c_j| / |Ψ| in the current state of the run, (T, C) float64; up to float32, each row sums to 1."""
+        state = base_env_of(self).records[-1].observation  # ŝ, even where another view changes the observation
+        return state.reshape(self._num_tasks, self._num_groups, 2)[..., 0].astype(np.float64)
+
+    def _draws(self, probabilities: np.ndarray) -> Iterator[np.ndarray]:
+        """Yield groups (T,) without end, drawn an iteration at a time: single draws would cost more than the steps."""
+        base_env = base_env_of(self)
+        size, generator = base_env.config.actions_per_iteration, base_env.np_random
+        while True:
+            yield from np.stack([generator.choice(len(row), size, p=row) for row in probabilities], axis=1)
+
+
+class MixtureAction(_DistributionAction):
     """Choose how the samples of a whole phase are split over the groups: a continuous action, rewarded immediately.
 
     ## Action Space
@@ -69,6 +129,8 @@ class MixtureAction(_ActionView):
         ConfigurationError: If `strength` is not a positive number, or the actions below are not the environment's.
     """
 
+    _meaning = "a mixture"
+
     def __init__(self, env: gym.Env, strength: float = 1.0):
         if not is_number(strength, numbers.Real) or not 0 < strength < math.inf:
             raise ConfigurationError(f"MixtureAction(strength={strength!r}): must be a positive number")
@@ -76,21 +138,6 @@ class MixtureAction(_ActionView):
         self.strength = float(strength)
         shape = (self._num_groups,) if self._num_tasks == 1 else (self._num_tasks, self._num_groups)
         self.action_space = spaces.Box(-1.0, 1.0, shape, np.float32)
-
-    def step(self, action: Any) -> Step:
-        """Train until the next validation.
-
-        Args:
-            action: (C,) numbers, joint task (T, C); clipped to [-1, 1].
-
-        Returns:
-            Observation, reward, terminated, truncated and info of the phase's last step.
-
-        Raises:
-            gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite; the run is unchanged then.
-            gymnasium.error.ResetNeeded: If the run has not begun or is over.
-        """
-        return self._play(self._draws(self.probabilities(action)))
 
     def probabilities(self, action: Any) -> np.ndarray:
         """Return the probability of each group under an action in the current state.
@@ -105,25 +152,84 @@ class MixtureAction(_ActionView):
             gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite.
             gymnasium.error.ResetNeeded: If no run has begun.
         """
-        values = _as_array(action)
-        if values.shape != self.action_space.shape or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-            raise gym.error.InvalidAction(
-                f"action {action!r} is not a mixture: pass an array {self.action_space.shape} of finite numbers, "
-                f"in [-1, 1] or clipped to it"
-            )
-        tilt = self.strength * values.astype(np.float64).clip(-1, 1).reshape(self._num_tasks, -1)
-        state = base_env_of(self).records[-1].observation  # ŝ, even where another view changes the observation
-        sizes = state.reshape(self._num_tasks, self._num_groups, 2)[..., 0].astype(np.float64)
+        tilt = self.strength * self._clipped(action).reshape(self._num_tasks, -1)
+        sizes = self._sizes()
         tilt[sizes == 0] = -math.inf  # keeps empty groups out of the maximum below
         weights = sizes * np.exp(tilt - tilt.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
-    def _draws(self, probabilities: np.ndarray) -> Iterator[np.ndarray]:
-        """Yield groups (T,) without end, drawn an iteration at a time: single draws would cost more than the steps."""
-        base_env = base_env_of(self)
-        size, generator = base_env.config.actions_per_iteration, base_env.np_random
-        while True:
-            yield from np.stack([generator.choice(len(row), size, p=row) for row in probabilities], axis=1)
+
+class PoolAction(_DistributionAction):
+    """Choose how much of Ψ is in play in a phase, easiest first: one continuous action, rewarded immediately.
+
+    Where |Ψ| is large, training that begins with an easy share of Ψ and lets it grow, as `agents.EasiestFirst` does,
+    learns more than training on all of Ψ from the start. With this view a policy can learn when to let it grow.
+
+    ## Action Space
+    `Box(-1, 1, (1,), float32)`, joint task `(T,)`: permutations are drawn with equal probability from the easiest
+    smallest^((1 - a) / 2) of Ψ. The action 1 draws from all of Ψ, as the random policy does, -1 from the easiest
+    `smallest` share, and equal steps between them multiply the share by equal factors. A group that is only partly in
+    play counts with that part (`permenv.state.pool_probabilities`). Finite values outside [-1, 1] are clipped.
+
+    A step is a phase, as in `MixtureAction`: it ends with the next validation, or when the network diverges, each
+    action of the environment below gets a group of its own, drawn with the run's generator, and the step that plays the
+    free iterations, if there are any, has `info["phase"]` "free" and returns 0 (with `ErrorReduction`, its share of the
+    reduction).
+
+    Example:
+        >>> env = PoolAction(gym.make("PermShuffle-v0"))
+
+    Args:
+        env: `PermShuffle-v0` with its own action space.
+        smallest: Share of Ψ in play at the action -1, above 0 and below 1.
+        hardest_first: Whether the hardest share of Ψ is in play instead, as the inverse of a policy has it.
+
+    Raises:
+        ConfigurationError: If an argument is not as described, or the actions below are not the environment's.
+    """
+
+    _meaning = "a pool"
+
+    def __init__(self, env: gym.Env, smallest: float = 0.02, hardest_first: bool = False):
+        if not is_number(smallest, numbers.Real) or not 0 < smallest < 1:
+            raise ConfigurationError(f"PoolAction(smallest={smallest!r}): must be a number above 0 and below 1")
+        if not isinstance(hardest_first, bool):
+            raise ConfigurationError(f"PoolAction(hardest_first={hardest_first!r}): must be True or False")
+        super().__init__(env, smallest=smallest, hardest_first=hardest_first)
+        self.smallest = float(smallest)
+        self.hardest_first = hardest_first
+        self.action_space = spaces.Box(-1.0, 1.0, (self._num_tasks,), np.float32)
+
+    def shares(self, action: Any) -> np.ndarray:
+        """Return the share of each task's Ψ that an action puts in play.
+
+        Args:
+            action: (1,) numbers, joint task (T,); clipped to [-1, 1].
+
+        Returns:
+            (T,) float64, from `smallest` to 1.
+
+        Raises:
+            gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite.
+        """
+        return self.smallest ** ((1 - self._clipped(action)) / 2)
+
+    def probabilities(self, action: Any) -> np.ndarray:
+        """Return the probability of each group under an action in the current state.
+
+        Args:
+            action: (1,) numbers, joint task (T,); clipped to [-1, 1].
+
+        Returns:
+            (T, C) float64, each row sums to 1.
+
+        Raises:
+            gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite.
+            gymnasium.error.ResetNeeded: If no run has begun.
+        """
+        shares, sizes = self.shares(action), self._sizes()
+        fractions = sizes / sizes.sum(axis=1, keepdims=True)  # so that at share 1 no permutation is left out
+        return pool_probabilities(fractions, shares, hardest_first=self.hardest_first)
 
 
 class ActionBlock(_ActionView):

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from agents import (
-    Agent,
     DifficultyProportional,
     EasiestFirst,
     Exp3,
     FixedGroup,
+    GroupAgent,
     HardestFirst,
     InversePolicy,
     Lookahead,
@@ -138,7 +138,7 @@ def twice_inverse(seed: int = 0, spaces: tuple = SINGLE) -> InversePolicy:
     return InversePolicy(inverse(seed, spaces), seed=seed + 1)
 
 
-def on_spaces(kind: type[Agent], seed: int = 0, spaces: tuple = SINGLE, **options: Any) -> Agent:
+def on_spaces(kind: type[GroupAgent], seed: int = 0, spaces: tuple = SINGLE, **options: Any) -> GroupAgent:
     return kind(*spaces, seed=seed, **options)
 
 
@@ -184,7 +184,7 @@ each_agent = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 all_agents = for_single_and_joint(BUILDERS)
 
 
-def fractions_of(agent: Agent) -> np.ndarray:
+def fractions_of(agent: GroupAgent) -> np.ndarray:
     """Return the sizes of the groups in the agent's bandit."""
     return FRACTIONS if agent.num_tasks == 1 else JOINT_FRACTIONS
 
@@ -198,7 +198,7 @@ def tilted(agent: Reinforce, scale: float = 1.0) -> Reinforce:
     return agent
 
 
-def run(agent: Agent, seed: int, steps: int, env: gym.Env | None = None) -> list[Any]:
+def run(agent: GroupAgent, seed: int, steps: int, env: gym.Env | None = None) -> list[Any]:
     """Return the actions of that many steps in the agent's bandit, in as many episodes as needed."""
     if isinstance(agent, Lookahead):
         env = agent.env
@@ -213,7 +213,7 @@ def run(agent: Agent, seed: int, steps: int, env: gym.Env | None = None) -> list
     return actions
 
 
-def feed(agent: Agent, action: int, reward: float = 0.0, **info: Any) -> dict[str, float]:
+def feed(agent: GroupAgent, action: int, reward: float = 0.0, **info: Any) -> dict[str, float]:
     """Let the agent learn from one step on a fixed observation; every task takes the action and gets the reward."""
     info = {"validated": False, "phase": "update", "terminated": False, "truncated": False, **info}
     terminated, truncated = info.pop("terminated"), info.pop("truncated")

@@ -70,7 +70,7 @@ def test_the_paper_has_one_preset_for_all_tasks():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"preset": "huge"}, r"unknown preset 'huge'; choose one of tiny, paper"),
+        ({"preset": "huge"}, r"unknown preset 'huge'; choose one of nano, tiny, paper"),
         ({"task": "colour"}, r"unknown task 'colour'; choose one of spatial, temporal, spatiotemporal"),
         ({"num_permutation": 5}, r"unknown keyword 'num_permutation'; did you mean 'num_permutations'"),
         ({"xyz": 5}, r"unknown keyword 'xyz'; the keywords are num_permutations"),
@@ -78,7 +78,10 @@ def test_the_paper_has_one_preset_for_all_tasks():
         ({"batch_size": 64, "samples_per_action": 5}, r"batch_size=64 is not divisible by samples_per_action=5"),
         ({"num_permutations": 1}, r"num_permutations=1: must be at least 2"),
         ({"piece_size": 40}, r"piece_size=40 is larger than cell_size=36"),
-        ({"backbone": "vgg"}, r"unknown backbone 'vgg'; choose one of caffenet, quarter-caffenet, 'timm/NAME' or"),
+        (
+            {"backbone": "vgg"},
+            r"unknown backbone 'vgg'; choose one of caffenet, quarter-caffenet, two-convolutions, 'timm",
+        ),
         ({"precision": "fp8"}, r"precision='fp8': choose one of auto, float32, bf16"),
         ({"ema_decay": 1.0}, r"ema_decay=1.0: must lie in \[0, 1\)"),
         ({"grey_probability": 1.5}, r"grey_probability=1.5: must lie in \[0, 1\]"),

@@ -238,7 +238,7 @@ def test_a_first_iteration_needs_neither_torchs_compiler_nor_matplotlib(started)
     assert "sklearn" in started[1]  # for the groups: so the test sees what is imported
 
 
-@pytest.mark.parametrize("module", ["tqdm", "cv2", "sklearn", "matplotlib", "timm"])
+@pytest.mark.parametrize("module", ["tqdm", "cv2", "sklearn", "matplotlib", "timm", "PIL", "simplejpeg"])
 def test_permenv_imports_this_library_inside_functions_only(module):
     """`import permenv` cannot show it of tqdm, which torch imports itself."""
     for name, path in MODULES.items():

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permenv.state import draw_members, group_members, group_permutations, summarise
+from permenv.state import draw_members, group_members, group_permutations, pool_probabilities, summarise
 
 
 def levels(*sizes_and_medians, samples=20, seed=0):
@@ -80,6 +80,48 @@ def test_draws_are_uniform_within_the_group_of_each_sample():
         np.testing.assert_array_equal(values, members[group])
         expected = counts.sum() / len(members[group])
         assert ((counts - expected) ** 2 / expected).sum() < 13.8  # χ² of two degrees, p = 0.001
+
+
+def slow_pool(sizes, pool, hardest_first):
+    """How many of the first permutations, which may be a fraction of one, are in each group; normalised."""
+    left, inside = pool, [0.0] * len(sizes)
+    for group in range(len(sizes)) if hardest_first else reversed(range(len(sizes))):
+        inside[group] = min(left, sizes[group])
+        left -= inside[group]
+    return np.array(inside) / sum(inside)
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 20), min_size=5, max_size=5).filter(any), min_size=1, max_size=3),
+    st.floats(1e-6, 1),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=200)
+def test_a_pool_equals_a_slow_reference(rows, share, hardest_first):
+    sizes = np.array(rows)
+    fractions = sizes / sizes.sum(axis=1, keepdims=True)
+    shares = share / (1 + np.arange(len(rows)))
+    for each in (share, shares):
+        found = pool_probabilities(fractions, each, hardest_first=hardest_first)
+        for row, own, chances in zip(rows, np.broadcast_to(each, len(rows)), found, strict=True):
+            np.testing.assert_allclose(chances, slow_pool(row, own * sum(row), hardest_first), atol=1e-9)
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-14)
+        assert (found[sizes == 0] == 0).all()
+        assert (found >= 0).all()
+    np.testing.assert_array_equal(pool_probabilities(fractions[0], share), pool_probabilities(fractions, share)[0])
+
+
+def test_the_hardest_pool_mirrors_the_easiest():
+    fractions = np.array([0.1, 0.4, 0.2, 0.3])
+    hardest = pool_probabilities(fractions, 0.35, hardest_first=True)
+    np.testing.assert_array_equal(hardest, pool_probabilities(fractions[::-1], 0.35)[::-1])
+    np.testing.assert_allclose(hardest, [0.1 / 0.35, 0.25 / 0.35, 0, 0])
+
+
+@pytest.mark.parametrize("hardest_first", [False, True])
+def test_a_pool_of_everything_is_everything(hardest_first):
+    fractions = np.random.default_rng(0).dirichlet(np.ones(20), size=50)
+    np.testing.assert_allclose(pool_probabilities(fractions, 1.0, hardest_first=hardest_first), fractions, rtol=1e-10)
 
 
 def test_the_seed_decides():

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import leaderboard, reinforce
 from experiments.common.options import EnvOptions, JobOptions, parse
+from experiments.studies import defaults
 from permenv import ConfigurationError, make_config
 from tests.helpers import ROOT
 
@@ -26,8 +27,10 @@ def test_the_defaults_are_those_of_the_chosen_preset_and_task():
 
 
 def test_a_script_may_change_the_preset():
-    assert parse(leaderboard.Config, arguments=[]).env.total_updates == 8
-    assert parse(leaderboard.Config, arguments=["--env.total-updates", "9"]).env.total_updates == 9
+    assert parse(leaderboard.Config, arguments=[]).env == make_config("nano")
+    assert parse(leaderboard.Config, arguments=["--preset", "tiny"]).env == make_config("tiny")
+    assert parse(defaults.Config, arguments=[]).env.total_updates == 12
+    assert parse(defaults.Config, arguments=["--env.total-updates", "9"]).env.total_updates == 9
 
 
 def test_only_what_differs_from_the_preset_is_passed_on():

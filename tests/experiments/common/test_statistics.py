@@ -1,25 +1,50 @@
-"""Means, intervals and areas of repeated runs."""
+"""Means and their intervals of repeated runs."""
+
+import json
+import math
 
 import numpy as np
 import pytest
 
-from experiments.common.statistics import area, mean_and_interval, mean_and_sd
-
-
-def test_the_area_is_the_mean_error_over_the_run():
-    assert area([0, 10, 40], [1.0, 0.5, 0.1]) == pytest.approx((10 * 0.75 + 30 * 0.3) / 40)
+from experiments.common.statistics import Estimate, estimate, mean_and_sd, mean_of
 
 
 def test_equal_values_have_an_interval_of_no_width():
-    assert mean_and_interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3))
+    assert mean_of([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3))
 
 
 def test_the_interval_of_many_normal_values_is_that_of_the_textbook():
     values = list(np.random.default_rng(1).normal(0, 1, 400))
-    mean, low, high = mean_and_interval(values)
+    mean, low, high = mean_of(values)
     assert low < mean < high
     assert mean == pytest.approx(np.mean(values))
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+
+
+def test_runs_are_resampled_in_pairs():
+    """The differences of paired values are all alike, whatever the values are."""
+    first = np.random.default_rng(0).random(10)
+    second = first + 0.25
+    found = estimate(lambda runs: second[runs].mean(axis=1) - first[runs].mean(axis=1), 10)
+    assert found == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_an_infinite_end_of_an_interval_stays_infinite():
+    values = np.array([1.0, 1.0, 1.0, math.inf])
+    found = estimate(lambda runs: values[runs].max(axis=1), 4)
+    assert found == (math.inf, 1, math.inf)
+
+
+def test_an_estimate_is_shown_with_its_interval():
+    assert f"{Estimate(0.5, 0.25, 0.75):.0%}" == "50% [25%, 75%]"
+    assert f"{Estimate(0.5, 0.25, math.inf):.0%}" == "50% [25%, ∞]"
+    assert f"{Estimate(math.inf, 0.25, math.inf):.0%}" == "not reached"
+
+
+def test_the_columns_of_an_estimate_are_valid_json():
+    columns = Estimate(0.5, 0.25, math.inf).as_columns("needs")
+    assert columns == {"needs": 0.5, "needs_low": 0.25, "needs_high": None}
+    json.dumps(columns, allow_nan=False)
 
 
 def test_mean_and_standard_deviation():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from permenv.data import videos
+from permenv.data import folder, videos
 from permenv.data.folder import image_folder
 from permenv.data.source import DataError, StillImages, VideoClips
 from permenv.data.videos import video_folder
@@ -43,7 +43,7 @@ def no_decoding(monkeypatch):
         raise AssertionError("decoded again")
 
     def forbid():
-        monkeypatch.setattr(cv2, "imdecode", decode)
+        monkeypatch.setattr(folder, "_decode", decode)
         monkeypatch.setattr(cv2, "VideoCapture", decode)
 
     return forbid

@@ -15,6 +15,7 @@ from permenv.wrappers import (
     FlatJointAction,
     MixtureAction,
     NormalizedReward,
+    PoolAction,
     RatioMatrix,
     StateHistory,
 )
@@ -35,6 +36,7 @@ PARTS = {"spatial": ["spatial"], "temporal": ["temporal"], "spatiotemporal": ["s
 
 STACKS = {
     "mixture": MixtureAction,
+    "pool": PoolAction,
     "block": ActionBlock,
     "flat joint": FlatJointAction,
     "history": lambda env: StateHistory(env, 3),
@@ -46,6 +48,9 @@ STACKS = {
     "normalized cross-entropy": lambda env: NormalizedReward(CrossEntropyReward(env)),
     "normalized error reduction of a block": lambda env: NormalizedReward(ErrorReduction(ActionBlock(env))),
     "ratios with error of a block": lambda env: ErrorAndProgress(RatioMatrix(ActionBlock(env))),
+    "history with error reduction of a pool": lambda env: ErrorAndProgress(
+        StateHistory(PoolAction(ErrorReduction(env), smallest=0.1, hardest_first=True), 2)
+    ),
     "history of pairs": lambda env: NormalizedReward(StateHistory(FlatJointAction(env), 2)),
     "all": lambda env: NormalizedReward(
         CrossEntropyReward(ErrorAndProgress(StateHistory(MixtureAction(env, strength=2.0), 3)))
@@ -58,7 +63,7 @@ JOINT_ONLY = {"flat joint", "history of pairs"}
 IN_CI = {"temporal": [pytest.mark.ci]}
 """Marks by task: for the views, the temporal task differs little from the spatial one."""
 
-QUICK_JOINT = {"mixture", "block", "ratios", "normalized error reduction of a block", "all", *JOINT_ONLY}
+QUICK_JOINT = {"mixture", "pool", "block", "ratios", "normalized error reduction of a block", "all", *JOINT_ONLY}
 CASES = [
     pytest.param(stack, task, marks=[] if task == "spatial" or stack in QUICK_JOINT else pytest.mark.ci)
     for stack in STACKS
@@ -75,7 +80,7 @@ def actions_of(env: gym.Env, seed: int = 0, cycles: float = 1.5) -> list[Any]:
     """Return random actions for that many cycles of free iterations and an update."""
     space = copy.deepcopy(env.action_space)
     space.seed(seed)
-    steps_in_cycle = 2 if "Mixture" in str(env) or "Block" in str(env) else 12
+    steps_in_cycle = 2 if any(view in str(env) for view in ("Mixture", "Pool", "Block")) else 12
     return [space.sample() for _ in range(round(cycles * steps_in_cycle))]
 
 

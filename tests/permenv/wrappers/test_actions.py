@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from permenv.wrappers import MixtureAction, RatioMatrix
+from permenv.wrappers import MixtureAction, PoolAction, RatioMatrix
 from tests.helpers import assert_same, rollout
 from tests.permenv.wrappers.helpers import PARTS, actions_of, every_task
 
@@ -73,23 +73,25 @@ def test_a_mixture_is_tilted_by_its_strength_for_each_task_separately(make, task
         assert_drawn_from(np.bincount(drawn, minlength=4), probabilities)
 
 
-def test_a_mixture_draws_a_group_for_every_action(make):
-    env = make("mixture", samples_per_action=4, batch_size=8, free_iterations=0)
+@pytest.mark.parametrize("stack", ["mixture", "pool"])
+def test_a_mixture_or_a_pool_draws_a_group_for_every_action(make, stack):
+    env = make(stack, samples_per_action=4, batch_size=8, free_iterations=0)
     env.reset(seed=0)
     taken, step = [], env.env.step
     env.env.step = lambda action: taken.append(action) or step(action)
-    rollout(env, actions_of(env, cycles=5))
+    rollout(env, [env.action_space.high] * 10)
     assert len(taken) == 10 * 2 * 2
     assert set(taken) == {0, 1, 2, 3}
 
 
-def test_a_mixture_reads_the_state_of_the_run_whatever_observation_is_below(make):
-    plain, over = make("mixture"), make(lambda env: MixtureAction(RatioMatrix(env)))
+@pytest.mark.parametrize(("view", "random"), [(MixtureAction, np.zeros(4)), (PoolAction, np.ones(1))])
+def test_a_mixture_or_a_pool_reads_the_state_of_the_run_whatever_observation_is_below(make, view, random):
+    plain, over = make(view), make(lambda env: view(RatioMatrix(env)))
     plain.reset(seed=0)
     over.reset(seed=0)
     for action in actions_of(plain, cycles=2):
         sizes = np.bincount(plain.unwrapped.groups["spatial"], minlength=4) / 24
-        np.testing.assert_allclose(plain.probabilities(np.zeros(4)), [sizes], rtol=1e-6)
+        np.testing.assert_allclose(plain.probabilities(random), [sizes], rtol=1e-6)
         np.testing.assert_array_equal(plain.probabilities(action), over.probabilities(action))
         assert_same([plain.step(action)[1:]], [over.step(action)[1:]])
 
@@ -102,20 +104,81 @@ def test_a_mixture_is_clipped_and_a_constant_changes_nothing(make):
     np.testing.assert_array_equal(env.probabilities(np.array([1, 0, 0, -1], np.int8)), env.probabilities([1, 0, 0, -1]))
 
 
-@pytest.mark.parametrize("strength", [1.0, 1e6])
-def test_an_empty_group_is_never_drawn_whatever_the_action(make, strength):
-    env = make(lambda env: MixtureAction(env, strength), learning_rate=0)
+EMPTY = [
+    (MixtureAction, [-1, 1, 1, 1]),
+    (lambda env: MixtureAction(env, 1e6), [-1, 1, 1, 1]),
+    (PoolAction, [-1]),
+    (lambda env: PoolAction(env, 1e-9, hardest_first=True), [-1]),
+]
+
+
+@pytest.mark.parametrize(("view", "action"), EMPTY, ids=["mixture", "strong mixture", "pool", "hardest pool"])
+def test_an_empty_group_is_never_drawn_whatever_the_action(make, view, action):
+    env = make(view, learning_rate=0)
     env.reset(seed=0)
     trainer = env.unwrapped.run.trainer
     for network in (trainer.network, trainer.eval_network):
         for parameter in network.parameters():
             parameter.data.zero_()  # all rows of s become the same
-    observation, *_ = env.step(np.zeros(4))
+    observation, *_ = env.step(np.zeros_like(env.action_space.low))
     np.testing.assert_array_equal(observation[:, 0], [1, 0, 0, 0])
-    np.testing.assert_array_equal(env.probabilities([-1, 1, 1, 1]), [[1, 0, 0, 0]])
+    np.testing.assert_array_equal(env.probabilities(action), [[1, 0, 0, 0]])
     seen = stub_training(env)
-    env.step([-1, 1, 1, 1])
+    env.step(action)
     assert len(seen["spatial"]) == 8
+
+
+@every_task
+def test_the_action_1_of_a_pool_is_the_action_0_of_a_mixture(make, task):
+    """Both are the random policy, and draw the same groups."""
+    pool, mixture = make("pool", task), make("mixture", task)
+    pool.reset(seed=0)
+    mixture.reset(seed=0)
+    for _ in range(4):
+        full, zero = pool.action_space.high, np.zeros(mixture.action_space.shape)
+        sizes = pool.unwrapped.records[-1].observation.reshape(-1, 4, 2)[..., 0].astype(np.float64)
+        expected = sizes / sizes.sum(axis=1, keepdims=True)
+        np.testing.assert_allclose(pool.probabilities(full), expected, rtol=1e-12)
+        assert_same([pool.step(full)], [mixture.step(zero)])
+
+
+@every_task
+@pytest.mark.parametrize("hardest_first", [False, True])
+@pytest.mark.parametrize("smallest", [0.02, 0.3])
+def test_a_pool_draws_from_the_easiest_or_the_hardest_permutations_of_each_task(make, task, smallest, hardest_first):
+    env = make(lambda env: PoolAction(env, smallest, hardest_first), task, **MANY)
+    env.reset(seed=0)
+    groups = dict(env.unwrapped.groups)
+    action = np.array([0.4, -0.3])[: len(PARTS[task])]
+    np.testing.assert_allclose(env.shares(action), [smallest ** ((1 - a) / 2) for a in action], rtol=1e-12)
+    expected = []
+    for part, share in zip(PARTS[task], env.shares(action), strict=True):
+        left, inside = 24 * share, np.zeros(4)  # permutations
+        for group in range(4) if hardest_first else reversed(range(4)):
+            inside[group] = min(left, np.sum(groups[part] == group))
+            left -= inside[group]
+        expected.append(inside / (24 * share))
+    np.testing.assert_allclose(env.probabilities(action), expected, atol=1e-6)
+    seen = stub_training(env)
+    env.step(action.astype(np.float32))
+    for part, probabilities in zip(PARTS[task], expected, strict=True):
+        assert len(seen[part]) == 4000
+        assert_drawn_from(np.bincount(groups[part][np.array(seen[part])], minlength=4), probabilities)
+
+
+def test_the_share_of_a_pool_goes_from_the_smallest_to_1_by_equal_factors_and_is_clipped(make):
+    env = make(lambda env: PoolAction(env, 0.01), "spatiotemporal")
+    assert env.shares([-1, 1]).tolist() == [0.01, 1]
+    np.testing.assert_allclose(env.shares(np.float32([0, 0.5])), [0.1, 0.01**0.25], rtol=1e-12)
+    assert env.shares(np.array([-3, 7])).tolist() == [0.01, 1]
+
+
+@pytest.mark.parametrize(("hardest_first", "drawn"), [(False, 3), (True, 0)])
+def test_a_pool_smaller_than_a_permutation_draws_from_one_group(make, hardest_first, drawn):
+    env = make(lambda env: PoolAction(env, 1e-9, hardest_first))
+    env.reset(seed=0)
+    assert env.unwrapped.groups["spatial"].max() == 3
+    np.testing.assert_array_equal(env.probabilities([-1]), [np.eye(4)[drawn]])
 
 
 @every_task
@@ -146,7 +209,7 @@ def test_free_iterations_play_the_block_from_its_start(make, task, free):
 
 
 @every_task
-@pytest.mark.parametrize("stack", ["mixture", "block"])
+@pytest.mark.parametrize("stack", ["mixture", "pool", "block"])
 @pytest.mark.parametrize("free", [0, 2])
 def test_a_step_is_a_phase(make, task, stack, free):
     env = make(stack, task, free_iterations=free, total_updates=3)

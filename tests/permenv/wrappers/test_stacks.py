@@ -29,6 +29,7 @@ from permenv.wrappers import (
     FlatJointAction,
     MixtureAction,
     NormalizedReward,
+    PoolAction,
     RatioMatrix,
     StateHistory,
     fork,
@@ -173,6 +174,12 @@ def test_fork_of_a_bare_environment_is_its_fork(make):
         (lambda env: MixtureAction(env, strength=math.inf), "spatial", r"strength=inf"),
         (lambda env: MixtureAction(env, strength=True), "spatial", r"strength=True"),
         (lambda env: MixtureAction(env, strength="1"), "spatial", r"strength='1'"),
+        (lambda env: PoolAction(env, smallest=0), "spatial", r"PoolAction\(smallest=0\): must be a number above 0 and"),
+        (lambda env: PoolAction(env, smallest=1.0), "spatial", r"smallest=1.0\): must be a number above 0 and below 1"),
+        (lambda env: PoolAction(env, smallest=math.nan), "spatial", r"smallest=nan"),
+        (lambda env: PoolAction(env, smallest=True), "spatial", r"smallest=True"),
+        (lambda env: PoolAction(env, smallest="0.1"), "spatial", r"smallest='0.1'"),
+        (lambda env: PoolAction(env, hardest_first=1), "spatial", r"hardest_first=1\): must be True or False"),
         (lambda env: StateHistory(env, 0), "spatial", r"StateHistory\(length=0\): must be an integer of at least 1"),
         (lambda env: StateHistory(env, 2.0), "spatial", r"length=2.0"),
         (lambda env: StateHistory(env, True), "spatial", r"length=True"),
@@ -180,6 +187,11 @@ def test_fork_of_a_bare_environment_is_its_fork(make):
             lambda env: MixtureAction(ActionBlock(env)),
             "spatial",
             r"MixtureAction over the actions MultiDiscrete.*it chooses groups, Discrete\(4\); leave out one",
+        ),
+        (
+            lambda env: PoolAction(MixtureAction(env)),
+            "spatial",
+            r"PoolAction over the actions Box.*it chooses groups, Discrete\(4\); leave out one",
         ),
         (
             lambda env: ActionBlock(FlatJointAction(env)),
@@ -244,6 +256,12 @@ def test_another_environment_is_refused(stack):
         ("mixture", "spatiotemporal", np.zeros(8), r"pass an array \(2, 4\)"),
         ("mixture", "spatiotemporal", np.full((2, 4), np.nan), r"pass an array \(2, 4\)"),
         *(
+            ("pool", "spatial", bad, r"is not a pool: pass an array \(1,\) of finite numbers")
+            for bad in ([math.nan], [math.inf], [0, 0], [[0]], 0.5, [[0], [1, 2]], ["0"], [True], [1j], None)
+        ),
+        ("pool", "spatiotemporal", [0.0], r"pass an array \(2,\)"),
+        ("pool", "spatiotemporal", np.zeros((2, 1)), r"pass an array \(2,\)"),
+        *(
             ("block", "spatial", bad, r"is not a block of groups: pass an array \(8,\) of integers from 0 to 3")
             for bad in ([0] * 7 + [4], [-1] + [0] * 7, [0] * 9, [0.0] * 8, [False] * 8, 0, [[0] * 8], None)
         ),
@@ -280,6 +298,7 @@ def test_an_invalid_action_is_refused_and_changes_nothing(make, stack, task, bad
         (PPO, "mixture", "spatiotemporal", {"n_steps": 8, "batch_size": 4, "n_epochs": 1}),
         (SAC, "all", "temporal", {"learning_starts": 4, "batch_size": 4}),
         (SAC, "mixture", "spatiotemporal", {"learning_starts": 4, "batch_size": 4}),
+        (SAC, "pool", "spatiotemporal", {"learning_starts": 4, "batch_size": 4}),
         (PPO, "ratios with error of a block", "spatial", {"n_steps": 8, "batch_size": 4, "n_epochs": 1}),
         (DQN, "history of pairs", "spatiotemporal", {"learning_starts": 8, "batch_size": 4, "buffer_size": 50}),
     ],

@@ -1,0 +1,105 @@
+"""What a policy gains over random permutations: accuracy at equal iterations, and iterations for equal accuracy.
+
+All figures compare runs of the same seeds, which begin with the same network and the same validation set. They are
+ratios of means over the seeds: a mean of ratios would be decided by the seeds in which random permutations have learned
+nothing yet. Their intervals resample the seeds, of both policies together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.common.statistics import Estimate, estimate
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The errors of several runs of one policy.
+
+    Attributes:
+        iterations: (V,) int, SGD iterations before each validation, ascending.
+        errors: (seeds, V), E.
+    """
+
+    iterations: np.ndarray
+    errors: np.ndarray
+
+    @classmethod
+    def of(cls, runs: Sequence[Mapping[str, Any]]) -> Curves:
+        """Collect runs, each with "iterations" and "errors".
+
+        A run that diverged has fewer validations than the others; from there on it has the error 1.
+
+        Raises:
+            ValueError: If the runs were validated at different iterations.
+        """
+        longest = max((run["iterations"] for run in runs if not run.get("diverged")), key=len, default=None)
+        if longest is None:
+            longest = max((run["iterations"] for run in runs), key=len)
+        errors = np.ones((len(runs), len(longest)))
+        for row, run in zip(errors, runs, strict=True):
+            validated = list(run["iterations"])[:-1] if run.get("diverged") else list(run["iterations"])
+            if validated != list(longest)[: len(validated)]:
+                raise ValueError(f"validations at the iterations {validated} and {list(longest)} cannot be compared")
+            row[: len(validated)] = run["errors"][: len(validated)]
+        return cls(np.array(longest), errors)
+
+
+def accuracy_ratio(policy: Curves, reference: Curves, share: float) -> Estimate:
+    """Divide mean accuracies at equal iterations.
+
+    Args:
+        policy: Runs of the policy.
+        reference: Runs with random permutations, of the same seeds.
+        share: Of the run's iterations, in (0, 1]; the accuracy is interpolated between validations.
+    """
+
+    def accuracies(curves: Curves) -> np.ndarray:
+        at = share * curves.iterations[-1]
+        return np.array([1 - np.interp(at, curves.iterations, row) for row in curves.errors])  # [seeds]
+
+    ours, theirs = accuracies(policy), accuracies(reference)
+    return estimate(lambda seeds: ours[seeds].mean(axis=1) / theirs[seeds].mean(axis=1), len(ours))
+
+
+def iterations_needed(policy: Curves, reference: Curves) -> Estimate:
+    """Return the share of the run's iterations after which the mean error is that of the reference at its end.
+
+    Args:
+        policy: Runs of the policy.
+        reference: Runs with random permutations, of the same seeds.
+
+    Returns:
+        In (0, 1], linear between validations; infinite if the error is not reached.
+    """
+
+    def shares(seeds: np.ndarray) -> np.ndarray:
+        targets = reference.errors[seeds, -1].mean(axis=1)  # [resamples]
+        return first_crossing(policy.iterations, policy.errors[seeds].mean(axis=1), targets) / policy.iterations[-1]
+
+    return estimate(shares, len(policy.errors))
+
+
+def first_crossing(iterations: np.ndarray, errors: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Find where curves first fall to a target.
+
+    Args:
+        iterations: (V,), ascending.
+        errors: (N, V).
+        targets: (N,).
+
+    Returns:
+        (N,) iterations, linear between validations; infinite where the target is not reached.
+    """
+    reached = errors <= targets[:, None]
+    after = reached.argmax(axis=1)
+    before = np.maximum(after - 1, 0)
+    rows = np.arange(len(errors))
+    high, low = errors[rows, before], errors[rows, after]
+    part = np.where(high > low, (high - targets) / np.where(high > low, high - low, 1), 0)
+    crossing = iterations[before] + part * (iterations[after] - iterations[before])
+    return np.where(reached.any(axis=1), crossing, np.inf)

@@ -1,0 +1,92 @@
+"""Policies learned across runs: what they see and choose, and how they are played once they are frozen."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import gymnasium as gym
+from agents.gaussian import GaussianReinforce
+
+from experiments.common.run_folder import CHECKPOINT
+from permenv import CheckpointError
+from permenv.wrappers import ErrorAndProgress, ErrorReduction, MixtureAction, PoolAction, StateHistory
+
+VIEWS: Mapping[str, Callable[[gym.Env], gym.Env]] = {"pool": PoolAction, "mixture": MixtureAction}
+"""By name, the actions of a policy: one a phase."""
+_INVERSES: Mapping[str, Callable[[gym.Env], gym.Env]] = {
+    "pool": lambda env: PoolAction(env, hardest_first=True),
+    "mixture": lambda env: gym.wrappers.TransformAction(MixtureAction(env), lambda action: -action, None),
+}
+"""The same actions with easy and hard exchanged: of a mixture that is q ∝ f² / π, see `agents.InversePolicy`."""
+
+
+def view(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> gym.Env:
+    """Wrap the environment as a policy across runs needs it.
+
+    Args:
+        env: `PermShuffle-v0`.
+        actions: One of `VIEWS`.
+        history: Number of states that are observed, those of the last validations.
+        inverse: Whether easy and hard are exchanged in the actions.
+
+    Returns:
+        An environment with one step a phase, that observes the last states, the errors and the progress, and whose
+        return is E_0 - E_T.
+    """
+    act = (_INVERSES if inverse else VIEWS)[actions]
+    return ErrorAndProgress(StateHistory(act(ErrorReduction(env)), history))
+
+
+@dataclass(frozen=True)
+class LearnedPolicy:
+    """A policy in a run folder of `experiments/across_runs.py`.
+
+    Attributes:
+        folder: The run folder.
+        digest: Of the checkpoint: two files with the same digest hold the same policy.
+        inverse: Whether its actions are inverted.
+    """
+
+    folder: Path
+    digest: str
+    inverse: bool = False
+
+    @classmethod
+    def find(cls, folder: Path, *, inverse: bool = False) -> LearnedPolicy:
+        """Find the policy of a run folder.
+
+        Raises:
+            CheckpointError: If there is none.
+        """
+        path = folder / CHECKPOINT
+        if not path.is_file():
+            raise CheckpointError(f"there is no {CHECKPOINT} in {folder}: name a folder of experiments/across_runs.py")
+        return cls(folder, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), inverse)
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"inverse of {self.folder.name}" if self.inverse else self.folder.name
+
+    def make(self, env: gym.Env, *, seed: int) -> tuple[gym.Env, GaussianReinforce]:
+        """Make the frozen policy, which plays the mean of its actions, and the view of the environment that it needs.
+
+        Args:
+            env: `PermShuffle-v0` with the number of groups and tasks that the policy was trained with.
+            seed: Has no effect on a frozen policy.
+
+        Raises:
+            CheckpointError: If the folder holds no such policy.
+            ValueError: If the environment has other groups or tasks.
+        """
+        job = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        wrapped = view(env, job["actions"], job["history"], inverse=self.inverse)
+        agent = GaussianReinforce(
+            wrapped.observation_space, wrapped.action_space, seed=seed, hidden=job["hidden"], deterministic=True
+        )
+        agent.load(self.folder / CHECKPOINT)
+        return wrapped, agent

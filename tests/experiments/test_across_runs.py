@@ -1,0 +1,114 @@
+"""Policies learned across runs: training, resuming, and playing the frozen policy."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import across_runs, leaderboard
+from experiments.common.learned import LearnedPolicy, view
+from experiments.common.players import play_learned
+from experiments.common.run_folder import CHECKPOINT, RunFolderError
+from permenv import CheckpointError
+from tests.experiments.helpers import small
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Return a function that makes small options; the runs are in this process."""
+
+    def make(**changes):
+        numbers = {"episodes": 6, "episodes_per_update": 2, "history": 2, "processes": 0, "out": tmp_path / "across"}
+        return across_runs.Config(**{"env": small(total_updates=2), **numbers, **changes})
+
+    return make
+
+
+def without_seconds(rows):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize("actions", ["pool", "mixture"])
+def test_it_learns_from_episodes_of_fresh_seeds(options, tmp_path, actions):
+    rows = across_runs.main(options(actions=actions))
+    assert [row["episodes"] for row in rows] == [2, 4, 6]
+    assert all(0 < row["error_end"] <= 1 and 0 < row["error_half"] <= 1 for row in rows)
+    assert {row["gradient"] == 0 for row in rows} == {False}
+    assert {path.name for path in (tmp_path / "across").iterdir()} == {
+        "config.json",
+        "metrics.csv",
+        "tensorboard",
+        CHECKPOINT,
+    }
+    assert json.loads((tmp_path / "across" / "config.json").read_text())["actions"] == actions
+
+
+def test_it_resumes_to_the_same_numbers(options, tmp_path):
+    whole = across_runs.main(options())
+    across_runs.main(options(episodes=4, out=tmp_path / "parts"))
+    resumed = across_runs.main(options(out=tmp_path / "parts", resume=True))
+    assert without_seconds(resumed) == without_seconds(whole)
+
+
+@pytest.mark.ci
+def test_the_number_of_processes_does_not_matter(options, tmp_path):
+    alone = across_runs.main(options(episodes=4))
+    together = across_runs.main(options(episodes=4, processes=2, out=tmp_path / "together"))
+    assert without_seconds(together) == without_seconds(alone)
+
+
+def test_a_run_is_not_overwritten_nor_resumed_with_other_options(options):
+    across_runs.main(options(episodes=2))
+    with pytest.raises(RunFolderError, match="--resume"):
+        across_runs.main(options(episodes=2))
+    with pytest.raises(CheckpointError, match=r"discount=0\.97, not 0\.5"):
+        across_runs.main(options(discount=0.5, resume=True))
+
+
+@pytest.mark.parametrize("actions", ["pool", "mixture"])
+def test_a_frozen_policy_plays_the_mean_of_its_actions(options, actions):
+    config = options(actions=actions, episodes=2)
+    across_runs.main(config)
+    policy = LearnedPolicy.find(config.folder)
+    first, second = (play_learned(policy, config.make(), seed=7) for _ in range(2))
+    assert first["errors"] == second["errors"]
+    assert first["iterations"] == [0, 1, 3, 4, 6]
+
+
+@pytest.mark.parametrize("actions", ["pool", "mixture"])
+def test_the_inverse_exchanges_easy_and_hard(options, actions):
+    env = options(env=small(batch_size=64, samples_per_action=1, num_groups=4)).make()
+    straight, inverse = (view(env, actions, 1, inverse=inverse) for inverse in (False, True))
+    straight.reset(seed=0)
+    action = np.full(straight.action_space.shape, -0.5, np.float32)
+    if actions == "mixture":
+        action[...] = np.linspace(-1, 1, action.shape[-1])
+    found = []
+    for each in (straight, inverse):
+        each.reset(seed=0)
+        each.step(action)
+        found.append(env.unwrapped.records[-1].choices[0])
+    sizes = env.unwrapped.records[0].observation[:, 0]
+    ranks = np.arange(len(sizes)) - (np.arange(len(sizes)) * sizes).sum()  # below 0: harder than the average
+    assert np.sign((found[0] * ranks).sum()) == -np.sign((found[1] * ranks).sum()) != 0
+
+
+def test_the_leaderboard_compares_a_policy_and_its_inverse(options, tmp_path):
+    across_runs.main(options(episodes=2))
+    files = {"runs": tmp_path / "runs", "out": tmp_path / "board"}
+    report = leaderboard.main(
+        leaderboard.Config(
+            agents=("random",),
+            policies=(tmp_path / "across",),
+            seeds=2,
+            processes=0,
+            env=small(total_updates=2),
+            **files,
+        )
+    )
+    assert {row["agent"] for row in report["agents"]} == {"random", "across", "inverse of across"}
+
+
+def test_a_folder_without_a_policy_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"experiments/across_runs\.py"):
+        LearnedPolicy.find(tmp_path)

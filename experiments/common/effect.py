@@ -48,6 +48,16 @@ class Curves:
             row[: len(validated)] = run["errors"][: len(validated)]
         return cls(np.array(longest), errors)
 
+    @property
+    def progress(self) -> np.ndarray:
+        """(V,), the share of the iterations before each validation, from 0 to 1."""
+        first, last = self.iterations[[0, -1]]
+        return (self.iterations - first) / (last - first)
+
+    def accuracies(self, share: float) -> np.ndarray:
+        """Return (seeds,), the accuracy after a share of the iterations, linear between validations."""
+        return np.array([1 - np.interp(share, self.progress, row) for row in self.errors])
+
 
 def accuracy_ratio(policy: Curves, reference: Curves, share: float) -> Estimate:
     """Divide mean accuracies at equal iterations.
@@ -55,14 +65,9 @@ def accuracy_ratio(policy: Curves, reference: Curves, share: float) -> Estimate:
     Args:
         policy: Runs of the policy.
         reference: Runs with random permutations, of the same seeds.
-        share: Of the run's iterations, in (0, 1]; the accuracy is interpolated between validations.
+        share: Of the run's iterations, in (0, 1].
     """
-
-    def accuracies(curves: Curves) -> np.ndarray:
-        at = share * curves.iterations[-1]
-        return np.array([1 - np.interp(at, curves.iterations, row) for row in curves.errors])  # [seeds]
-
-    ours, theirs = accuracies(policy), accuracies(reference)
+    ours, theirs = policy.accuracies(share), reference.accuracies(share)
     return estimate(lambda seeds: ours[seeds].mean(axis=1) / theirs[seeds].mean(axis=1), len(ours))
 
 
@@ -79,21 +84,21 @@ def iterations_needed(policy: Curves, reference: Curves) -> Estimate:
 
     def shares(seeds: np.ndarray) -> np.ndarray:
         targets = reference.errors[seeds, -1].mean(axis=1)  # [resamples]
-        return first_crossing(policy.iterations, policy.errors[seeds].mean(axis=1), targets) / policy.iterations[-1]
+        return first_crossing(policy.progress, policy.errors[seeds].mean(axis=1), targets)
 
     return estimate(shares, len(policy.errors))
 
 
-def first_crossing(iterations: np.ndarray, errors: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def first_crossing(places: np.ndarray, errors: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Find where curves first fall to a target.
 
     Args:
-        iterations: (V,), ascending.
+        places: (V,), of the validations, ascending.
         errors: (N, V).
         targets: (N,).
 
     Returns:
-        (N,) iterations, linear between validations; infinite where the target is not reached.
+        (N,) places, linear between validations; infinite where the target is not reached.
     """
     reached = errors <= targets[:, None]
     after = reached.argmax(axis=1)
@@ -101,5 +106,5 @@ def first_crossing(iterations: np.ndarray, errors: np.ndarray, targets: np.ndarr
     rows = np.arange(len(errors))
     high, low = errors[rows, before], errors[rows, after]
     part = np.where(high > low, (high - targets) / np.where(high > low, high - low, 1), 0)
-    crossing = iterations[before] + part * (iterations[after] - iterations[before])
+    crossing = places[before] + part * (places[after] - places[before])
     return np.where(reached.any(axis=1), crossing, np.inf)

@@ -53,7 +53,7 @@ def play(name: str, env: gym.Env, *, seed: int, **options: Any) -> dict[str, Any
         steps = env.unwrapped.config.total_updates * sb3.steps_of_an_update(env)  # type: ignore[attr-defined]
         model.learn(steps, lambda local, _: not local["dones"][0])
 
-    return _watch(env, learn_and_act)
+    return watch(env, learn_and_act)
 
 
 def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str, Any]:
@@ -63,11 +63,19 @@ def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str,
         view, agent = policy.make(watched, seed=seed)
         rollout(view, agent, seed=seed, learn=False)
 
-    return _watch(env, act)
+    return watch(env, act)
 
 
-def _watch(env: gym.Env, run: Callable[[gym.Env], None]) -> dict[str, Any]:
-    """Time a run and return its figures, see `play`."""
+def watch(env: gym.Env, run: Callable[[gym.Env], None]) -> dict[str, Any]:
+    """Time a run and return its figures.
+
+    Args:
+        env: `PermShuffle-v0` under any wrappers.
+        run: Resets the environment that it is given and acts in it to the end of the run.
+
+    Returns:
+        What `play` returns.
+    """
     watched = _LastRun(env)
     start = time.perf_counter()
     run(watched)

@@ -112,17 +112,15 @@ def _run(changes: Changes, curriculum: bool, seed: int, environment: EnvOptions)
 
 def _row(name: str, random: list[dict[str, Any]], curriculum: list[dict[str, Any]]) -> dict[str, Any]:
     theirs, ours = Curves.of(random), Curves.of(curriculum)
-    accuracies = 1 - theirs.errors.mean(axis=0)
-    end = theirs.iterations[-1]
-    half, late = (float(np.interp(share * end, theirs.iterations, accuracies)) for share in (0.5, 0.9))
+    half, late, end = (float(theirs.accuracies(share).mean()) for share in (0.5, 0.9, 1.0))
     return {
         "candidate": name,
         "changes": dict(CANDIDATES[name]),
         "seconds": float(np.mean([run["seconds"] for run in (*random, *curriculum)])),
-        "iterations": int(end),
+        "iterations": int(theirs.iterations[-1]),
         "random_at_half": half,
-        "random_at_end": float(accuracies[-1]),
-        "random_growth": float(accuracies[-1] / late - 1),
+        "random_at_end": end,
+        "random_growth": end / late - 1,
         **accuracy_ratio(ours, theirs, 0.5).as_columns("curriculum_at_half"),
         **accuracy_ratio(ours, theirs, 1.0).as_columns("curriculum_at_end"),
         **iterations_needed(ours, theirs).as_columns("curriculum_needs"),

@@ -24,6 +24,12 @@ def test_accuracy_is_compared_at_equal_iterations():
     assert accuracy_ratio(policy, RANDOM, 0.75).value == pytest.approx(0.85 / 0.45)  # halfway from 20 to 40
 
 
+def test_runs_that_are_compared_from_the_middle_on_begin_at_progress_0():
+    late = Curves(ITERATIONS + 1000, RANDOM.errors)
+    np.testing.assert_array_equal(late.progress, RANDOM.progress)
+    assert accuracy_ratio(late, RANDOM, 0.7).value == pytest.approx(1)
+
+
 def test_a_policy_against_itself_gains_nothing():
     assert accuracy_ratio(RANDOM, RANDOM, 0.5) == pytest.approx((1, 1, 1))
     assert iterations_needed(RANDOM, RANDOM) == pytest.approx((1, 1, 1))

@@ -1,0 +1,326 @@
+"""Where choosing permutations matters: what the best of some curricula gains over random permutations, by setting.
+
+    python experiments/studies/headroom.py --data-folder path/to/data
+
+Each cell differs from the nano preset in one factor: the number of permutations, how far the network is trained
+already, the task, the kind of permutation set, the data. In each cell random permutations are tuned over `RATES` first,
+and then the curricula (`agents.EasiestFirst`) are compared at that learning rate, on the tuning seeds. The best one is
+compared with random permutations on the reported seeds, on which nothing was chosen.
+
+A job that is done is kept in the folder `runs`, so the study can be killed and started again. Writes
+`experiments/results/headroom.json` and `.png` and prints the table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import agents
+from agents.rollout import rollout
+from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
+from experiments.common.files import write_picture
+from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.players import watch
+from experiments.common.statistics import INTERVAL, Estimate
+from experiments.common.sweep import make_executor, sweep
+from experiments.studies.shared import heading, publish
+from permenv import Config as Numbers
+from permenv import ConfigurationError, DataError, make_config, register_task
+from permenv.tasks import SpatialTask
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+RATES = (0.5, 1.0, 2.0)
+"""Learning rates, as multiples of the preset's."""
+CURRICULA = tuple(itertools.product((0.02, 0.1, 0.3), (0.5, 1.0)))
+"""Of each curriculum: the share of Ψ in its first pool, and the share of the updates after which it is all of Ψ."""
+
+
+class _RandomSet(SpatialTask):
+    """The spatial task with a Ψ that is drawn at random."""
+
+    @classmethod
+    def choose_permutations(cls, config: Numbers) -> np.ndarray:
+        rng = np.random.default_rng(config.permutation_seed)
+        chosen: dict[tuple[int, ...], None] = {}  # a set that keeps its order
+        while len(chosen) < config.num_permutations:
+            chosen[tuple(rng.permutation(config.num_tiles).tolist())] = None
+        return np.array(list(chosen))
+
+
+class _Twins(SpatialTask):
+    """The spatial task with a Ψ of pairs that differ in the places of two tiles; the pairs lie far apart."""
+
+    @classmethod
+    def choose_permutations(cls, config: Numbers) -> np.ndarray:
+        count = config.num_permutations
+        first = super().choose_permutations(dataclasses.replace(config, num_permutations=(count + 1) // 2))
+        rng = np.random.default_rng(config.permutation_seed)
+        second = first.copy()
+        for row in second:
+            places = rng.choice(len(row), 2, replace=False)
+            row[places] = row[places[::-1]]
+        return np.stack([first, second], axis=1).reshape(-1, first.shape[1])[:count]
+
+
+register_task("spatial, random permutations", _RandomSet)
+register_task("spatial, near twins", _Twins)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting.
+
+    Attributes:
+        factor: Which factor differs from the preset.
+        task: A registered task.
+        changes: Numbers that differ from the preset.
+        before: Updates with random permutations before the comparison begins.
+        images: Folder of images, relative to that of real data.
+        videos: Folder of videos, likewise.
+    """
+
+    factor: str
+    task: str = "spatial"
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    before: int = 0
+    images: str | None = None
+    videos: str | None = None
+
+
+CELLS = {
+    "nano": Cell("preset"),
+    "100 permutations": Cell("number of permutations", changes={"num_permutations": 100}),
+    "300 permutations": Cell("number of permutations", changes={"num_permutations": 300}),
+    "1000 permutations": Cell("number of permutations", changes={"num_permutations": 1000}),
+    "after 15 updates": Cell("phase", before=15),
+    "after 30 updates": Cell("phase", before=30),
+    "frames": Cell("task", task="temporal"),
+    "drawn at random": Cell("permutation set", task="spatial, random permutations"),
+    "near twins": Cell("permutation set", task="spatial, near twins"),
+    "Imagenette": Cell("data", images="imagenette/train"),
+    "surveillance clips": Cell("data", task="temporal", videos="cctv/videos"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SweepOptions):
+    """The study's options."""
+
+    preset: Preset = "nano"
+    cells: tuple[str, ...] = tuple(CELLS)
+    """Which settings to run."""
+    data_folder: Path = Path("../shared/data")
+    """Folder of the real data: imagenette, cctv."""
+    seeds: int = 5
+    """Reported runs of each policy."""
+    first_seed: int = 200
+    """The first of their seeds."""
+    tuning_seeds: int = 2
+    """Runs that choose the learning rate and the curriculum; their seeds are 20, 21, ..."""
+    runs: Path | None = Path("runs/headroom")
+    """Folder with the result of each run; a run whose result is there is not run again."""
+    out: Path = Path("experiments/results/headroom.json")
+    """JSON file; the picture lies beside it."""
+
+
+_FIRST_TUNING_SEED = 20
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, print and write.
+
+    Raises:
+        ConfigurationError: If there is no such cell.
+        DataError: If a cell's data are not there.
+    """
+    unknown = [name for name in config.cells if name not in CELLS]
+    if unknown:
+        raise ConfigurationError(f"--cells {unknown[0]!r}: choose from {', '.join(CELLS)}")
+    for folder in filter(None, (each for name in config.cells for each in (CELLS[name].images, CELLS[name].videos))):
+        if not (config.data_folder / folder).is_dir():
+            raise DataError(
+                f"there is no folder {config.data_folder / folder}: name that of the real data with --data-folder, or "
+                f"leave out the cells that need it with --cells"
+            )
+    tuning = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + config.tuning_seeds)
+    reported = range(config.first_seed, config.first_seed + config.seeds)
+    plans = {name: _Plan(name, config) for name in config.cells}
+    rates = _play(config, {(name, rate, None): plan for name, plan in plans.items() for rate in RATES}, tuning)
+    best_rate = {name: max(RATES, key=lambda rate: _accuracy(rates[name, rate, None])) for name in plans}
+    curricula = _play(
+        config,
+        {(name, best_rate[name], each): plan for name, plan in plans.items() for each in CURRICULA},
+        tuning,
+    )
+    best = {name: max(CURRICULA, key=lambda each: _accuracy(curricula[name, best_rate[name], each])) for name in plans}
+    final = _play(
+        config,
+        {(name, best_rate[name], each): plan for name, plan in plans.items() for each in (None, best[name])},
+        reported,
+    )
+    rows = []
+    for name in plans:
+        random, ours = final[name, best_rate[name], None], final[name, best_rate[name], best[name]]
+        rows.append(
+            {
+                "cell": name,
+                "factor": CELLS[name].factor,
+                "learning_rate_multiple": best_rate[name],
+                "curriculum": list(best[name]),
+                "random_at_half": float(random.accuracies(0.5).mean()),
+                "random_at_end": float(random.accuracies(1.0).mean()),
+                "at_half": accuracy_ratio(ours, random, 0.5),
+                "at_end": accuracy_ratio(ours, random, 1.0),
+                "needs": iterations_needed(ours, random),
+                "errors": {"random": random.errors.tolist(), "curriculum": ours.errors.tolist()},
+                "tuning": {
+                    "rates": {str(rate): 1 - rates[name, rate, None].errors for rate in RATES},
+                    "curricula": {str(each): 1 - curricula[name, best_rate[name], each].errors for each in CURRICULA},
+                },
+            }
+        )
+    report = {
+        **heading(config),
+        "first_seed": config.first_seed,
+        "interval": INTERVAL,
+        "cells": [_as_json(row) for row in rows],
+    }
+    write_picture(config.out.with_suffix(".png"), _picture(rows))
+    publish(report, _in_words(rows), config.out)
+    return report
+
+
+class _Plan:
+    """How a cell is played: its environment, and the updates before the comparison."""
+
+    def __init__(self, name: str, config: Config):
+        cell = CELLS[name]
+        changes = {key: getattr(config.env, key) for key in config.overrides}
+        self.before = cell.before
+        numbers = make_config(config.preset, cell.task, **{**changes, **cell.changes})
+        self.updates = numbers.total_updates
+        self.environment = EnvOptions(
+            preset=config.preset,
+            task=cell.task,
+            device=config.device,
+            env=dataclasses.replace(numbers, total_updates=numbers.total_updates + cell.before),
+            images=config.data_folder / cell.images if cell.images else None,
+            videos=config.data_folder / cell.videos if cell.videos else None,
+        )
+
+
+_Key = tuple[str, float, tuple[float, float] | None]  # cell, multiple of the learning rate, curriculum or None
+
+
+def _play(config: Config, plans: Mapping[_Key, _Plan], seeds: range) -> dict[_Key, Curves]:
+    """Play each plan with each seed."""
+    jobs = {
+        f"{name}, rate {rate:g}, {'random' if curriculum is None else curriculum}, seed {seed}": {
+            "rate": rate,
+            "curriculum": curriculum,
+            "before": plan.before,
+            "updates": plan.updates,
+            "seed": seed,
+            "environment": plan.environment,
+        }
+        for seed in seeds
+        for (name, rate, curriculum), plan in plans.items()
+    }
+    with make_executor(config.processes) as executor:
+        found = iter(sweep(_run, jobs, executor=executor, folder=config.runs).values())
+    runs: dict[_Key, list[dict[str, Any]]] = {key: [] for key in plans}
+    for _ in seeds:
+        for key in plans:
+            runs[key].append(next(found))
+    return {key: Curves.of(each) for key, each in runs.items()}
+
+
+def _run(
+    rate: float,
+    curriculum: tuple[float, float] | None,
+    before: int,
+    updates: int,
+    seed: int,
+    environment: EnvOptions,
+) -> dict[str, Any]:
+    """Play one run; its curve begins where the comparison begins."""
+    env = environment.make(learning_rate=rate * environment.env.learning_rate)
+    first = 0  # validation of the comparison
+
+    def act(watched: Any) -> None:
+        nonlocal first
+        agent = agents.make("random", watched, seed=seed)
+        observation, _ = watched.reset(seed=seed)
+        if before:
+            last = rollout(watched, agent, observation=observation, updates=before)
+            first = len(env.unwrapped.records) - 1  # type: ignore[attr-defined]
+            if last.done:
+                return
+            observation = last.observation_next
+        if curriculum is not None:
+            start, growth = curriculum
+            agent = agents.make("easiest-first", watched, seed=seed, start=start, updates=round(growth * updates))
+        rollout(watched, agent, observation=observation)
+
+    figures = watch(env, act)
+    return {**figures, "iterations": figures["iterations"][first:], "errors": figures["errors"][first:]}
+
+
+def _accuracy(curves: Curves) -> float:
+    """What tuning maximises: the mean accuracy at half and at the end."""
+    return float(curves.accuracies(0.5).mean() + curves.accuracies(1.0).mean()) / 2
+
+
+def _as_json(row: dict[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        flat |= value.as_columns(name) if isinstance(value, Estimate) else {name: value}
+    return {**flat, "tuning": {kind: {k: v.tolist() for k, v in its.items()} for kind, its in row["tuning"].items()}}
+
+
+def _picture(rows: list[dict[str, Any]]) -> Figure:
+    """Draw each cell's gain at half of the iterations and at the end."""
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), dpi=120, layout="constrained")
+    axis = figure.subplots()
+    for place, row in enumerate(rows):
+        for shift, column, colour in ((-0.18, "at_half", "tab:blue"), (0.18, "at_end", "tab:orange")):
+            value, low, high = (100 * end for end in row[column])
+            label = {"at_half": "at half of the iterations", "at_end": "at the end"}[column] if not place else None
+            axis.barh(place + shift, value, height=0.34, color=colour, label=label)
+            axis.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
+    axis.axvline(100, color="grey", linewidth=0.8)
+    axis.set_yticks(range(len(rows)), [f"{row['factor']}: {row['cell']}" for row in rows])
+    axis.invert_yaxis()
+    axis.set(xlabel="accuracy of the best curriculum, % of random permutations'")
+    axis.legend(fontsize=8)
+    return figure
+
+
+def _in_words(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"accuracy of the best curriculum, of random permutations'; mean [{INTERVAL}]",
+        "",
+        "| setting | random at half | at the end | curriculum at half | at the end | iterations to random's final E |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['factor']}: {row['cell']} | {row['random_at_half']:.1%} | {row['random_at_end']:.1%} "
+        f"| {row['at_half']:.0%} | {row['at_end']:.0%} | {row['needs']:.0%} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

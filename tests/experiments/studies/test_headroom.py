@@ -1,0 +1,73 @@
+"""The map of settings in which choosing permutations matters."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.studies import headroom
+from permenv import ConfigurationError, DataError, make_config
+from tests.experiments.helpers import small
+
+
+@pytest.fixture
+def options(tmp_path):
+    def make(**changes):
+        files = {"runs": tmp_path / "runs", "out": tmp_path / "headroom.json"}
+        numbers = {"seeds": 2, "tuning_seeds": 1, "processes": 0, "env": small(total_updates=2)}
+        return headroom.Config(**{**numbers, **files, **changes})
+
+    return make
+
+
+@pytest.mark.ci
+def test_it_compares_the_best_curriculum_with_tuned_random_permutations(options, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(headroom, "RATES", (0.5, 1.0))
+    monkeypatch.setattr(headroom, "CURRICULA", ((0.1, 0.5), (0.3, 1.0)))
+    report = headroom.main(options(cells=("nano", "near twins")))
+    assert report == json.loads((tmp_path / "headroom.json").read_text())
+    for row in report["cells"]:
+        tuning = row["tuning"]["rates"]
+        assert set(tuning) == {"0.5", "1.0"}
+        assert row["learning_rate_multiple"] in (0.5, 1.0)
+        assert np.shape(row["errors"]["random"]) == (2, 5)
+    assert "| permutation set: near twins |" in capsys.readouterr().out
+    assert (tmp_path / "headroom.png").is_file()
+
+
+def test_a_later_phase_is_compared_from_there_on(options, monkeypatch):
+    monkeypatch.setattr(headroom, "CELLS", {"late": headroom.Cell("phase", before=1)})
+    plan = headroom._Plan("late", options())
+    assert plan.environment.env.total_updates == 3
+    arguments = {"before": 1, "updates": 2, "seed": 5, "environment": plan.environment}
+    random, curriculum = (headroom._run(rate=1.0, curriculum=each, **arguments) for each in (None, (0.1, 0.5)))
+    assert random["iterations"] == curriculum["iterations"] == [3, 4, 6, 7, 9]
+    assert random["errors"][0] == curriculum["errors"][0]  # the same network
+
+
+@pytest.mark.parametrize("name", headroom.CELLS)
+def test_every_cell_has_a_configuration(options, name):
+    assert headroom._Plan(name, headroom.Config()).environment.env.total_updates >= make_config("nano").total_updates
+
+
+@pytest.mark.parametrize("kind", [headroom._RandomSet, headroom._Twins])
+@pytest.mark.parametrize("count", [20, 21])
+def test_permutation_sets_hold_different_permutations(kind, count):
+    chosen = kind.choose_permutations(make_config("nano", num_permutations=count))
+    assert chosen.shape == (count, 9)
+    assert len({tuple(row) for row in chosen.tolist()}) == count
+    assert (np.sort(chosen, axis=1) == np.arange(9)).all()
+    if kind is headroom._Twins:
+        assert ((chosen[0:20:2] != chosen[1:20:2]).sum(axis=1) == 2).all()
+
+
+def test_missing_data_is_refused_before_anything_is_run(options, tmp_path):
+    with pytest.raises(DataError, match="--data-folder"):
+        headroom.main(options(cells=("nano", "Imagenette"), data_folder=tmp_path))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cell_that_does_not_exist_is_refused(options, tmp_path):
+    with pytest.raises(ConfigurationError, match="--cells 'nana': choose from nano, "):
+        headroom.main(options(cells=("nana",)))
+    assert not (tmp_path / "runs").exists()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.statistics import Estimate, estimate
+from experiments.common.statistics import Estimate, estimate, ratio_of_means
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,7 @@ def accuracy_ratio(policy: Curves, reference: Curves, share: float) -> Estimate:
         reference: Runs with random permutations, of the same seeds.
         share: Of the run's iterations, in (0, 1].
     """
-    ours, theirs = policy.accuracies(share), reference.accuracies(share)
-    return estimate(lambda seeds: ours[seeds].mean(axis=1) / theirs[seeds].mean(axis=1), len(ours))
+    return ratio_of_means(policy.accuracies(share), reference.accuracies(share))
 
 
 def iterations_needed(policy: Curves, reference: Curves) -> Estimate:

@@ -53,6 +53,11 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     return estimate(lambda runs: array[runs].mean(axis=1), len(array))
 
 
+def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
+    """Estimate the ratio of the means of paired values, (runs,) each."""
+    return estimate(lambda runs: ours[runs].mean(axis=1) / theirs[runs].mean(axis=1), len(ours))
+
+
 def mean_and_sd(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     """Return {"mean", "sd"}, the sample standard deviation; 0 of a single value."""
     return {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0}

@@ -1,0 +1,209 @@
+"""Table F.1: accuracy after an epoch with the policy, and with its inverse, relative to random permutations.
+
+    python experiments/paper/table_f1.py
+    python experiments/paper/table_f1.py --policy runs/across-pool-seed0
+
+The protocol is that of appendix F: a network is taken from a checkpoint and trained for one epoch with each of the
+three, and the ratios are averaged over several checkpoints. Here these are at 20, 40, 60, 80 and 100% of an episode, of
+several seeds. Where an epoch is short, it shows little, so the same is measured after a quarter of an episode. The
+policy is frozen in that time. By default it is REINFORCE as it has learned in the run so far, as in the paper, else a
+policy that was learned across runs.
+
+The paper's network is CaffeNet on ImageNet with 1000 permutations, in runs of 350,000 iterations; here it is the nano
+preset on embedded scenes. A job that is done is kept in the folder `runs`. Writes `experiments/results/table-f1.json`
+with every value, and prints the table.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+import agents
+from agents import Agent, InversePolicy
+from agents.rollout import rollout
+from experiments.common.files import write_json
+from experiments.common.learned import LearnedPolicy
+from experiments.common.machine import machine
+from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
+from experiments.common.sweep import over_seeds
+from permenv import PermShuffleEnv
+from permenv.training import resolve_device
+
+CHECKPOINTS = (0.2, 0.4, 0.6, 0.8, 1.0)
+"""Shares of an episode."""
+QUARTER = 0.25
+"""The longer of the two trainings, as a share of an episode."""
+KINDS = ("policy", "inverse", "random")
+PAPER = {"policy": (125, 14), "inverse": (78, 16)}
+"""The paper's mean and standard deviation, in percent of random permutations' accuracy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SweepOptions):
+    """The options."""
+
+    preset: Preset = "nano"
+    policy: Path | None = None
+    """Run folder of `experiments/across_runs.py`; by default REINFORCE within each run."""
+    seeds: int = 5
+    """Runs; each has all checkpoints."""
+    first_seed: int = 300
+    """The first of the seeds."""
+    runs: Path | None = Path("runs/table-f1")
+    """Folder with the result of each run; a run whose result is there is not run again."""
+    out: Path = Path("experiments/results/table-f1.json")
+    """JSON file."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, print and write.
+
+    Raises:
+        CheckpointError: If the folder holds no policy.
+        RunFolderError: If `runs` has results of other settings.
+    """
+    policy = None if config.policy is None else LearnedPolicy.find(config.policy)
+    name = "reinforce" if policy is None else policy.name
+    found = over_seeds(_run, {name: {"policy": policy}}, config)[name]
+    report = {
+        "machine": machine(resolve_device(config.device), threads=1),
+        "preset": config.preset,
+        "data": config.data,
+        "policy": name,
+        "seeds": config.seeds,
+        "first_seed": config.first_seed,
+        "interval": INTERVAL,
+        "paper": PAPER,
+        "epoch": found[0]["epoch"],
+        "quarter": found[0]["quarter"],
+        "table": {length: _rows([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")},
+        "accuracies": [run["accuracies"] for run in found],
+    }
+    write_json(config.out, report)
+    print(_in_words(report))
+    return report
+
+
+def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> dict[str, Any]:
+    """Train one network with the policy; at each checkpoint, continue copies of it with the three policies.
+
+    Returns:
+        "epoch" and "quarter", their iterations, and "accuracies": by checkpoint, by length and by kind.
+    """
+    episode, quarter, env = _with_epochs(environment)
+    base_env = env.unwrapped
+    assert isinstance(base_env, PermShuffleEnv)
+    view, agent = (env, agents.make("reinforce", env, seed=seed)) if policy is None else policy.make(env, seed=seed)
+    observation, _ = view.reset(seed=seed)
+    accuracies: dict[str, dict[str, dict[str, float]]] = {}
+    done = 0
+    for share in CHECKPOINTS:
+        updates = round(share * episode)
+        last = rollout(view, agent, observation=observation, updates=updates - done, learn=policy is None)
+        done, observation = updates, last.observation_next
+        accuracies[f"{share:.0%}"] = {"epoch": {}, "quarter": {}}
+        for kind in KINDS:
+            seen = base_env.run.observation if kind == "random" else observation
+            errors = _continue(base_env, seen, kind, agent, policy, seed, quarter)
+            accuracies[f"{share:.0%}"]["epoch"][kind] = 1 - errors[0]
+            accuracies[f"{share:.0%}"]["quarter"][kind] = 1 - errors[-1]
+    epoch = base_env.config.iterations_per_update
+    return {"epoch": epoch, "quarter": quarter * epoch, "accuracies": accuracies}
+
+
+def _with_epochs(environment: EnvOptions) -> tuple[int, int, gym.Env]:
+    """Make the environment with an epoch per update, and without free iterations.
+
+    Returns:
+        The updates of an episode, of about as many iterations as before; those of a quarter of it; and the environment,
+        which allows for both, since the last copies continue beyond the end of the episode.
+    """
+    base_env = environment.make().unwrapped
+    assert isinstance(base_env, PermShuffleEnv)
+    config, task = base_env.config, next(iter(base_env.tasks.values()))
+    epoch = max(1, (len(task.data) - config.num_validation) // config.batch_size)
+    iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
+    episode = max(len(CHECKPOINTS), round(iterations / epoch))
+    quarter = max(1, round(QUARTER * episode))
+    numbers = dataclasses.replace(
+        environment.env, iterations_per_update=epoch, free_iterations=0, total_updates=episode + quarter
+    )
+    return episode, quarter, dataclasses.replace(environment, env=numbers).make()
+
+
+def _continue(
+    base_env: PermShuffleEnv,
+    observation: np.ndarray,
+    kind: str,
+    agent: Agent,
+    policy: LearnedPolicy | None,
+    seed: int,
+    updates: int,
+) -> list[float]:
+    """Train a copy of the network for some updates with a frozen policy; return E after each."""
+    fork: gym.Env = base_env.fork()
+    if kind == "random":
+        frozen: Agent = agents.make("random", fork, seed=seed)
+    elif policy is not None:
+        fork, frozen = dataclasses.replace(policy, inverse=kind == "inverse").make(fork, seed=seed)
+    else:
+        frozen = copy.deepcopy(agent)
+        if kind == "inverse":
+            frozen = InversePolicy(frozen, seed=seed)  # type: ignore[arg-type]  # REINFORCE chooses groups
+    errors: list[float] = []
+    rollout(
+        fork,
+        frozen,
+        observation=observation,
+        updates=updates,
+        learn=False,
+        on_update=lambda transition: errors.append(transition.info["error"]),
+    )
+    return errors or [1.0]  # it diverged in the first epoch
+
+
+def _rows(runs: list[dict[str, Any]], length: str) -> dict[str, dict[str, Any]]:
+    """Return, by policy, the mean and deviation of the ratios, and the ratio of the means with its interval."""
+    rows = {}
+    values = {kind: np.array([[point[length][kind] for point in run.values()] for run in runs]) for kind in KINDS}
+    for kind in ("policy", "inverse"):
+        ratios = values[kind] / values["random"]  # [seeds, checkpoints]
+        ours, theirs = (values[each].mean(axis=1) for each in (kind, "random"))  # [seeds]
+        rows[kind] = {
+            "mean": float(ratios.mean()),
+            "sd": float(ratios.std(ddof=1)),
+            **ratio_of_means(ours, theirs).as_columns("of_means"),
+        }
+    return rows
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    lines = [
+        f"{report['preset']} preset, {report['data']}, {report['policy']}: {len(CHECKPOINTS)} checkpoints of "
+        f"{report['seeds']} seeds; accuracy relative to random permutations",
+        "",
+        "| | paper, one epoch | one epoch "
+        f"({report['epoch']} iterations) | ratio of the means | a quarter of an episode ({report['quarter']} "
+        "iterations) | ratio of the means |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind, (mean, sd) in PAPER.items():
+        cells = [kind, f"({mean} ± {sd})%"]
+        for length in ("epoch", "quarter"):
+            row = report["table"][length][kind]
+            ratio = Estimate(*(row[name] for name in ("of_means", "of_means_low", "of_means_high")))
+            cells += [f"({100 * row['mean']:.0f} ± {100 * row['sd']:.0f})%", f"{ratio:.0%}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

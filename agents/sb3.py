@@ -11,6 +11,7 @@ model.learn(96_000)  # one training run of the tiny preset: 30 updates of 3200 a
 
 import contextlib
 import json
+import os
 import random
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -341,6 +342,16 @@ def load_model(algorithm: str, path: str | Path, env: gym.Env[Any, Any], *, devi
         return chosen.kind.load(path, env=_wrapped(env), device=device, seed=None)
     except (ValueError, KeyError, RuntimeError) as error:
         raise CheckpointError(f"{path} is a model of another environment or version: {_line(error)}") from error
+
+
+def save(model: BaseAlgorithm, path: Path) -> None:
+    """Write the zip of `model.save`, atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        model.save(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def start_from(model: BaseAlgorithm, path: str | Path) -> None:

@@ -1,16 +1,17 @@
 """Learn a policy across many training runs: each episode is a new network, new data and a new validation set.
 
     python experiments/across_runs.py
-    python experiments/across_runs.py --actions mixture --history 3 --seed 1
+    python experiments/across_runs.py --algorithm ppo --actions mixture --history 3
 
 Before each update of the policy, `episodes_per_update` runs of fresh seeds are played in parallel processes. The policy
 sees the states of the last validations, the errors and the progress, and chooses once a phase; its return is E_0 - E_T.
 What it is worth on seeds that it has not seen is measured by
 
-    python experiments/leaderboard.py --policies runs/across-pool-seed0
+    python experiments/leaderboard.py --policies runs/across-reinforce-pool-seed0
 
 The run folder holds config.json, metrics.csv (a row per update of the policy), TensorBoard logs and
-checkpoint.safetensors, the policy. It can be killed at any time: `--resume` continues to the same numbers.
+checkpoint.safetensors, the policy (of Stable-Baselines3: model.zip beside it). It can be killed at any time, and
+`--resume` continues: to the same numbers with REINFORCE, with other episodes with Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
-from agents.gaussian import GaussianReinforce, Trajectory, collect
 from tqdm import tqdm
 
 import permenv
+from agents.gaussian import GaussianReinforce, Trajectory, collect
 from experiments.common.files import as_json
-from experiments.common.learned import view
+from experiments.common.learned import MODEL, view
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, run_script
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.sweep import make_executor
-from permenv import checkpoint
+from permenv import PermShuffleEnv, checkpoint
 from permenv.pretraining import Record
 from permenv.training import resolve_device
 
@@ -50,6 +51,8 @@ class Config(EnvOptions):
     preset: Preset = "nano"
     device: str = "cpu"
     """auto, cpu or cuda."""
+    algorithm: Literal["reinforce", "ppo", "a2c", "sac"] = "reinforce"
+    """Ours, or one of Stable-Baselines3."""
     actions: Literal["pool", "mixture"] = "pool"
     """What the policy chooses, once a phase: "pool", how much of Ψ, easiest first, is in play; "mixture", the
     distribution of the samples over the groups."""
@@ -57,8 +60,8 @@ class Config(EnvOptions):
     """Number of states that it observes, those of the last validations."""
     hidden: int = 16
     """Units of its hidden layer; 0 for a linear policy."""
-    learning_rate: float = 0.02
-    """Of Adam."""
+    learning_rate: float | None = None
+    """Of Adam; by default that of the algorithm."""
     discount: float = 0.97
     """γ of a phase: below 1, an early reduction of the error is worth more than a late one."""
     episodes: int = 480
@@ -70,14 +73,19 @@ class Config(EnvOptions):
     processes: int = os.cpu_count() or 1
     """Runs at once, a process of one thread each; 0 plays them one after the other in this process."""
     out: Path | None = None
-    """Run folder; by default runs/across-ACTIONS-seedSEED."""
+    """Run folder; by default runs/across-ALGORITHM-ACTIONS-seedSEED."""
     resume: bool = False
     """Continue the run in `out`."""
 
     @property
     def folder(self) -> Path:
         """The run folder."""
-        return self.out or Path("runs") / f"across-{self.actions}-seed{self.seed}"
+        return self.out or Path("runs") / f"across-{self.algorithm}-{self.actions}-seed{self.seed}"
+
+    @property
+    def first_episode(self) -> int:
+        """Seed of the first episode; those of the others follow."""
+        return _SEEDS * (1 + self.seed)
 
 
 def main(config: Config) -> list[dict[str, float]]:
@@ -90,44 +98,151 @@ def main(config: Config) -> list[dict[str, float]]:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
     folder, settings = RunFolder(config.folder, config.resume), as_json(config)
-    agent, rows = _make_agent(config, _make_view(config)), []
+    _make_view(config)  # reports what is wrong with the options or the data
+    saved = None
     if config.resume:
         saved = checkpoint.read(folder.checkpoint)
         check_same_job(settings, ("episodes", "processes", "out", "resume"), saved["job"]["settings"], folder.path)
-        agent.load_state_dict(saved["agent"])
-        rows = saved["job"]["rows"]
-    folder.start(rows)
+    folder.start(saved["job"]["rows"] if saved else [])
     folder.json("config", {**settings, "machine": machine(resolve_device(config.device), threads=1)})
-    played = int(rows[-1]["episodes"]) if rows else 0
-    first_seed = _SEEDS * (1 + config.seed)
-    with (
-        make_executor(config.processes) as executor,
-        tqdm(total=config.episodes, initial=played, unit="run") as bar,
-    ):
-        while played < config.episodes:
-            start, count = time.perf_counter(), min(config.episodes_per_update, config.episodes - played)
-            seeds = range(first_seed + played, first_seed + played + count)
-            state = agent.state_dict()
-            jobs = [executor.submit(_episode, config, state, seed) for seed in seeds]
-            for job in jobs:
-                job.add_done_callback(lambda _: bar.update())
-            found = [job.result() for job in jobs]
-            metrics = agent.update([trajectory for trajectory, _ in found])
-            played += count
-            errors = np.array([errors for _, errors in found])
-            row = {
-                "update": len(folder.rows) + 1,
-                "episodes": played,
-                "error_half": float(errors[:, 0].mean()),
-                "error_end": float(errors[:, 1].mean()),
-                **metrics,
-                "seconds": time.perf_counter() - start,
-            }
-            folder.append(row)
-            folder.save({}, agent.state_dict(), {"settings": settings})
-            bar.set_postfix_str(f"E {np.mean([each['error_end'] for each in folder.rows[-_RECENT:]]):.3f}")
+    log = _Log(config, folder, settings)
+    with log.bar:
+        (_reinforce if config.algorithm == "reinforce" else _sb3)(config, log, saved)
     folder.close()
     return folder.rows
+
+
+class _Log:
+    """What both kinds of training report: a row of metrics and a checkpoint after each update of the policy.
+
+    Attributes:
+        bar: Counts the episodes.
+        path: The run folder.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, settings: dict[str, Any]):
+        self._folder, self._settings = folder, settings
+        self.path = folder.path
+        self.bar = tqdm(total=config.episodes, initial=self.played, unit="run")
+        self._start = time.perf_counter()
+
+    @property
+    def played(self) -> int:
+        """Episodes that have been learned from."""
+        return int(self._folder.rows[-1]["episodes"]) if self._folder.rows else 0
+
+    def update(self, errors: list[tuple[float, float]], metrics: dict[str, float], state: dict[str, Any]) -> None:
+        """Write what an update of the policy learned from, and the policy's state after it.
+
+        Args:
+            errors: Of each episode, E at half of the run and at its end.
+            metrics: More columns.
+            state: For the checkpoint: "agent", and whatever the job needs to continue.
+        """
+        now = time.perf_counter()
+        half, end = np.mean(errors, axis=0)
+        row = {
+            "update": len(self._folder.rows) + 1,
+            "episodes": self.played + len(errors),
+            "error_half": float(half),
+            "error_end": float(end),
+            **metrics,
+            "seconds": now - self._start,
+        }
+        self._start = now
+        self._folder.append(row)
+        self._folder.save({}, state.pop("agent"), {"settings": self._settings, **state})
+        self.bar.set_postfix_str(f"E {np.mean([each['error_end'] for each in self._folder.rows[-_RECENT:]]):.3f}")
+
+
+def _reinforce(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
+    """Play the episodes of an update in parallel, and learn from them in this process."""
+    agent = _make_agent(config, _make_view(config))
+    if saved:
+        agent.load_state_dict(saved["agent"])
+    with make_executor(config.processes) as executor:
+        while log.played < config.episodes:
+            first = config.first_episode + log.played
+            count = min(config.episodes_per_update, config.episodes - log.played)
+            state = agent.state_dict()
+            jobs = [executor.submit(_episode, config, state, seed) for seed in range(first, first + count)]
+            for job in jobs:
+                job.add_done_callback(lambda _: log.bar.update())
+            trajectories, errors = zip(*(job.result() for job in jobs), strict=True)
+            metrics = agent.update(trajectories)
+            log.update(list(errors), metrics, {"agent": agent.state_dict()})
+
+
+def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
+    """Let an algorithm of Stable-Baselines3 play and learn, from environments in processes of their own."""
+    from stable_baselines3.common.callbacks import BaseCallback  # slow to import
+
+    from agents import sb3, sb3_across
+
+    num_envs = max(1, config.processes)
+    phases = config.env.total_updates * (2 if config.env.free_iterations else 1)
+    path = log.path / MODEL
+    model = sb3_across.make_model(
+        config.algorithm,
+        [functools.partial(_ReportingErrors.make, config)] * num_envs,
+        steps=phases * config.episodes_per_update // num_envs * num_envs,
+        seed=config.seed,
+        first_episode=config.first_episode + log.played,
+        hidden=config.hidden,
+        discount=config.discount,
+        processes=bool(config.processes),
+        **({} if config.learning_rate is None else {"learning_rate": config.learning_rate}),
+    )
+    environments = model.get_env()
+    assert environments is not None
+    if saved:
+        sb3.start_from(model, path)
+        sb3_across.load_scale(model, saved["job"]["scale"])
+
+    class Report(BaseCallback):
+        """Collects the episodes; when the model has learned from them, before the next ones, writes a row."""
+
+        def _init_callback(self) -> None:
+            self.errors: list[tuple[float, float]] = []
+
+        def _on_step(self) -> bool:
+            found = [info["errors"] for info in self.locals["infos"] if "errors" in info]
+            self.errors += found
+            log.bar.update(len(found))
+            return log.played + len(self.errors) < config.episodes
+
+        def _on_rollout_start(self) -> None:
+            self._write()
+
+        def _on_training_end(self) -> None:
+            self._write()
+
+        def _write(self) -> None:
+            if self.errors:
+                sb3.save(model, path)
+                log.update(self.errors, {}, {"agent": {}, "scale": sb3_across.scale_of(model)})
+                self.errors.clear()
+
+    try:
+        model.learn(config.episodes * phases, Report())
+    finally:
+        environments.close()
+
+
+class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
+    """Adds E at half of the run and at its end to the info of the last step, since SB3 begins the next run at once."""
+
+    @classmethod
+    def make(cls, config: Config) -> gym.Env:
+        return cls(view(config.make(), config.actions, config.history))
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        if terminated or truncated:
+            base_env = self.unwrapped
+            assert isinstance(base_env, PermShuffleEnv)
+            info = {**info, "errors": errors_of(base_env.records, base_env.config)}
+        return observation, reward, terminated, truncated, info
 
 
 @functools.cache
@@ -142,7 +257,7 @@ def _make_agent(config: Config, env: gym.Env) -> GaussianReinforce:
         env.action_space,
         seed=config.seed,
         hidden=config.hidden,
-        learning_rate=config.learning_rate,
+        learning_rate=0.02 if config.learning_rate is None else config.learning_rate,
         discount=config.discount,
         episodes_per_update=config.episodes_per_update,
     )

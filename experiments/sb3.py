@@ -11,20 +11,16 @@ for bit: an action that was drawn and not taken is drawn again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 
 from experiments.common import main_job
 from experiments.common.options import JobOptions, run_script
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction
-
-if TYPE_CHECKING:
-    from stable_baselines3.common.base_class import BaseAlgorithm
 
 MODEL = "model.zip"
 
@@ -75,7 +71,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
-    from agents.sb3 import load_model, make_model, start_from, steps_of_an_update  # slow to import
+    from agents.sb3 import load_model, make_model, save, start_from, steps_of_an_update  # slow to import
 
     with main_job.make_recorder(config) as run:
         queries = main_job.begin(run, config)
@@ -88,11 +84,11 @@ def main(config: Config) -> dict[str, Any]:
             if config.model_from is not None:
                 start_from(model, config.model_from)
 
-        def save() -> dict[str, Any]:
-            _save(model, path)
+        def write() -> dict[str, Any]:
+            save(model, path)
             return {}  # the zip holds everything
 
-        run.start(save, {task: query.name for task, query in queries.items()})
+        run.start(write, {task: query.name for task, query in queries.items()})
         updates = config.env.total_updates - len(run.folder.rows)
         if not run.over:
             model.learn(updates * steps_of_an_update(env), _goes_on, reset_num_timesteps=not config.resume)
@@ -103,16 +99,6 @@ def main(config: Config) -> dict[str, Any]:
 def _goes_on(local: dict[str, Any], _: dict[str, Any]) -> bool:
     """Stop learning when the run has diverged and so ended early; called after every step."""
     return not local["infos"][0].get("diverged", False)
-
-
-def _save(model: BaseAlgorithm, path: Path) -> None:
-    """Write the model, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        model.save(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 if __name__ == "__main__":

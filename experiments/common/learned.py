@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
-from agents.gaussian import GaussianReinforce
 
+from agents import Agent, GaussianReinforce
 from experiments.common.run_folder import CHECKPOINT
-from permenv import CheckpointError
+from permenv import CheckpointError, checkpoint
 from permenv.wrappers import ErrorAndProgress, ErrorReduction, MixtureAction, PoolAction, StateHistory
+
+MODEL = "model.zip"
+"""In the run folder, a model of Stable-Baselines3."""
 
 VIEWS: Mapping[str, Callable[[gym.Env], gym.Env]] = {"pool": PoolAction, "mixture": MixtureAction}
 """By name, the actions of a policy: one a phase."""
@@ -62,17 +65,18 @@ class LearnedPolicy:
         Raises:
             CheckpointError: If there is none.
         """
-        path = folder / CHECKPOINT
-        if not path.is_file():
+        if not (folder / CHECKPOINT).is_file():
             raise CheckpointError(f"there is no {CHECKPOINT} in {folder}: name a folder of experiments/across_runs.py")
-        return cls(folder, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), inverse)
+        files = (path for path in (folder / CHECKPOINT, folder / MODEL) if path.is_file())
+        digest = hashlib.blake2b(b"".join(path.read_bytes() for path in files), digest_size=16)
+        return cls(folder, digest.hexdigest(), inverse)
 
     @property
     def name(self) -> str:
         """What tables call it."""
         return f"inverse of {self.folder.name}" if self.inverse else self.folder.name
 
-    def make(self, env: gym.Env, *, seed: int) -> tuple[gym.Env, GaussianReinforce]:
+    def make(self, env: gym.Env, *, seed: int) -> tuple[gym.Env, Agent]:
         """Make the frozen policy, which plays the mean of its actions, and the view of the environment that it needs.
 
         Args:
@@ -85,6 +89,11 @@ class LearnedPolicy:
         """
         job = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         wrapped = view(env, job["actions"], job["history"], inverse=self.inverse)
+        if job["algorithm"] != "reinforce":
+            from agents.sb3_across import FrozenModel  # slow to import
+
+            scale = checkpoint.read(self.folder / CHECKPOINT)["job"]["scale"]
+            return wrapped, FrozenModel(job["algorithm"], self.folder / MODEL, scale, wrapped, hidden=job["hidden"])
         agent = GaussianReinforce(
             wrapped.observation_space, wrapped.action_space, seed=seed, hidden=job["hidden"], deterministic=True
         )

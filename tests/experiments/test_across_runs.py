@@ -51,6 +51,26 @@ def test_it_resumes_to_the_same_numbers(options, tmp_path):
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "sac"])
+def test_stable_baselines3_learns_resumes_and_plays(options, algorithm):
+    config = options(algorithm=algorithm, episodes=4)
+    rows = across_runs.main(config)
+    assert [row["episodes"] for row in rows] == [2, 4]
+    resumed = across_runs.main(options(algorithm=algorithm, episodes=6, resume=True))
+    assert without_seconds(resumed[:2]) == without_seconds(rows)
+    assert [row["episodes"] for row in resumed] == [2, 4, 6]
+    policy = LearnedPolicy.find(config.folder)
+    first, second = (play_learned(policy, config.make(), seed=7) for _ in range(2))
+    assert first["errors"] == second["errors"]
+
+
+@pytest.mark.long
+def test_stable_baselines3_learns_in_processes(options):
+    rows = across_runs.main(options(algorithm="ppo", episodes=4, processes=2))
+    assert rows[-1]["episodes"] == 4
+
+
+@pytest.mark.ci
 def test_the_number_of_processes_does_not_matter(options, tmp_path):
     alone = across_runs.main(options(episodes=4))
     together = across_runs.main(options(episodes=4, processes=2, out=tmp_path / "together"))

@@ -1,0 +1,155 @@
+"""PPO, A2C and SAC of Stable-Baselines3 for policies that are learned across runs.
+
+`agents.sb3.make_model` learns within one run. Here a model learns from whole episodes of several environments at once,
+in processes of their own, with observations and rewards standardised over all episodes.
+
+`agents` does not import this module, so that only those who use it import Stable-Baselines3.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
+
+from agents.base import Agent, Tree
+from agents.sb3 import ALGORITHMS, start_from
+
+_LARGEST_INPUT = 5.0  # in deviations, as in `GaussianReinforce`
+_BATCHES = 4  # of an epoch of PPO
+
+
+def _ppo(steps: int, environments: int) -> dict[str, Any]:
+    batch = max(2, steps // _BATCHES)
+    return {"n_steps": steps // environments, "batch_size": batch, "n_epochs": 10, "learning_rate": 3e-3}
+
+
+def _a2c(steps: int, environments: int) -> dict[str, Any]:
+    return {"n_steps": steps // environments, "use_rms_prop": False, "learning_rate": 1e-2, "gae_lambda": 0.95}
+
+
+def _sac(steps: int, environments: int) -> dict[str, Any]:
+    return {
+        "learning_starts": steps,  # random until then
+        "train_freq": steps // environments,
+        "gradient_steps": steps,
+        "learning_rate": 1e-3,
+        "ent_coef": "auto_0.1",
+    }
+
+
+NUMBERS: Mapping[str, Callable[[int, int], dict[str, Any]]] = MappingProxyType({"ppo": _ppo, "a2c": _a2c, "sac": _sac})
+"""By algorithm, its hyperparameters, from the steps between two updates, over all environments, and their number."""
+
+
+def make_model(
+    algorithm: str,
+    environments: Sequence[Callable[[], gym.Env]],
+    *,
+    steps: int,
+    seed: int,
+    first_episode: int,
+    hidden: int = 16,
+    discount: float = 0.97,
+    processes: bool = False,
+    **options: Any,
+) -> BaseAlgorithm:
+    """Make a model that learns from several environments at once.
+
+    Args:
+        algorithm: One of `NUMBERS`.
+        environments: Functions that make them; picklable if they run in processes. Observations and actions are boxes.
+        steps: Steps between two updates of the policy, over all environments; a multiple of their number.
+        seed: Decides the networks and what the model draws.
+        first_episode: Seed of the first environment's first reset; those of the others follow. Later resets continue
+            their generators.
+        hidden: Units of the hidden layer of each network.
+        discount: γ of a step.
+        processes: Whether each environment gets a process of its own.
+        **options: Further keywords of the algorithm's class.
+
+    Returns:
+        The model. `model.get_env()` is to be closed.
+    """
+    vector: VecEnv = SubprocVecEnv(list(environments), "spawn") if processes else DummyVecEnv(list(environments))
+    model = _make(
+        algorithm, VecNormalize(vector, clip_obs=_LARGEST_INPUT, gamma=discount), steps, seed, hidden, options
+    )
+    vector.seed(first_episode)
+    return model
+
+
+def scale_of(model: BaseAlgorithm) -> Tree:
+    """Return what observations and rewards are standardised with, for `load_scale` and `FrozenModel`."""
+    normalised = model.get_vec_normalize_env()
+    assert normalised is not None
+    scales = {"observation": normalised.obs_rms, "return": normalised.ret_rms}
+    # the observations are no dict, whose scale would be one
+    return {
+        name: {"mean": np.array(each.mean), "var": np.array(each.var), "count": float(each.count)}
+        for name, each in scales.items()
+        if isinstance(each, RunningMeanStd)
+    }
+
+
+def load_scale(model: BaseAlgorithm, scale: Tree) -> None:
+    """Continue with what `scale_of` returned."""
+    normalised = model.get_vec_normalize_env()
+    assert normalised is not None
+    normalised.obs_rms = _restored(scale["observation"])  # type: ignore[assignment]  # see `scale_of`
+    normalised.ret_rms = _restored(scale["return"])
+
+
+class FrozenModel(Agent):
+    """A trained model that plays the means of its actions.
+
+    Args:
+        algorithm: One of `NUMBERS`.
+        path: What `model.save` wrote; only networks are loaded from it, nothing is unpickled.
+        scale: What `scale_of` returned.
+        env: An environment with the spaces that the model was trained with; it is not stepped.
+        hidden: As the model was made.
+
+    Raises:
+        CheckpointError: If there is no such model.
+    """
+
+    def __init__(self, algorithm: str, path: Path, scale: Tree, env: gym.Env, *, hidden: int) -> None:
+        super().__init__(env.observation_space, env.action_space, seed=0)
+        self._model = _make(algorithm, DummyVecEnv([lambda: env]), 2, 0, hidden, {})
+        start_from(self._model, path)
+        self._scale = _restored(scale["observation"])
+
+    def act(self, observation: np.ndarray) -> np.ndarray:
+        """Return the mean action."""
+        # as VecNormalize does
+        standardised = (observation - self._scale.mean) / np.sqrt(self._scale.var + 1e-8)
+        action, _ = self._model.predict(
+            standardised.clip(-_LARGEST_INPUT, _LARGEST_INPUT).astype(np.float32), deterministic=True
+        )
+        return action
+
+
+def _make(algorithm: str, env: VecEnv, steps: int, seed: int, hidden: int, options: Mapping[str, Any]) -> BaseAlgorithm:
+    gamma = {"gamma": env.gamma} if isinstance(env, VecNormalize) else {}
+    return ALGORITHMS[algorithm].kind(
+        "MlpPolicy",
+        env,
+        # The model gets another seed than the runs: two generators with the same seed may draw the same numbers.
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
+        device="cpu",
+        policy_kwargs={"net_arch": [hidden], "activation_fn": torch.nn.Tanh},
+        **{**NUMBERS[algorithm](steps, env.num_envs), **gamma, **options},
+    )
+
+
+def _restored(scale: Tree) -> RunningMeanStd:
+    found = RunningMeanStd(shape=np.shape(scale["mean"]))
+    found.mean, found.var, found.count = np.array(scale["mean"]), np.array(scale["var"]), scale["count"]
+    return found

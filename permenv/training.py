@@ -116,12 +116,14 @@ class Trainer:
             raise ConfigurationError(str(error)) from error
         self.network: OrderingNetwork = network.to(device)
         self.iteration = 0
+        # collected once: stepping through a small network's modules takes as long as some of its layers
+        self._parameters = dict(self.network.named_parameters())
         self._momentum: dict[str, Tensor] = {}  # by parameter; empty before the first step
         self._averaged: AveragedModel | None = None
         if config.ema_decay:
-            self._averaged = AveragedModel(
-                self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay), use_buffers=True
-            )
+            self._average = get_ema_multi_avg_fn(config.ema_decay)
+            self._averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+            self._averages = _by_dtype(self._averaged.module, self.network)
         self._dtype = resolve_precision(config.precision, device)
 
     @property
@@ -142,11 +144,11 @@ class Trainer:
         values = {task: loss.item() for task, loss in losses.items()}
         if not all(math.isfinite(value) for value in values.values()):
             return values
-        self.network.zero_grad()
+        for parameter in self._parameters.values():
+            parameter.grad = None
         sum(losses.values(), start=torch.zeros((), device=self.device)).backward()
         self._descend()
-        if self._averaged is not None:
-            self._averaged.update_parameters(self.network)
+        self._update_averages()
         self.iteration += 1
         return values
 
@@ -177,7 +179,7 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self._momentum = {
             name: torch.empty_like(parameter, requires_grad=False).copy_(state["momentum"][name])
-            for name, parameter in self.network.named_parameters()
+            for name, parameter in self._parameters.items()
             if name in state["momentum"]
         }
         if self._averaged is not None:
@@ -189,7 +191,7 @@ class Trainer:
 
         torch's function is called directly: the class `torch.optim.SGD` imports torch's compiler, which takes seconds.
         """
-        parameters = {name: p for name, p in self.network.named_parameters() if p.grad is not None}
+        parameters = {name: p for name, p in self._parameters.items() if p.grad is not None}
         for name, parameter in parameters.items():
             if name not in self._momentum:
                 self._momentum[name] = torch.zeros_like(parameter)
@@ -206,6 +208,18 @@ class Trainer:
             maximize=False,
         )
 
+    @torch.no_grad()
+    def _update_averages(self) -> None:
+        """Do what `AveragedModel.update_parameters` does, without stepping through the modules again."""
+        if self._averaged is None:
+            return
+        if self._averaged.n_averaged == 0:  # the first time it copies the weights
+            self._averaged.update_parameters(self.network)
+            return
+        for averages, values in self._averages:
+            self._average(averages, values, self._averaged.n_averaged)
+        self._averaged.n_averaged += 1
+
     def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         half = self._dtype == torch.bfloat16
         with (
@@ -220,6 +234,17 @@ class Trainer:
     def _learning_rate(self) -> float:
         drop = self.config.learning_rate_drop
         return self.config.learning_rate * (0.1 if drop is not None and self.iteration >= drop else 1)
+
+
+def _by_dtype(averaged: nn.Module, network: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Pair the averages of parameters and buffers with what they average, in lists of one type each."""
+    tensors = [[*module.parameters(), *module.buffers()] for module in (averaged, network)]
+    lists: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for average, value in zip(*tensors, strict=True):
+        averages, values = lists.setdefault(average.dtype, ([], []))
+        averages.append(average.detach())
+        values.append(value.detach())
+    return list(lists.values())
 
 
 def trunk_of(state: dict[str, Any]) -> dict[str, Tensor]:

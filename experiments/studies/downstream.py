@@ -1,0 +1,189 @@
+"""Does it matter downstream which permutations were chosen? Features at equal iterations, with and without a policy.
+
+    python experiments/studies/downstream.py
+    python experiments/studies/downstream.py --policies runs/across-reinforce-pool-seed0
+    python experiments/studies/downstream.py --images path/to/imagenette/train --eval-images path/to/imagenette/val
+
+Networks of the same seed are trained with random permutations, with a curriculum (`agents.EasiestFirst`) and with
+policies that were learned across runs. Untrained, at half of the run and at its end, the last map of the trunk is
+evaluated on labelled images: by the nearest neighbour (cosine distance), and by logistic regression on the training
+images, whose penalty is chosen by cross-validation on them.
+
+A job that is done is kept in the folder `runs`. Writes `experiments/results/downstream.json` and prints the table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import agents
+import permenv
+from agents.rollout import rollout
+from experiments.common.learned import LearnedPolicy
+from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.sweep import over_seeds
+from experiments.studies.shared import heading, in_words, publish
+from permenv import DataError, PermShuffleEnv, StillImages
+from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
+
+MOMENTS = ("untrained", "half", "end")
+MEASURES = {"nearest": "nearest neighbour", "linear": "logistic regression"}
+COLUMNS = [(moment, measure) for measure in MEASURES for moment in MOMENTS]
+_CURRICULUM = {"start": 0.1, "growth": 0.5}  # the share of Ψ in the first pool, and of the updates until it is whole
+_PENALTIES = np.logspace(-4, 2, 7).tolist()  # C, the inverse of the penalty
+_FOLDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SweepOptions):
+    """The options."""
+
+    preset: Preset = "nano"
+    policies: tuple[Path, ...] = ()
+    """Run folders of `experiments/across_runs.py`."""
+    eval_images: Path | None = None
+    """Labelled images to classify; by default fresh scenes, for --images the held-out images."""
+    seeds: int = 5
+    """Networks of each policy."""
+    first_seed: int = 400
+    """The first of the seeds."""
+    runs: Path | None = Path("runs/downstream")
+    """Folder with the result of each run; a run whose result is there is not run again."""
+    out: Path = Path("experiments/results/downstream.json")
+    """JSON file."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, print and write.
+
+    Raises:
+        CheckpointError: If a folder holds no policy.
+    """
+    players: dict[str, str | LearnedPolicy] = {name: name for name in ("random", "curriculum")}
+    players |= {policy.name: policy for policy in map(LearnedPolicy.find, config.policies)}
+    variants = {name: {"player": player, "eval_images": config.eval_images} for name, player in players.items()}
+    found = over_seeds(_run, variants, config)
+    figures = {name: _compare(runs, found["random"]) for name, runs in found.items()}
+    report = {
+        **heading(config),
+        "first_seed": config.first_seed,
+        "interval": INTERVAL,
+        "policies": {
+            name: {
+                column: value
+                for figure, (own, more) in its.items()
+                for column, value in {**own.as_columns(figure), **more.as_columns(f"{figure}_more")}.items()
+            }
+            for name, its in figures.items()
+        },
+        "runs": found,
+    }
+    publish(report, _in_words(report, figures), config.out)
+    return report
+
+
+def _compare(
+    runs: list[dict[str, dict[str, float]]], random: list[dict[str, dict[str, float]]]
+) -> dict[str, tuple[Estimate, Estimate]]:
+    """Return each accuracy, and its difference from that of random permutations of the same seeds."""
+    figures = {}
+    for moment, measure in COLUMNS:
+        own, theirs = (np.array([run[moment][measure] for run in each]) for each in (runs, random))
+        figures[f"{measure}_{moment}"] = mean_of(own), mean_of(own - theirs)
+    return figures
+
+
+def _run(
+    player: str | LearnedPolicy, eval_images: Path | None, seed: int, environment: EnvOptions
+) -> dict[str, dict[str, float]]:
+    """Train one network; return its figures, and E, untrained, at half and at the end."""
+    env = environment.make()
+    base_env = env.unwrapped
+    assert isinstance(base_env, PermShuffleEnv)
+    queries = _queries(environment, base_env, eval_images)
+    for images in (base_env.tasks["spatial"].data, queries):
+        if images is not None and images.labels is None:
+            raise DataError(f"{images.name} has no labels: name a folder with a subfolder for each class")
+    view = env
+    if isinstance(player, LearnedPolicy):
+        view, agent = player.make(env, seed=seed)
+    elif player == "curriculum":
+        updates = round(_CURRICULUM["growth"] * base_env.config.total_updates)
+        agent = agents.make("easiest-first", env, seed=seed, start=_CURRICULUM["start"], updates=updates)
+    else:
+        agent = agents.make(player, env, seed=seed)
+    observation, _ = view.reset(seed=seed)
+    figures = {"untrained": _evaluate(base_env, queries)}
+    half = base_env.config.total_updates // 2
+    for moment, updates in (("half", half), ("end", base_env.config.total_updates - half)):
+        last = rollout(view, agent, observation=observation, updates=updates, learn=player == "curriculum")
+        observation = last.observation_next
+        figures[moment] = _evaluate(base_env, queries)
+    return figures
+
+
+def _queries(environment: EnvOptions, base_env: PermShuffleEnv, eval_images: Path | None) -> StillImages | None:
+    """Return the images to classify; None for those that are held out."""
+    config = environment.env
+    if eval_images is not None:
+        return permenv.image_folder(eval_images, config.image_size)
+    if environment.images is None:
+        return permenv.embedded_scenes(max(1, config.num_scenes // 4), config.image_size, config.scenes_seed + 1)
+    return None
+
+
+def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None) -> dict[str, float]:
+    """Return the accuracies of both measures, in [0, 1], and E."""
+    from sklearn.linear_model import LogisticRegression  # slow to import
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    task, network = base_env.tasks["spatial"], base_env.run.trainer.eval_network
+    held_out = base_env.run.held_out["spatial"]
+    sets: dict[str, tuple[StillImages, np.ndarray]] = {
+        "train": (task.data, task.trainable(held_out)),
+        "test": (task.data, held_out[:, 0]) if queries is None else (queries, np.arange(len(queries))),
+    }
+    features, labels = {}, {}
+    for name, (images, rows) in sets.items():
+        assert images.labels is not None, "checked before training"
+        labelled = rows[images.labels[rows] >= 0]
+        features[name] = pool_features(network, images, labelled)
+        labels[name] = np.array(images.classes)[images.labels[labelled]]
+    nearest = nearest_neighbour_accuracy(features["test"], labels["test"], features["train"], labels["train"])[1]
+    regression = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000)),
+        {"logisticregression__C": _PENALTIES},
+        cv=_FOLDS,
+    ).fit(features["train"], labels["train"])
+    return {
+        "nearest": nearest,
+        "linear": float(regression.score(features["test"], labels["test"])),
+        "error": base_env.records[-1].errors["spatial"],
+    }
+
+
+def _in_words(report: dict[str, Any], figures: dict[str, dict[str, tuple[Estimate, Estimate]]]) -> str:
+    lines = [
+        in_words(report),
+        f"accuracy, and in the second line of a policy its difference from random permutations, same seed; mean "
+        f"[{report['interval']}]",
+        "",
+        "| policy | " + " | ".join(f"{MEASURES[measure]}, {moment}" for moment, measure in COLUMNS) + " |",
+        "|---" * (1 + len(COLUMNS)) + "|",
+    ]
+    for name, its in figures.items():
+        lines.append(f"| {name} | " + " | ".join(f"{own:.1%}" for own, _ in its.values()) + " |")
+        if name != "random":
+            lines.append("| | " + " | ".join(f"{more:+.1%}" for _, more in its.values()) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

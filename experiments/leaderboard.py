@@ -137,7 +137,7 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
             axis.barh(place, value, color=colours[name], alpha=0.6)
             axis.plot([low, high], [place, place], color="black", linewidth=1)
         axis.axvline(100, color="grey", linewidth=0.8)
-        axis.set_yticks(range(len(names)), names)
+        axis.set_yticks(range(len(names)), names if axis is bars[0] else [])
         axis.invert_yaxis()
         axis.set(title=f"accuracy at {moment}", xlabel="% of random permutations'")
     for name in names:

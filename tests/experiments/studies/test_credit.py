@@ -10,7 +10,7 @@ from tests.experiments.studies.helpers import options
 
 @pytest.mark.ci
 def test_it_compares_both_credits_with_random_permutations(tmp_path, capsys):
-    config = options(credit.Config, tmp_path, seeds=1, env={"total_updates": 4})
+    config = options(credit.Config, tmp_path, seeds=1, env={"total_updates": 8, "learning_rate": 0.3})
     report = credit.main(config)
     assert json.loads(config.out.read_text()) == report
     assert list(report["final_error"]) == ["own", "sum", "random"]

@@ -111,10 +111,10 @@ class MixtureAction(_DistributionAction):
     drawn. Finite values outside [-1, 1] are clipped.
 
     A step is a phase: it ends with the next validation, or when the network diverges. Each action of the environment
-    below, and with it each `samples_per_action` samples, gets a group of its own, drawn with the run's generator. The
-    step that plays an update returns the reward of that update. The step that plays the free iterations, if there are
-    any, has `info["phase"]` "free" and returns 0 (with `ErrorReduction`, its share of the reduction). An episode has
-    `total_updates` steps, or twice as many with free iterations.
+    below, and with it each `samples_per_action` samples, gets a group of its own, drawn with the environment's
+    generator. The step that plays an update returns the reward of that update. The step that plays the free iterations,
+    if there are any, has `info["phase"]` "free" and returns 0 (with `ErrorReduction`, its share of the reduction). An
+    episode has `total_updates` steps, or twice as many with free iterations.
 
     Example:
         >>> env = MixtureAction(gym.make("PermShuffle-v0"))
@@ -172,9 +172,9 @@ class PoolAction(_DistributionAction):
     play counts with that part (`permenv.state.pool_probabilities`). Finite values outside [-1, 1] are clipped.
 
     A step is a phase, as in `MixtureAction`: it ends with the next validation, or when the network diverges, each
-    action of the environment below gets a group of its own, drawn with the run's generator, and the step that plays the
-    free iterations, if there are any, has `info["phase"]` "free" and returns 0 (with `ErrorReduction`, its share of the
-    reduction).
+    action of the environment below gets a group of its own, drawn with the environment's generator, and the step that
+    plays the free iterations, if there are any, has `info["phase"]` "free" and returns 0 (with `ErrorReduction`, its
+    share of the reduction).
 
     Example:
         >>> env = PoolAction(gym.make("PermShuffle-v0"))

@@ -14,7 +14,6 @@ The cache is the user's cache folder, or the folder named by the environment var
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import math
@@ -23,6 +22,7 @@ import platform
 import shutil
 import time
 import uuid
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy as np
 
 from permenv.data.source import DataError
 
-FORMAT = 1  # of an entry's two files; entries of another format are made again
+FORMAT = 2  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
 READ_BYTES = 2**18  # a checksum is computed in pieces of this size, which stay in the processor's cache
 ABANDONED_SECONDS = 24 * 3600  # a build that has written nothing for this long has ended
@@ -166,7 +166,7 @@ def _open(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]
     if bytes_there != index.get("bytes"):  # the checksum would differ too, but takes longer and says less
         raise _BrokenError(f"{ARRAY} has {bytes_there} bytes instead of {index.get('bytes')}")
     found = index.pop("checksum", None)
-    if found != _checksum(_hash_file(entry / ARRAY), index):
+    if found != _checksum(_checksum_of_file(entry / ARRAY), index):
         raise _BrokenError(f"the checksum of {ARRAY} and {INDEX} does not match")
     if index["key"] != entry.name or tuple(index["shape"][1:]) != row:
         raise _BrokenError(f"it holds rows {index['shape'][1:]} of key {index['key']}")
@@ -174,19 +174,18 @@ def _open(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]
     return rows, index["metadata"]
 
 
-def _hash_file(path: Path) -> hashlib.blake2b:
-    digest = hashlib.blake2b(digest_size=32)
+def _checksum_of_file(path: Path) -> int:
+    """CRC-32 of a file. It finds damage, not forgery, and takes less than half the time of a cryptographic hash."""
+    checksum = 0
     with path.open("rb") as file:
         while piece := file.read(READ_BYTES):
-            digest.update(piece)
-    return digest
+            checksum = zlib.crc32(piece, checksum)
+    return checksum
 
 
-def _checksum(array: hashlib.blake2b, index: dict[str, Any]) -> str:
-    """Checksum over the array's bytes and the index (without the checksum itself)."""
-    both = array.copy()
-    both.update(json.dumps(index, sort_keys=True).encode())
-    return both.hexdigest()
+def _checksum(array: int, index: dict[str, Any]) -> int:
+    """CRC-32 of the array's bytes, of which it is given, followed by the index (without the checksum itself)."""
+    return zlib.crc32(json.dumps(index, sort_keys=True).encode(), array)
 
 
 def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
@@ -225,17 +224,17 @@ def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
         "bytes": rows.count * math.prod(row),
         "metadata": json.loads(json.dumps(metadata)),
     }
-    index["checksum"] = _checksum(rows.digest, index)
+    index["checksum"] = _checksum(rows.checksum, index)
     with _writing(folder.parent):
         (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 class _Rows:
-    """Appends rows to a file, counts and hashes them."""
+    """Appends rows to a file; keeps their number and their checksum."""
 
     def __init__(self, file: BinaryIO, row: tuple[int, ...], cache: Path) -> None:
         self.count = 0
-        self.digest = hashlib.blake2b(digest_size=32)
+        self.checksum = 0
         self._file, self._row, self._cache = file, row, cache
 
     def append(self, rows: np.ndarray) -> None:
@@ -251,7 +250,7 @@ class _Rows:
         with _writing(self._cache):
             self._file.write(content.data)
             self._file.flush()  # so that a full disk is noticed here, not at the end
-        self.digest.update(content.data)
+        self.checksum = zlib.crc32(content.data, self.checksum)
         self.count += len(rows)
 
 

@@ -24,6 +24,7 @@ from permenv import (
 )
 from permenv.permutations import maximally_different
 from permenv.tasks import SpatialTask, Task, TemporalTask, make_tasks
+from permenv.wrappers import FlatJointAction
 from tests.helpers import NUMBERS, SMALL, action_of, assert_same, random_actions, rollout
 from tests.permenv.series_task import LENGTH, SEGMENTS, SeriesTask, make_trunk
 
@@ -540,6 +541,21 @@ def test_a_joint_task_may_be_of_a_users_and_a_built_in_task(registry, make_env):
     env.reset(seed=0)
     assert list(env.unwrapped.tasks) == ["spatial", "other"]
     assert rollout(env, random_actions(env, 12))[-1][4]["update"] == 1
+
+
+def test_the_groups_of_three_tasks_are_the_digits_of_a_flat_action(registry, make_env):
+    class OtherSpatialTask(SpatialTask):
+        name = "other"
+
+    class ThirdSpatialTask(SpatialTask):
+        name = "third"
+
+    register_task("three spatial tasks", SpatialTask, OtherSpatialTask, ThirdSpatialTask)
+    env = FlatJointAction(make_env(task="three spatial tasks"))
+    assert env.action_space == gym.spaces.Discrete(4**3)
+    env.reset(seed=0)
+    rollout(env, [3 * 16 + 0 * 4 + 2] * 12)
+    np.testing.assert_array_equal(env.unwrapped.records[-1].choices, [[0, 0, 0, 8], [8, 0, 0, 0], [0, 0, 8, 0]])
 
 
 def test_parts_with_pieces_of_different_shapes_raise_an_error(registry, make_env):

@@ -113,9 +113,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
     `samples_per_action` m is 1 by default, so that every sample of a mini-batch has its own choice. The more samples
     share a group, the fewer classes a mini-batch contains, and the less is learned: after 600 iterations under a policy
-    that draws all permutations with equal probability, E was 0.55, 0.58, 0.86 and 0.99 (chance) for m = 1, 4, 16 and 64
+    that draws all permutations with equal probability, E was 0.56, 0.60, 0.94 and 0.99 (chance) for m = 1, 4, 16 and 64
     (mean of 3 seeds, tiny preset; `experiments/studies/defaults.py`). A policy tilted to the hard groups from the first
-    iteration on, with odds of e² between the hardest and the easiest, learned little even at m = 1: E 0.88.
+    iteration on, with odds of e² between the hardest and the easiest, learned little even at m = 1: E 0.87.
 
     ## Determinism
     A seed determines the trajectory: bit for bit on the same kind of CPU with the same versions and number of threads,

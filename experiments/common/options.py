@@ -86,10 +86,11 @@ class EnvOptions:
 
     @property
     def data(self) -> str:
-        """The data in words."""
-        scenes = self.images or f"embedded scenes, seed {self.env.scenes_seed}"
-        clips = self.videos or f"embedded clips, seed {self.env.scenes_seed}"
-        return str({"spatial": scenes, "temporal": clips}.get(self.task, f"{scenes}; {clips}"))
+        """The data in words; of a folder, the last two names."""
+        embedded = {kind: f"embedded {kind}, seed {self.env.scenes_seed}" for kind in ("scenes", "clips")}
+        scenes = "/".join(self.images.parts[-2:]) if self.images else embedded["scenes"]
+        clips = "/".join(self.videos.parts[-2:]) if self.videos else embedded["clips"]
+        return {"spatial": scenes, "temporal": clips}.get(self.task, f"{scenes}; {clips}")
 
     @property
     def environment(self) -> EnvOptions:

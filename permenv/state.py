@@ -15,11 +15,8 @@ LOWEST_RATIO, HIGHEST_RATIO = 0.5, 2.0  # of Eq. 3
 
 
 def preload() -> None:
-    """Import most of what K-means needs, so that the first clustering does not have to: it takes most of a second.
-
-    The rest of it is left to the first clustering, so that neither `gym.make` nor the first reset takes over a second.
-    """
-    import sklearn.linear_model  # noqa: F401
+    """Import K-means, so that the first clustering does not have to: it takes most of a second."""
+    import sklearn.cluster  # noqa: F401
 
 
 def group_permutations(ratios: np.ndarray, num_groups: int, seed: int) -> np.ndarray:

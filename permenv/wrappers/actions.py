@@ -166,10 +166,10 @@ class PoolAction(_DistributionAction):
     learns more than training on all of Ψ from the start. With this view a policy can learn when to let it grow.
 
     ## Action Space
-    `Box(-1, 1, (1,), float32)`, joint task `(T,)`: permutations are drawn with equal probability from the easiest
-    smallest^((1 - a) / 2) of Ψ. The action 1 draws from all of Ψ, as the random policy does, -1 from the easiest
-    `smallest` share, and equal steps between them multiply the share by equal factors. A group that is only partly in
-    play counts with that part (`permenv.state.pool_probabilities`). Finite values outside [-1, 1] are clipped.
+    `Box(-1, 1, (1,), float32)`, joint task `(T,)`: permutations are drawn with equal probability from an easiest share
+    of Ψ. The action 1 draws from all of Ψ, as the random policy does, -1 from the easiest `smallest` share, 0 from the
+    mean of the two, about half of Ψ. A group that is only partly in play counts with that part
+    (`permenv.state.pool_probabilities`). Finite values outside [-1, 1] are clipped.
 
     A step is a phase, as in `MixtureAction`: it ends with the next validation, or when the network diverges, each
     action of the environment below gets a group of its own, drawn with the environment's generator, and the step that
@@ -212,7 +212,7 @@ class PoolAction(_DistributionAction):
         Raises:
             gymnasium.error.InvalidAction: If the shape is wrong or a value is not finite.
         """
-        return self.smallest ** ((1 - self._clipped(action)) / 2)
+        return 1 - (1 - self.smallest) * (1 - self._clipped(action)) / 2
 
     def probabilities(self, action: Any) -> np.ndarray:
         """Return the probability of each group under an action in the current state.

@@ -150,7 +150,9 @@ def test_a_pool_draws_from_the_easiest_or_the_hardest_permutations_of_each_task(
     env.reset(seed=0)
     groups = dict(env.unwrapped.groups)
     action = np.array([0.4, -0.3])[: len(PARTS[task])]
-    np.testing.assert_allclose(env.shares(action), [smallest ** ((1 - a) / 2) for a in action], rtol=1e-12)
+    np.testing.assert_allclose(
+        env.shares(action), [smallest + (1 - smallest) * (a + 1) / 2 for a in action], rtol=1e-12
+    )
     expected = []
     for part, share in zip(PARTS[task], env.shares(action), strict=True):
         left, inside = 24 * share, np.zeros(4)  # permutations
@@ -166,11 +168,11 @@ def test_a_pool_draws_from_the_easiest_or_the_hardest_permutations_of_each_task(
         assert_drawn_from(np.bincount(groups[part][np.array(seen[part])], minlength=4), probabilities)
 
 
-def test_the_share_of_a_pool_goes_from_the_smallest_to_1_by_equal_factors_and_is_clipped(make):
-    env = make(lambda env: PoolAction(env, 0.01), "spatiotemporal")
-    assert env.shares([-1, 1]).tolist() == [0.01, 1]
-    np.testing.assert_allclose(env.shares(np.float32([0, 0.5])), [0.1, 0.01**0.25], rtol=1e-12)
-    assert env.shares(np.array([-3, 7])).tolist() == [0.01, 1]
+def test_the_share_of_a_pool_goes_from_the_smallest_to_1_by_equal_steps_and_is_clipped(make):
+    env = make(lambda env: PoolAction(env, 0.25), "spatiotemporal")
+    assert env.shares([-1, 1]).tolist() == [0.25, 1]
+    np.testing.assert_allclose(env.shares(np.float32([0, 0.5])), [0.625, 0.8125], rtol=1e-12)
+    assert env.shares(np.array([-3, 7])).tolist() == [0.25, 1]
 
 
 @pytest.mark.parametrize(("hardest_first", "drawn"), [(False, 3), (True, 0)])

@@ -87,9 +87,13 @@ class EnvOptions:
     @property
     def data(self) -> str:
         """The data in words; of a folder, the last two names."""
-        embedded = {kind: f"embedded {kind}, seed {self.env.scenes_seed}" for kind in ("scenes", "clips")}
-        scenes = "/".join(self.images.parts[-2:]) if self.images else embedded["scenes"]
-        clips = "/".join(self.videos.parts[-2:]) if self.videos else embedded["clips"]
+
+        def name(folder: Path | None, kind: str) -> str:
+            if folder is None:
+                return f"embedded {kind}, seed {self.env.scenes_seed}"
+            return "/".join(folder.absolute().parts[-2:])
+
+        scenes, clips = name(self.images, "scenes"), name(self.videos, "clips")
         return {"spatial": scenes, "temporal": clips}.get(self.task, f"{scenes}; {clips}")
 
     @property

@@ -150,7 +150,7 @@ def _open_intact(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[st
     try:
         return _open(entry, row) if entry.exists() else None
     except (_BrokenError, OSError) as fault:
-        log.warning("cache entry %s is broken and will be made again: %s", entry, fault)
+        log.warning("cache entry %s cannot be used and will be made again: %s", entry, fault)
         _discard(entry)
         return None
 

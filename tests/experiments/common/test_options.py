@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,14 @@ def test_only_what_differs_from_the_preset_is_passed_on():
     assert options.overrides == {"num_groups": 7, "shared_crop": False, "total_updates": 2}
     env = parse(EnvOptions, arguments=["--env.num-scenes", "150", "--device", "cpu"]).make(num_groups=5)
     assert env.unwrapped.config == make_config("tiny", num_scenes=150, num_groups=5)
+
+
+def test_data_are_named_without_the_place_where_they_lie(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert EnvOptions().data == "embedded scenes, seed 0"
+    assert EnvOptions(images=Path("/mine/imagenette/train")).data == "imagenette/train"
+    assert EnvOptions(task="temporal", videos=Path("clips")).data == f"{tmp_path.name}/clips"
+    assert EnvOptions(task="spatiotemporal", videos=Path("clips")).data.startswith("embedded scenes, seed 0; ")
 
 
 def test_values_keep_their_types():

@@ -9,8 +9,9 @@
 - `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance
   (`baselines.py`).
 - `Exp3`, `Ucb`: bandits whose arms are the groups (`bandits.py`).
-- `GaussianReinforce`: a policy of continuous actions that is learned across runs, for a view of the environment such as
-  `permenv.wrappers.PoolAction`; `collect`: a `Trajectory` that it learns from (`gaussian.py`).
+- `GaussianReinforce`, `Pgpe`: policies of continuous actions that are learned across runs, for a view of the
+  environment such as `permenv.wrappers.PoolAction`, with noise in the actions or in the parameters (`gaussian.py`,
+  `pgpe.py`); `EpisodicAgent`, `collect`: their base class, and a `Trajectory` that they learn from (`episodic.py`).
 - `Lookahead`: one-step lookahead, which tries tilted policies on forks of the environment (`lookahead.py`).
 - `agents.sb3`: the algorithms of Stable-Baselines3 with hyperparameters for this environment (`sb3.py`, not imported
   here, so that `import agents` does not import Stable-Baselines3).
@@ -43,8 +44,10 @@ from agents.baselines import (
     RandomPolicy,
     UniformGroups,
 )
-from agents.gaussian import GaussianReinforce, Trajectory, collect
+from agents.episodic import EpisodicAgent, Trajectory, collect
+from agents.gaussian import GaussianReinforce
 from agents.lookahead import Lookahead
+from agents.pgpe import Pgpe
 from agents.reinforce import Reinforce
 from agents.rollout import rollout
 
@@ -53,6 +56,7 @@ __all__ = [
     "Agent",
     "DifficultyProportional",
     "EasiestFirst",
+    "EpisodicAgent",
     "Exp3",
     "FixedGroup",
     "GaussianReinforce",
@@ -61,6 +65,7 @@ __all__ = [
     "InversePolicy",
     "Learner",
     "Lookahead",
+    "Pgpe",
     "RandomPolicy",
     "Reinforce",
     "Trajectory",

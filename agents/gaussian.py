@@ -3,60 +3,22 @@
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Normal
 
-from agents.base import Agent, Transition, Tree, require
-from agents.networks import EPSILON, adam_state, copies, load_adam_state, policy_network
-from agents.rollout import rollout
+from agents.base import Transition, Tree, require
+from agents.episodic import EpisodicAgent, Step, Trajectory, step_of
+from agents.networks import EPSILON
 
 INITIAL_DEVIATION = 0.5  # of an action; spaces go from -1 to 1
 LARGEST_GRADIENT = 1.0  # norm, above which a gradient is scaled down
-LARGEST_INPUT = 5.0  # in deviations, beyond which a standardised observation is clipped
-
-Step = tuple[np.ndarray, np.ndarray, float]  # observation, action, reward
 
 
-@dataclass(frozen=True, eq=False)
-class Trajectory:
-    """What `GaussianReinforce.update` learns from: one episode of S >= 1 steps.
-
-    Attributes:
-        observations: (S, ...) float64, those acted on.
-        actions: (S, ...) float64, as drawn: not clipped.
-        rewards: (S,) float64.
-
-    Raises:
-        ValueError: If it has no steps, the lengths differ, or a number is not finite.
-    """
-
-    observations: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-
-    def __post_init__(self) -> None:
-        arrays = vars(self)
-        lengths = {name: len(array) for name, array in arrays.items()}
-        if len(set(lengths.values())) > 1 or not len(self.rewards):
-            raise ValueError(f"A trajectory has {lengths}. Give one of each for every step, of one step at least.")
-        for name, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise ValueError(f"The {name} {array.tolist()} must be finite. End the run when the network diverges.")
-
-    @classmethod
-    def of(cls, steps: Sequence[Step]) -> "Trajectory":
-        """Stack the steps of an episode."""
-        observations, actions, rewards = zip(*steps, strict=True)
-        return cls(np.stack(observations), np.stack(actions), np.array(rewards, dtype=np.float64))
-
-
-class GaussianReinforce(Agent):
+class GaussianReinforce(EpisodicAgent):
     """REINFORCE on whole episodes, for continuous actions: a policy that is learned across runs and then frozen.
 
     Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.
@@ -128,25 +90,19 @@ class GaussianReinforce(Agent):
         episodes_per_update: int = 16,
         deterministic: bool = False,
     ) -> None:
-        boxes = _box(observation_space, "observation"), _box(action_space, "action")
-        require("hidden", hidden, hidden >= 0, "at least 0")
-        require("learning_rate", learning_rate, learning_rate > 0, "above 0")
-        require("discount", discount, 0 <= discount <= 1, "in [0, 1]")
         require("entropy_weight", entropy_weight, entropy_weight >= 0, "at least 0")
         require("episodes_per_update", episodes_per_update, episodes_per_update >= 1, "at least 1")
-        super().__init__(observation_space, action_space, seed=seed)
-        self.hidden = hidden
-        self.discount = discount
+        super().__init__(
+            observation_space,
+            action_space,
+            seed=seed,
+            hidden=hidden,
+            learning_rate=learning_rate,
+            discount=discount,
+            deterministic=deterministic,
+        )
         self.entropy_weight = entropy_weight
         self.episodes_per_update = episodes_per_update
-        self.deterministic = deterministic
-        self._observation_box, self._action_box = boxes
-        inputs, outputs = (math.prod(box.shape) for box in boxes)
-        self.network = policy_network(inputs, hidden, outputs, seed)
-        self._log_deviation = nn.Parameter(torch.full((outputs,), math.log(INITIAL_DEVIATION), dtype=torch.float64))
-        self._parameters = {**dict(self.network.named_parameters()), "log_deviation": self._log_deviation}
-        self._adam = torch.optim.Adam(self._parameters.values(), lr=learning_rate, eps=EPSILON)
-        self._scale = _RunningScale(inputs)
         self._steps: list[Step] = []  # of the episode that `learn` is collecting
         self._episodes: list[Trajectory] = []  # that it has collected for the next update
 
@@ -167,29 +123,19 @@ class GaussianReinforce(Agent):
             action = action + self.deviation * self._generator.standard_normal(action.shape)
         return action.astype(np.float32)
 
-    def mean(self, observation: np.ndarray) -> np.ndarray:
-        """Return the mean action: float64, of the shape of the action space. For the arguments see `act`."""
-        observation = self._as_numbers(observation)
-        if not np.isfinite(observation).all():
-            raise ValueError(
-                f"Nothing in an observation may be NaN or infinite, got {observation.tolist()}. "
-                "Pass the environment's observation as it is."
-            )
-        with torch.no_grad():
-            return self._means(observation.reshape(1, -1)).numpy().reshape(self._action_box.shape)
-
     @property
     def deviation(self) -> np.ndarray:
         """Standard deviation of the action: float64, of the shape of the action space."""
         return self._log_deviation.detach().exp().numpy().reshape(self._action_box.shape)
 
-    def reseed(self, seed: int) -> None:
-        """Draw from now on what an episode of this seed draws, whatever was drawn before.
+    def reseed(self, seed: int) -> int:
+        """Draw from now on what the episode of this seed draws, see `EpisodicAgent.reseed`.
 
         Args:
-            seed: >= 0. An environment reset with the same seed draws other numbers.
+            seed: >= 0; the environment is to be reset with it as well.
         """
         self._generator = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
+        return seed
 
     def learn(self, transition: Transition) -> dict[str, float]:
         """Collect a step, of whatever phase; after the last of `episodes_per_update` episodes, learn from them.
@@ -200,7 +146,7 @@ class GaussianReinforce(Agent):
         Raises:
             ValueError: If an observation, an action or a reward of the episode has another shape or is not finite.
         """
-        self._steps.append(_step_of(transition))
+        self._steps.append(step_of(transition))
         if not transition.done:
             return {}
         self._episodes.append(Trajectory.of(self._steps))
@@ -224,15 +170,12 @@ class GaussianReinforce(Agent):
         Raises:
             ValueError: If there is no episode, or its observations or actions have another shape.
         """
-        if not episodes:
-            raise ValueError("There are no episodes to learn from. Give at least one.")
-        observations = _flat(self._observation_box, [episode.observations for episode in episodes])
-        actions = _flat(self._action_box, [episode.actions for episode in episodes])
+        observations, actions = self._check(episodes)
         advantages = _advantages([episode.rewards for episode in episodes], self.discount)
         advantages /= math.sqrt(np.mean(advantages**2)) + EPSILON
         self._scale.add(observations)
         deviation = self._log_deviation.exp()
-        policy = Normal(self._means(observations), deviation)  # [steps, entries]
+        policy = Normal(self.network(torch.as_tensor(self._scale(observations))), deviation)  # [steps, entries]
         log_likelihoods = policy.log_prob(torch.as_tensor(actions)).sum(dim=1)  # [steps]
         entropies = policy.entropy().sum(dim=1)
         loss = -(torch.as_tensor(advantages) * log_likelihoods + self.entropy_weight * entropies).mean()
@@ -252,105 +195,25 @@ class GaussianReinforce(Agent):
         """Return everything that changes, see `Agent.state_dict`."""
         return {
             **super().state_dict(),
-            "parameters": copies(self._parameters),
-            "adam": adam_state(self._adam, self._parameters),
-            "scale": self._scale.state_dict(),
             "steps": [list(step) for step in copy.deepcopy(self._steps)],
-            "episodes": [vars(episode) for episode in copy.deepcopy(self._episodes)],
+            "episodes": [_as_tree(episode) for episode in self._episodes],
         }
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(state["parameters"][name])
-        load_adam_state(self._adam, self._parameters, state["adam"])
-        self._scale.load_state_dict(state["scale"])
         self._steps = [(step[0], step[1], step[2]) for step in copy.deepcopy(state["steps"])]
         self._episodes = [Trajectory(**episode) for episode in copy.deepcopy(state["episodes"])]
 
-    def _signature(self) -> Tree:
-        shapes = {"observation": list(self._observation_box.shape), "action": list(self._action_box.shape)}
-        return {**super()._signature(), **shapes, "hidden": self.hidden}
-
-    def _means(self, observations: np.ndarray) -> Tensor:
-        """Return the mean actions, [steps, entries], for flat observations, [steps, inputs]."""
-        return self.network(torch.as_tensor(self._scale(observations)))
+    def _more_parameters(self, outputs: int) -> dict[str, nn.Parameter]:
+        deviations = torch.full((outputs,), math.log(INITIAL_DEVIATION), dtype=torch.float64)
+        self._log_deviation = nn.Parameter(deviations)
+        return {"log_deviation": self._log_deviation}
 
 
-class _RunningScale:
-    """The mean and the deviation of each entry of all observations so far, by which observations are standardised.
-
-    Args:
-        size: Number of entries.
-    """
-
-    def __init__(self, size: int) -> None:
-        self._count = 0
-        self._origin = np.zeros(size)  # the first observation
-        self._sum = np.zeros(size)  # of the differences from it, which are exactly 0 for an entry that never varies
-        self._square_sum = np.zeros(size)
-
-    def add(self, observations: np.ndarray) -> None:
-        """Take in more observations, (steps, entries)."""
-        if not self._count:
-            self._origin = observations[0].copy()
-        differences = observations - self._origin
-        self._count += len(differences)
-        self._sum += differences.sum(axis=0)
-        self._square_sum += (differences**2).sum(axis=0)
-
-    def __call__(self, observations: np.ndarray) -> np.ndarray:
-        """Return standardised observations, (steps, entries), in [-5, 5]."""
-        count = max(self._count, 1)
-        mean = self._sum / count
-        deviation = np.sqrt(np.maximum(self._square_sum / count - mean**2, 0))
-        varied = deviation > 0
-        standardised = (observations - self._origin - mean) / np.where(varied, deviation, 1)
-        return np.where(varied, standardised.clip(-LARGEST_INPUT, LARGEST_INPUT), 0)
-
-    def state_dict(self) -> Tree:
-        arrays = {"origin": self._origin, "sum": self._sum, "square_sum": self._square_sum}
-        return {"count": self._count, **{name: array.copy() for name, array in arrays.items()}}
-
-    def load_state_dict(self, state: Tree) -> None:
-        self._count = state["count"]
-        self._origin, self._sum, self._square_sum = (state[key].copy() for key in ("origin", "sum", "square_sum"))
-
-
-def collect(env: gym.Env[Any, Any], agent: GaussianReinforce, seed: int) -> Trajectory:
-    """Play one episode, without learning from it.
-
-    Args:
-        env: The environment.
-        agent: Acts; it is reseeded, and otherwise unchanged.
-        seed: Of the environment's `reset` and of what the agent draws, >= 0. Together with the policy it determines the
-            episode.
-
-    Returns:
-        The episode, for `GaussianReinforce.update`.
-    """
-    steps: list[Step] = []
-    agent.reseed(seed)
-    rollout(env, agent, seed=seed, learn=False, on_step=lambda transition: steps.append(_step_of(transition)))
-    return Trajectory.of(steps)
-
-
-def _step_of(transition: Transition) -> Step:
-    observation, action = (np.array(each, dtype=np.float64) for each in (transition.observation, transition.action))
-    return observation, action, float(transition.reward)
-
-
-def _flat(space: gym.spaces.Box, episodes: Sequence[np.ndarray]) -> np.ndarray:
-    """Stack the observations or the actions of all episodes, [steps, entries]."""
-    for array in episodes:
-        if array.shape[1:] != space.shape:
-            raise ValueError(
-                f"The steps of a trajectory have shape {array.shape[1:]}, this agent was built for {space}. "
-                "Collect it in the agent's environment."
-            )
-    return np.concatenate([array.reshape(len(array), -1) for array in episodes])
+def _as_tree(episode: Trajectory) -> Tree:
+    names = ("observations", "actions", "rewards")  # it has no perturbation
+    return {name: getattr(episode, name).copy() for name in names}
 
 
 def _advantages(rewards: Sequence[np.ndarray], discount: float) -> np.ndarray:
@@ -368,12 +231,3 @@ def _advantages(rewards: Sequence[np.ndarray], discount: float) -> np.ndarray:
     others = np.maximum(reached.sum(axis=0) - 1, 1)  # where there are none, the sum of their returns is 0
     baselines = (returns.sum(axis=0) - returns) / others  # a return past an episode's end is 0
     return (returns - baselines)[reached]  # episode by episode
-
-
-def _box(space: gym.Space, role: str) -> gym.spaces.Box:
-    if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f":
-        raise ValueError(
-            f"The {role} space is {space}, GaussianReinforce needs a Box of floats. Put a view over the environment: "
-            "of the actions permenv.wrappers.PoolAction or MixtureAction, of the observations any that returns a Box."
-        )
-    return space

@@ -1,14 +1,16 @@
-"""What policies with a network share: the network, and the exact state of its optimiser."""
+"""What policies with a network share: the network, the scale of what it reads, and the exact state of its optimiser."""
 
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 EPSILON = 1e-8  # added to divisors (Adam's default), so that advantages that are only rounding errors stay small
+LARGEST_INPUT = 5.0  # in deviations, beyond which a standardised observation is clipped
 
 
 def policy_network(inputs: int, hidden: int, outputs: int, seed: int) -> nn.Sequential:
@@ -57,3 +59,45 @@ def load_adam_state(adam: torch.optim.Adam, parameters: Mapping[str, Tensor], st
             "param_groups": adam.state_dict()["param_groups"],
         }
     )
+
+
+class RunningScale:
+    """The mean and the deviation of each entry of all observations so far, by which observations are standardised.
+
+    Args:
+        size: Number of entries.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._count = 0
+        self._origin = np.zeros(size)  # the first observation
+        self._sum = np.zeros(size)  # of the differences from it, which are exactly 0 for an entry that never varies
+        self._square_sum = np.zeros(size)
+
+    def add(self, observations: np.ndarray) -> None:
+        """Take in more observations, (steps, entries)."""
+        if not self._count:
+            self._origin = observations[0].copy()
+        differences = observations - self._origin
+        self._count += len(differences)
+        self._sum += differences.sum(axis=0)
+        self._square_sum += (differences**2).sum(axis=0)
+
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        """Return standardised observations, (steps, entries), in [-5, 5]."""
+        count = max(self._count, 1)
+        mean = self._sum / count
+        deviation = np.sqrt(np.maximum(self._square_sum / count - mean**2, 0))
+        varied = deviation > 0
+        standardised = (observations - self._origin - mean) / np.where(varied, deviation, 1)
+        return np.where(varied, standardised.clip(-LARGEST_INPUT, LARGEST_INPUT), 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, as copies."""
+        arrays = {"origin": self._origin, "sum": self._sum, "square_sum": self._square_sum}
+        return {"count": self._count, **{name: array.copy() for name, array in arrays.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with what `state_dict` returned."""
+        self._count = state["count"]
+        self._origin, self._sum, self._square_sum = (state[key].copy() for key in ("origin", "sum", "square_sum"))

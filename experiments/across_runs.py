@@ -1,17 +1,17 @@
 """Learn a policy across many training runs: each episode is a new network, new data and a new validation set.
 
     python experiments/across_runs.py
-    python experiments/across_runs.py --algorithm ppo --actions mixture --history 3
+    python experiments/across_runs.py --algorithm ppo --actions mixture --history 3 --hidden 16
 
 Before each update of the policy, `episodes_per_update` runs of fresh seeds are played in parallel processes. The policy
-sees the states of the last validations, the errors and the progress, and chooses once a phase; its return is E_0 - E_T.
+sees a summary of the last validation, or the states of the last few, and chooses once a phase; its return is E_0 - E_T.
 What it is worth on seeds that it has not seen is measured by
 
-    python experiments/leaderboard.py --policies runs/across-reinforce-pool-seed0
+    python experiments/leaderboard.py --policies runs/across-pgpe-pool-seed0
 
 The run folder holds config.json, metrics.csv (a row per update of the policy), TensorBoard logs and
 checkpoint.safetensors, the policy (of Stable-Baselines3: model.zip beside it). It can be killed at any time, and
-`--resume` continues: to the same numbers with REINFORCE, with other episodes with Stable-Baselines3.
+`--resume` continues: to the same numbers with our algorithms, with other episodes with Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ import numpy as np
 from tqdm import tqdm
 
 import permenv
-from agents.gaussian import GaussianReinforce, Trajectory, collect
+from agents import EpisodicAgent, Trajectory, collect
 from experiments.common.files import as_json
-from experiments.common.learned import MODEL, view
+from experiments.common.learned import LEARNERS, MODEL, view
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, run_script
 from experiments.common.run_folder import RunFolder, check_same_job
@@ -51,22 +51,22 @@ class Config(EnvOptions):
     preset: Preset = "nano"
     device: str = "cpu"
     """auto, cpu or cuda."""
-    algorithm: Literal["reinforce", "ppo", "a2c", "sac"] = "reinforce"
-    """Ours, or one of Stable-Baselines3."""
+    algorithm: Literal["pgpe", "reinforce", "ppo", "a2c", "sac"] = "pgpe"
+    """Ours, with noise in the policy's parameters ("pgpe") or in its actions, or one of Stable-Baselines3."""
     actions: Literal["pool", "mixture"] = "pool"
     """What the policy chooses, once a phase: "pool", how much of Ψ, easiest first, is in play; "mixture", the
     distribution of the samples over the groups."""
-    history: int = 2
-    """Number of states that it observes, those of the last validations."""
-    hidden: int = 16
+    history: int = 0
+    """Number of states that it observes, those of the last validations; 0 for a summary of the last one."""
+    hidden: int = 0
     """Units of its hidden layer; 0 for a linear policy."""
     learning_rate: float | None = None
     """Of Adam; by default that of the algorithm."""
     discount: float = 0.97
     """γ of a phase: below 1, an early reduction of the error is worth more than a late one."""
-    episodes: int = 480
+    episodes: int = 240
     """Training runs to learn from."""
-    episodes_per_update: int = 16
+    episodes_per_update: int = 8
     """Training runs between two updates of the policy."""
     seed: int = 0
     """Decides the policy's initial weights, its actions and the seeds of its episodes."""
@@ -76,6 +76,19 @@ class Config(EnvOptions):
     """Run folder; by default runs/across-ALGORITHM-ACTIONS-seedSEED."""
     resume: bool = False
     """Continue the run in `out`."""
+
+    def __post_init__(self) -> None:
+        """Fill in `env`.
+
+        Raises:
+            ConfigurationError: If the episodes do not come in pairs where the algorithm needs that.
+        """
+        super().__post_init__()
+        if self.algorithm == "pgpe" and (self.episodes % 2 or self.episodes_per_update % 2):
+            raise permenv.ConfigurationError(
+                f"--episodes {self.episodes} --episodes-per-update {self.episodes_per_update}: pgpe plays pairs of "
+                f"runs; make both even"
+            )
 
     @property
     def folder(self) -> Path:
@@ -107,7 +120,7 @@ def main(config: Config) -> list[dict[str, float]]:
     folder.json("config", {**settings, "machine": machine(resolve_device(config.device), threads=1)})
     log = _Log(config, folder, settings)
     with log.bar:
-        (_reinforce if config.algorithm == "reinforce" else _sb3)(config, log, saved)
+        (_ours if config.algorithm in LEARNERS else _sb3)(config, log, saved)
     folder.close()
     return folder.rows
 
@@ -155,7 +168,7 @@ class _Log:
         self.bar.set_postfix_str(f"E {np.mean([each['error_end'] for each in self._folder.rows[-_RECENT:]]):.3f}")
 
 
-def _reinforce(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
+def _ours(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     """Play the episodes of an update in parallel, and learn from them in this process."""
     agent = _make_agent(config, _make_view(config))
     if saved:
@@ -251,15 +264,15 @@ def _make_view(config: Config) -> gym.Env:
     return view(config.make(), config.actions, config.history)
 
 
-def _make_agent(config: Config, env: gym.Env) -> GaussianReinforce:
-    return GaussianReinforce(
+def _make_agent(config: Config, env: gym.Env) -> EpisodicAgent:
+    options = {} if config.learning_rate is None else {"learning_rate": config.learning_rate}
+    return LEARNERS[config.algorithm](
         env.observation_space,
         env.action_space,
         seed=config.seed,
         hidden=config.hidden,
-        learning_rate=0.02 if config.learning_rate is None else config.learning_rate,
         discount=config.discount,
-        episodes_per_update=config.episodes_per_update,
+        **options,
     )
 
 

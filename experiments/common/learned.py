@@ -10,13 +10,23 @@ from pathlib import Path
 
 import gymnasium as gym
 
-from agents import Agent, GaussianReinforce
+from agents import Agent, EpisodicAgent, GaussianReinforce, Pgpe
 from experiments.common.run_folder import CHECKPOINT
 from permenv import CheckpointError, checkpoint
-from permenv.wrappers import ErrorAndProgress, ErrorReduction, MixtureAction, PoolAction, StateHistory
+from permenv.wrappers import (
+    ErrorAndProgress,
+    ErrorReduction,
+    MixtureAction,
+    PoolAction,
+    RunSummary,
+    StateHistory,
+)
 
 MODEL = "model.zip"
 """In the run folder, a model of Stable-Baselines3."""
+
+LEARNERS: Mapping[str, Callable[..., EpisodicAgent]] = {"reinforce": GaussianReinforce, "pgpe": Pgpe}
+"""By name, our algorithms; the others are those of Stable-Baselines3."""
 
 VIEWS: Mapping[str, Callable[[gym.Env], gym.Env]] = {"pool": PoolAction, "mixture": MixtureAction}
 """By name, the actions of a policy: one a phase."""
@@ -33,15 +43,15 @@ def view(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> 
     Args:
         env: `PermShuffle-v0`.
         actions: One of `VIEWS`.
-        history: Number of states that are observed, those of the last validations.
+        history: Number of states that are observed, those of the last validations, with the errors and the progress;
+            0 for a summary of the last one (`permenv.wrappers.RunSummary`).
         inverse: Whether easy and hard are exchanged in the actions.
 
     Returns:
-        An environment with one step a phase, that observes the last states, the errors and the progress, and whose
-        return is E_0 - E_T.
+        An environment with one step a phase, whose return is E_0 - E_T.
     """
-    act = (_INVERSES if inverse else VIEWS)[actions]
-    return ErrorAndProgress(StateHistory(act(ErrorReduction(env)), history))
+    acting = (_INVERSES if inverse else VIEWS)[actions](ErrorReduction(env))
+    return ErrorAndProgress(StateHistory(acting, history)) if history else RunSummary(acting)
 
 
 @dataclass(frozen=True)
@@ -89,13 +99,13 @@ class LearnedPolicy:
         """
         job = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         wrapped = view(env, job["actions"], job["history"], inverse=self.inverse)
-        if job["algorithm"] != "reinforce":
+        if job["algorithm"] not in LEARNERS:
             from agents.sb3_across import FrozenModel  # slow to import
 
             scale = checkpoint.read(self.folder / CHECKPOINT)["job"]["scale"]
             return wrapped, FrozenModel(job["algorithm"], self.folder / MODEL, scale, wrapped, hidden=job["hidden"])
-        agent = GaussianReinforce(
-            wrapped.observation_space, wrapped.action_space, seed=seed, hidden=job["hidden"], deterministic=True
-        )
+        kind = LEARNERS[job["algorithm"]]
+        agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=job["hidden"])
+        agent.deterministic = True
         agent.load(self.folder / CHECKPOINT)
         return wrapped, agent

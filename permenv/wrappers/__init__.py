@@ -9,6 +9,7 @@
 | `StateHistory`       | observation | the states after the last few validations                       | all         |
 | `RatioMatrix`        | observation | the matrix s, which ŝ summarises                                | all         |
 | `ErrorAndProgress`   | observation | the one below as a vector, with the errors and the progress     | all         |
+| `RunSummary`         | observation | errors, their last reductions, two medians, and the progress    | all         |
 | `ErrorReduction`     | reward      | how far the error fell since the last validation                | all         |
 | `CrossEntropyReward` | reward      | Eq. 7 of the cross-entropy instead of the error                 | all         |
 | `NormalizedReward`   | reward      | the one below over the root mean square of the run's            | all         |
@@ -24,7 +25,7 @@ wrappers.
 Views that would hide one another are refused when they are constructed. Allowed are:
 
 - one view of the actions;
-- `StateHistory` or `RatioMatrix`, directly over ŝ, and `ErrorAndProgress` over either of them or over ŝ;
+- `StateHistory`, `RatioMatrix` or `RunSummary`, directly over ŝ, and `ErrorAndProgress` over one of them or over ŝ;
 - `ErrorReduction` or `CrossEntropyReward`, and `NormalizedReward` over either of them or over the environment's reward.
 
 Views of different things can be stacked in any order with the same result. It is faster to apply the view of the
@@ -37,7 +38,7 @@ Example:
 
 from permenv.wrappers.actions import ActionBlock, FlatJointAction, MixtureAction, PoolAction
 from permenv.wrappers.base import fork
-from permenv.wrappers.observations import ErrorAndProgress, RatioMatrix, StateHistory
+from permenv.wrappers.observations import ErrorAndProgress, RatioMatrix, RunSummary, StateHistory
 from permenv.wrappers.rewards import CrossEntropyReward, ErrorReduction, NormalizedReward
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "NormalizedReward",
     "PoolAction",
     "RatioMatrix",
+    "RunSummary",
     "StateHistory",
     "fork",
 ]

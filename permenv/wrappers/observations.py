@@ -11,6 +11,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
+from permenv.env import PermShuffleEnv
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO
 from permenv.wrappers.base import base_env_of, is_number
 
@@ -124,10 +125,55 @@ class ErrorAndProgress(gym.ObservationWrapper, RecordConstructorArgs):
     def observation(self, observation: Any) -> np.ndarray:
         """Append the errors and the progress of the run's last record."""
         base_env = base_env_of(self)
-        config, last = base_env.config, base_env.records[-1]
-        iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
-        progress = min(1.0, last.iteration / iterations)  # the checkpoint of a longer run may be past the end
-        return np.concatenate([np.ravel(observation), [*last.errors.values(), progress]], dtype=np.float32)
+        errors = base_env.records[-1].errors.values()
+        return np.concatenate([np.ravel(observation), [*errors, _progress(base_env)]], dtype=np.float32)
+
+
+class RunSummary(gym.ObservationWrapper, RecordConstructorArgs):
+    """Show a few numbers instead of ŝ: for policies with few parameters, which are learned from few runs.
+
+    ## Observation Space
+    `Box(float32, (4 T + 1,))`: for each task, in the order of `env.unwrapped.tasks`, the error E in [0, 1], its
+    reduction since the previous validation in [-1, 1] (0 at first), and the medians of the easiest and of the hardest
+    group of ŝ in [0.5, 2]; then the progress in [0, 1], the completed share of the run's SGD iterations. Like ŝ, all of
+    them are those of the last validation and change only there.
+
+    Example:
+        >>> env = RunSummary(gym.make("PermShuffle-v0"))
+
+    Args:
+        env: `PermShuffle-v0` with its own observation space.
+
+    Raises:
+        ConfigurationError: If the observation below is not ŝ.
+    """
+
+    def __init__(self, env: gym.Env):
+        RecordConstructorArgs.__init__(self)
+        gym.ObservationWrapper.__init__(self, env)
+        _require_states(self)
+        num_tasks = len(base_env_of(env).tasks)
+        low, high = [0.0, -1.0, LOWEST_RATIO, LOWEST_RATIO], [1.0, 1.0, HIGHEST_RATIO, HIGHEST_RATIO]
+        bounds = (np.array([*end * num_tasks, last], np.float32) for end, last in ((low, 0.0), (high, 1.0)))
+        self.observation_space = spaces.Box(*bounds, dtype=np.float32)
+
+    def observation(self, observation: Any) -> np.ndarray:
+        """Read the numbers from the run's last two records."""
+        base_env = base_env_of(self)
+        *_, before, last = (base_env.records[0], *base_env.records)
+        medians = last.observation.reshape(len(base_env.tasks), -1, 2)[..., 1]  # hardest group first
+        numbers = [
+            (error, before.errors[task] - error, own[-1], own[0])
+            for (task, error), own in zip(last.errors.items(), medians, strict=True)
+        ]
+        return np.array([*np.ravel(numbers), _progress(base_env)], dtype=np.float32)
+
+
+def _progress(base_env: PermShuffleEnv) -> float:
+    """Return the completed share of the run's iterations, in [0, 1]."""
+    config = base_env.config
+    iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
+    return min(1.0, base_env.records[-1].iteration / iterations)  # the checkpoint of a longer run may be past the end
 
 
 def _require_states(view: gym.ObservationWrapper) -> None:
@@ -136,6 +182,6 @@ def _require_states(view: gym.ObservationWrapper) -> None:
     if below != states:
         raise ConfigurationError(
             f"{name} over the observation {below}: it replaces ŝ, {states}, and would hide what the wrapper below made "
-            f"of it; put {name} below the wrapper that changes the observation, or leave out one of StateHistory and "
-            f"RatioMatrix"
+            f"of it; put {name} below the wrapper that changes the observation, or leave out one of StateHistory, "
+            f"RatioMatrix and RunSummary"
         )

@@ -47,6 +47,41 @@ SINGLE, JOINT = spaces_of(), spaces_of(2)
 # Environments
 
 
+class Target(gym.Env):
+    """Steps with a target that the observation tells; the reward falls with the action's squared distance from it.
+
+    The free step of an update comes first. Its action sets half of what the update's action is worth.
+    """
+
+    observation_space = gym.spaces.Box(-10, 10, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, targets: dict[float, float], steps: int = 1, noise: float = 0.1):
+        self.targets, self.num_steps, self.noise = targets, steps, noise
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self.steps, self.earlier = 0, 0.0
+        return self.observe(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        last = self.steps == self.num_steps
+        distance = float(np.clip(action, -1, 1)[0]) - self.targets[self.context]
+        self.earlier -= distance**2
+        reward = 0.01 * (self.earlier + self.noise * self.np_random.normal()) if last else 0.0
+        info = {"validated": True, "phase": "update" if last else "free", "error": -self.earlier}
+        return self.observe(), reward, False, last, info
+
+    def observe(self) -> np.ndarray:
+        self.context = float(self.np_random.choice(list(self.targets)))
+        return np.array([self.context, 0.3], np.float32)
+
+
+BANDIT = {0.0: 0.4}
+CONTEXTS = {0.9: 0.5, 1.1: -0.5}
+
+
 class Bandit(gym.Env):
     """A contextual bandit with the environment's interface: free steps, then K credited ones with one reward."""
 

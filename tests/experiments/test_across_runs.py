@@ -18,7 +18,15 @@ def options(tmp_path):
     """Return a function that makes small options; the runs are in this process."""
 
     def make(**changes):
-        numbers = {"episodes": 6, "episodes_per_update": 2, "history": 2, "processes": 0, "out": tmp_path / "across"}
+        numbers = {
+            "episodes": 6,
+            "episodes_per_update": 2,
+            "history": 2,
+            "algorithm": "reinforce",
+            "hidden": 16,
+            "processes": 0,
+            "out": tmp_path / "across",
+        }
         return across_runs.Config(**{"env": small(total_updates=2), **numbers, **changes})
 
     return make

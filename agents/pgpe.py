@@ -104,7 +104,7 @@ class Pgpe(EpisodicAgent):
         network = copy.deepcopy(self.network)
         with torch.no_grad():
             for parameter, noise in zip(network.parameters(), self._as_parameters(self._perturbation), strict=True):
-                parameter += noise
+                parameter.add_(noise)
         return self._mean_of(network, observation).astype(np.float32)
 
     def reseed(self, seed: int) -> int:

@@ -154,8 +154,11 @@ class RunSummary(gym.ObservationWrapper, RecordConstructorArgs):
         _require_states(self)
         num_tasks = len(base_env_of(env).tasks)
         low, high = [0.0, -1.0, LOWEST_RATIO, LOWEST_RATIO], [1.0, 1.0, HIGHEST_RATIO, HIGHEST_RATIO]
-        bounds = (np.array([*end * num_tasks, last], np.float32) for end, last in ((low, 0.0), (high, 1.0)))
-        self.observation_space = spaces.Box(*bounds, dtype=np.float32)
+        self.observation_space = spaces.Box(
+            np.array([*low * num_tasks, 0.0], np.float32),
+            np.array([*high * num_tasks, 1.0], np.float32),
+            dtype=np.float32,
+        )
 
     def observation(self, observation: Any) -> np.ndarray:
         """Read the numbers from the run's last two records."""

@@ -9,7 +9,7 @@ from experiments import across_runs, leaderboard
 from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, RunFolderError
-from permenv import CheckpointError
+from permenv import CheckpointError, ConfigurationError
 from tests.experiments.helpers import small
 
 
@@ -51,11 +51,22 @@ def test_it_learns_from_episodes_of_fresh_seeds(options, tmp_path, actions):
     assert json.loads((tmp_path / "across" / "config.json").read_text())["actions"] == actions
 
 
-def test_it_resumes_to_the_same_numbers(options, tmp_path):
-    whole = across_runs.main(options())
-    across_runs.main(options(episodes=4, out=tmp_path / "parts"))
-    resumed = across_runs.main(options(out=tmp_path / "parts", resume=True))
+OURS = pytest.mark.parametrize(
+    "learner", [{"algorithm": "reinforce"}, {"algorithm": "pgpe", "history": 0, "hidden": 0}], ids=["reinforce", "pgpe"]
+)
+
+
+@OURS
+def test_it_resumes_to_the_same_numbers(options, learner, tmp_path):
+    whole = across_runs.main(options(**learner))
+    across_runs.main(options(**learner, episodes=4, out=tmp_path / "parts"))
+    resumed = across_runs.main(options(**learner, out=tmp_path / "parts", resume=True))
     assert without_seconds(resumed) == without_seconds(whole)
+
+
+def test_parameter_noise_needs_pairs_of_episodes(options):
+    with pytest.raises(ConfigurationError, match=r"--episodes 5 .*make both even"):
+        options(algorithm="pgpe", episodes=5)
 
 
 @pytest.mark.ci
@@ -93,9 +104,10 @@ def test_a_run_is_not_overwritten_nor_resumed_with_other_options(options):
         across_runs.main(options(discount=0.5, resume=True))
 
 
+@OURS
 @pytest.mark.parametrize("actions", ["pool", "mixture"])
-def test_a_frozen_policy_plays_the_mean_of_its_actions(options, actions):
-    config = options(actions=actions, episodes=2)
+def test_a_frozen_policy_plays_the_mean_of_its_actions(options, learner, actions):
+    config = options(**learner, actions=actions, episodes=2)
     across_runs.main(config)
     policy = LearnedPolicy.find(config.folder)
     first, second = (play_learned(policy, config.make(), seed=7) for _ in range(2))

@@ -17,6 +17,7 @@ from permenv.wrappers import (
     NormalizedReward,
     PoolAction,
     RatioMatrix,
+    RunSummary,
     StateHistory,
 )
 
@@ -42,6 +43,7 @@ STACKS = {
     "history": lambda env: StateHistory(env, 3),
     "ratios": RatioMatrix,
     "error and progress": ErrorAndProgress,
+    "summary": RunSummary,
     "error reduction": ErrorReduction,
     "cross-entropy": CrossEntropyReward,
     "normalized": NormalizedReward,

@@ -65,8 +65,32 @@ def test_error_and_progress_follow_the_observation_below(make, task, below):
     np.testing.assert_allclose(progress, [0] * 4 + [1 / 6] * 8 + [3 / 6] * 4 + [4 / 6] * 8 + [1], rtol=1e-6)
 
 
-def test_the_progress_of_a_longer_run_is_clipped_to_1(make, tmp_path):
-    env, shorter = make("error and progress", total_updates=3), make("error and progress", total_updates=1)
+@every_task
+def test_a_summary_is_read_from_the_last_two_validations(make, task):
+    env, twin = make("summary", task, total_updates=2), make(lambda env: env, task)
+    tasks = len(PARTS[task])
+    np.testing.assert_array_equal(env.observation_space.low, np.float32([*[0, -1, 0.5, 0.5] * tasks, 0]))
+    np.testing.assert_array_equal(env.observation_space.high, np.float32([*[1, 1, 2, 2] * tasks, 1]))
+    (observation, info), (state, _) = env.reset(seed=0), twin.reset(seed=0)
+    errors, progress = [info["task_errors"]] * 2, []
+    for action in [*actions_of(env, cycles=2), None]:
+        for row, part in enumerate(errors[-1]):
+            error, medians = errors[-1][part], state.reshape(tasks, -1, 2)[row, :, 1]
+            expected = [error, errors[-2][part] - error, medians.max(), medians.min()]
+            np.testing.assert_allclose(observation[4 * row : 4 * row + 4], expected, atol=1e-6)
+        progress.append(observation[-1])
+        if action is not None:
+            observation, *_, info = env.step(action)
+            state, *_ = twin.step(action)
+            if info["validated"]:
+                errors.append(info["task_errors"])
+    assert len(errors) == 2 + 4
+    np.testing.assert_allclose(progress, [0] * 4 + [1 / 6] * 8 + [3 / 6] * 4 + [4 / 6] * 8 + [1], rtol=1e-6)
+
+
+@pytest.mark.parametrize("view", ["error and progress", "summary"])
+def test_the_progress_of_a_longer_run_is_clipped_to_1(make, view, tmp_path):
+    env, shorter = make(view, total_updates=3), make(view, total_updates=1)
     env.reset(seed=0)
     rollout(env, actions_of(env, cycles=2))
     env.unwrapped.save(tmp_path / "run")

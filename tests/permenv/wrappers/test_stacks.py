@@ -31,6 +31,7 @@ from permenv.wrappers import (
     NormalizedReward,
     PoolAction,
     RatioMatrix,
+    RunSummary,
     StateHistory,
     fork,
 )
@@ -205,6 +206,7 @@ def test_fork_of_a_bare_environment_is_its_fork(make):
         ),
         (lambda env: StateHistory(RatioMatrix(env), 2), "spatial", r"StateHistory over the observation Box\(0.5, 2.0"),
         (lambda env: RatioMatrix(StateHistory(env, 2)), "temporal", r"put RatioMatrix below .* or leave out one of"),
+        (lambda env: RunSummary(StateHistory(env, 2)), "temporal", r"put RunSummary below .* or leave out one of"),
         (lambda env: RatioMatrix(FlattenObservation(env)), "spatial", r"RatioMatrix over the observation"),
         (lambda env: StateHistory(ErrorAndProgress(env), 2), "spatial", r"put StateHistory below the wrapper that"),
         (

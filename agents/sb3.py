@@ -10,10 +10,6 @@ model.learn(96_000)  # one training run of the tiny preset: 30 updates of 3200 a
 """
 
 import contextlib
-import json
-import os
-import random
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +22,12 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import FlattenObservation
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
+from agents.base import Tree
+from agents.sb3_state import Algorithm
+from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
 from permenv.wrappers import ActionBlock, MixtureAction, NormalizedReward, PoolAction
 
 Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
@@ -39,95 +35,19 @@ Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and upda
 _MOST_AHEAD = 256  # actions drawn at once
 
 
-class OwnRandomness:
-    """States of the global random generators (random, numpy, torch) that belong to one model.
-
-    Stable-Baselines3 seeds the global generators and draws from them. While one of its methods runs, these states are
-    swapped in. So it leaves the global states unchanged, and what it draws does not depend on them. Can be pickled.
-    """
-
-    def __init__(self) -> None:
-        self._states: tuple[Any, ...] | None = None  # before the first use, which begins with the caller's
-        self._in_use = False
-
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Swap these states in and restore the caller's afterwards; nested uses have no effect."""
-        if self._in_use:
-            yield
-            return
-        callers = _global_states()
-        if self._states is not None:
-            _set_global_states(self._states)
-        self._in_use = True
-        try:
-            yield
-        finally:
-            self._states, self._in_use = _global_states(), False
-            _set_global_states(callers)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_states": _global_states() if self._in_use else self._states, "_in_use": False}
-
-
-def _global_states() -> tuple[Any, ...]:
-    # Seeding torch seeds the GPUs too, whatever the device of the policy is.
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
-
-
-def _set_global_states(states: tuple[Any, ...]) -> None:
-    ours, numpys, torchs, cuda = states
-    random.setstate(ours)
-    np.random.set_state(numpys)  # noqa: NPY002
-    torch.set_rng_state(torchs)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
-
-
-class _Seeded(BaseAlgorithm):
-    """Base of the four algorithms: draws from its own random states."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self.randomness = OwnRandomness()
-        self.algorithm = type(self).__name__.lower()  # goes into the zip
-        super().__init__(*arguments, **options)
-        self.set_logger(Logger(None, []))  # the default logger creates a folder in /tmp for each learn()
-
-    def _setup_model(self) -> None:
-        with self.randomness.in_use():
-            super()._setup_model()  # type: ignore[safe-super] # of the algorithm, next in the MRO
-
-    def learn(self, *arguments: Any, **options: Any) -> Any:
-        """Learn, see Stable-Baselines3."""
-        with self.randomness.in_use():
-            return super().learn(*arguments, **options)  # type: ignore[safe-super]
-
-    def predict(self, *arguments: Any, **options: Any) -> Any:
-        """Choose actions, see Stable-Baselines3."""
-        with self.randomness.in_use():
-            return super().predict(*arguments, **options)
-
-    def _excluded_save_params(self) -> list[str]:
-        # Save the replay buffer too, since DQN and SAC learn only from it. Its class follows from `n_steps`; if it were
-        # saved, loading would treat it as a custom class.
-        excluded = set(super()._excluded_save_params())
-        return [*(excluded - {"replay_buffer"}), "replay_buffer_class"]
-
-
-class PPO(_Seeded, stable_baselines3.PPO):
+class PPO(Algorithm, stable_baselines3.PPO):
     """PPO of Stable-Baselines3 with its own random states."""
 
 
-class A2C(_Seeded, stable_baselines3.A2C):
+class A2C(Algorithm, stable_baselines3.A2C):
     """A2C of Stable-Baselines3 with its own random states."""
 
 
-class DQN(_Seeded, stable_baselines3.DQN):
+class DQN(Algorithm, stable_baselines3.DQN):
     """DQN of Stable-Baselines3 with its own random states."""
 
 
-class SAC(_Seeded, stable_baselines3.SAC):
+class SAC(Algorithm, stable_baselines3.SAC):
     """SAC of Stable-Baselines3 with its own random states."""
 
 
@@ -236,25 +156,25 @@ def _sac(steps: int, updates: int) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Algorithm:
-    kind: type[_Seeded]
+class _Entry:
+    kind: type[Algorithm]
     numbers: Numbers
     actions: tuple[type[spaces.Space], ...]
     remedy: str = ""
 
 
-ALGORITHMS: Mapping[str, _Algorithm] = MappingProxyType(
+ALGORITHMS: Mapping[str, _Entry] = MappingProxyType(
     {
-        "ppo": _Algorithm(PPO, _ppo, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)),
-        "a2c": _Algorithm(A2C, _a2c, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)),
-        "dqn": _Algorithm(
+        "ppo": _Entry(PPO, _ppo, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)),
+        "a2c": _Entry(A2C, _a2c, (spaces.Discrete, spaces.MultiDiscrete, spaces.Box)),
+        "dqn": _Entry(
             DQN,
             _dqn,
             (spaces.Discrete,),
             "give it the actions of a single task, or permenv.wrappers.FlatJointAction(env) for the joint task "
             "(--actions pairs)",
         ),
-        "sac": _Algorithm(SAC, _sac, (spaces.Box,), "give it permenv.wrappers.MixtureAction(env) (--actions mixture)"),
+        "sac": _Entry(SAC, _sac, (spaces.Box,), "give it permenv.wrappers.MixtureAction(env) (--actions mixture)"),
     }
 )
 """By name, the algorithms that `make_model` can make."""
@@ -262,7 +182,7 @@ ALGORITHMS: Mapping[str, _Algorithm] = MappingProxyType(
 
 def make_model(
     algorithm: str, env: gym.Env[Any, Any], *, seed: int, hidden: int = 16, device: str = "cpu", **options: Any
-) -> BaseAlgorithm:
+) -> Algorithm:
     r"""Make a Stable-Baselines3 model for the environment, with hyperparameters that suit its rewards.
 
     The environment is wrapped inside: in `NormalizedReward`, unless it is already (its rewards are of the order of
@@ -279,7 +199,7 @@ def make_model(
     A model draws from its own random states, seeded from `seed`: the global ones are left unchanged, and the same seed
     gives the same model bit for bit on a CPU.
 
-    `model.save(path)` writes the zip of Stable-Baselines3, with the replay buffer of DQN and SAC; see `load_model`.
+    `model.save(path)` writes its whole state, with the replay buffer of DQN and SAC, as safetensors; see `load_model`.
 
     Args:
         algorithm: "ppo", "a2c", "dqn" or "sac". DQN needs Discrete actions: those of a single task, or
@@ -317,77 +237,60 @@ def make_model(
     return model
 
 
-def load_model(algorithm: str, path: str | Path, env: gym.Env[Any, Any], *, device: str = "cpu") -> BaseAlgorithm:
-    """Load a model that `model.save` wrote, to continue learning.
+def load_model(
+    algorithm: str, path: str | Path, env: gym.Env[Any, Any], *, device: str = "cpu", **options: Any
+) -> Algorithm:
+    """Make a model that continues where `model.save` was called.
 
-    The steps since the last training step are not in the file, so learning does not continue bit for bit.
-
-    Loading unpickles parts of the zip, which can execute code: load only files you trust. (The project's own
-    checkpoints are never unpickled.) `start_from` takes only the networks and executes nothing.
+    Nothing is unpickled. The steps since the last training step of PPO and A2C are not in the file.
 
     Args:
         algorithm: The algorithm of the saved model.
-        path: The zip.
+        path: What `model.save` wrote, or a checkpoint of `experiments/sb3.py`.
         env: An environment like that of the saved model; it is reset before the first step.
         device: Device of the networks.
+        **options: Those that the saved model was made with, see `make_model`.
 
     Raises:
         CheckpointError: If there is no such file, it is damaged, or the model has another algorithm or other spaces.
         ConfigurationError: If there is no such algorithm, or it does not support these actions.
     """
-    chosen = _algorithm(algorithm, env)
-    _check_zip(path, algorithm)
-    try:
-        # A seed would overwrite the saved random states.
-        return chosen.kind.load(path, env=_wrapped(env), device=device, seed=None)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is a model of another environment or version: {_line(error)}") from error
+    model = make_model(algorithm, env, seed=0, device=device, **options)  # the file has the random states
+    assert model.env is not None
+    model.env._reset_seeds()  # the run that begins is not that of seed 0
+    with _naming(path):
+        model.load_state_dict(_agent_in(path))
+    return model
 
 
-def save(model: BaseAlgorithm, path: Path) -> None:
-    """Write the zip of `model.save`, atomically."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        model.save(file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
-def start_from(model: BaseAlgorithm, path: str | Path) -> None:
+def start_from(model: Algorithm, path: str | Path) -> None:
     """Load the networks and optimisers of a saved model, and nothing else, into a new model.
+
+    Args:
+        model: What `make_model` returned.
+        path: See `load_model`.
 
     Raises:
         CheckpointError: If there is no such file, it is damaged, or the model has another algorithm or other sizes.
     """
-    _check_zip(path, type(model).__name__.lower())
+    with _naming(path):
+        model.load_networks(_agent_in(path))
+
+
+def _agent_in(path: str | Path) -> Tree:
+    agent = checkpoint.read(path).get("agent")
+    if not isinstance(agent, dict) or "networks" not in agent:
+        raise CheckpointError("it holds no model: name a file that model.save() or a run of experiments/sb3.py wrote")
+    return agent
+
+
+@contextlib.contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Name the file in errors."""
     try:
-        model.set_parameters(str(path), device=model.device)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} is a model of other sizes: make this model with the same arguments ({_line(error)})"
-        ) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _check_zip(path: str | Path, algorithm: str) -> None:
-    if not Path(path).is_file():
-        raise CheckpointError(f"no model at {path}: pass the path of a zip that model.save() or a run wrote")
-    try:
-        with zipfile.ZipFile(path) as file:
-            damaged = file.testzip()
-            theirs = json.loads(file.read("data")).get("algorithm")
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or not a model ({error}): use an earlier one") from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged ({damaged}): use an earlier one")
-    if theirs != algorithm:
-        raise CheckpointError(
-            f"{path} is a model of {theirs}, not of {algorithm}: pass the algorithm it was saved with"
-        )
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
@@ -403,7 +306,7 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     return (config.free_iterations + config.iterations_per_update) * config.actions_per_iteration
 
 
-def _algorithm(name: str, env: gym.Env[Any, Any]) -> _Algorithm:
+def _algorithm(name: str, env: gym.Env[Any, Any]) -> _Entry:
     """Return the algorithm of that name, if it supports the actions of the environment."""
     if name not in ALGORITHMS:
         raise ConfigurationError(f"there is no algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")

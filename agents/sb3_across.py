@@ -7,19 +7,17 @@ in processes of their own, with observations and rewards standardised over all e
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from agents.base import Agent, Tree
-from agents.sb3 import ALGORITHMS, start_from
+from agents.sb3 import ALGORITHMS, Algorithm
 
 _LARGEST_INPUT = 5.0  # in deviations, as in `GaussianReinforce`
 _BATCHES = 4  # of an epoch of PPO
@@ -59,7 +57,7 @@ def make_model(
     discount: float = 0.97,
     processes: bool = False,
     **options: Any,
-) -> BaseAlgorithm:
+) -> Algorithm:
     """Make a model that learns from several environments at once.
 
     Args:
@@ -85,7 +83,7 @@ def make_model(
     return model
 
 
-def scale_of(model: BaseAlgorithm) -> Tree:
+def scale_of(model: Algorithm) -> Tree:
     """Return what observations and rewards are standardised with, for `load_scale` and `FrozenModel`."""
     normalised = model.get_vec_normalize_env()
     assert normalised is not None
@@ -98,7 +96,7 @@ def scale_of(model: BaseAlgorithm) -> Tree:
     }
 
 
-def load_scale(model: BaseAlgorithm, scale: Tree) -> None:
+def load_scale(model: Algorithm, scale: Tree) -> None:
     """Continue with what `scale_of` returned."""
     normalised = model.get_vec_normalize_env()
     assert normalised is not None
@@ -111,19 +109,19 @@ class FrozenModel(Agent):
 
     Args:
         algorithm: One of `NUMBERS`.
-        path: What `model.save` wrote; only networks are loaded from it, nothing is unpickled.
+        state: What `model.state_dict` returned; only its networks are used.
         scale: What `scale_of` returned.
         env: An environment with the spaces that the model was trained with; it is not stepped.
         hidden: As the model was made.
 
     Raises:
-        CheckpointError: If there is no such model.
+        CheckpointError: If it is the state of another model.
     """
 
-    def __init__(self, algorithm: str, path: Path, scale: Tree, env: gym.Env, *, hidden: int) -> None:
+    def __init__(self, algorithm: str, state: Tree, scale: Tree, env: gym.Env, *, hidden: int) -> None:
         super().__init__(env.observation_space, env.action_space, seed=0)
         self._model = _make(algorithm, DummyVecEnv([lambda: env]), 2, 0, hidden, {})
-        start_from(self._model, path)
+        self._model.load_networks(state)
         self._scale = _restored(scale["observation"])
 
     def act(self, observation: np.ndarray) -> np.ndarray:
@@ -136,7 +134,7 @@ class FrozenModel(Agent):
         return action
 
 
-def _make(algorithm: str, env: VecEnv, steps: int, seed: int, hidden: int, options: Mapping[str, Any]) -> BaseAlgorithm:
+def _make(algorithm: str, env: VecEnv, steps: int, seed: int, hidden: int, options: Mapping[str, Any]) -> Algorithm:
     gamma = {"gamma": env.gamma} if isinstance(env, VecNormalize) else {}
     return ALGORITHMS[algorithm].kind(
         "MlpPolicy",

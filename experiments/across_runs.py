@@ -10,12 +10,13 @@ What it is worth on seeds that it has not seen is measured by
     python experiments/leaderboard.py --policies runs/across-pgpe-pool-seed0
 
 The run folder holds config.json, metrics.csv (a row per update of the policy), TensorBoard logs and
-checkpoint.safetensors, the policy (of Stable-Baselines3: model.zip beside it). It can be killed at any time, and
-`--resume` continues: to the same numbers with our algorithms, with other episodes with Stable-Baselines3.
+checkpoint.safetensors, the policy. It can be killed at any time, and `--resume` continues: to the same numbers with our
+algorithms, with other episodes with Stable-Baselines3.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -31,11 +32,17 @@ from tqdm import tqdm
 import permenv
 from agents import EpisodicAgent, Trajectory, collect
 from experiments.common.files import as_json
-from experiments.common.learned import LEARNERS, MODEL, view
+from experiments.common.learned import LEARNERS, view
 from experiments.common.machine import machine
-from experiments.common.options import EnvOptions, Preset, run_script
+from experiments.common.options import EnvOptions, Preset, require_at_least
+from experiments.common.processes import (
+    end_processes,
+    end_with_parent,
+    interrupts_for_this_process_only,
+    make_executor,
+)
 from experiments.common.run_folder import RunFolder, check_same_job
-from experiments.common.sweep import make_executor
+from experiments.common.script import run_script
 from permenv import PermShuffleEnv, checkpoint
 from permenv.pretraining import Record
 from permenv.training import resolve_device
@@ -78,17 +85,27 @@ class Config(EnvOptions):
     """Continue the run in `out`."""
 
     def __post_init__(self) -> None:
-        """Fill in `env`.
+        """Fill in `env`, and check the numbers.
 
         Raises:
-            ConfigurationError: If the episodes do not come in pairs where the algorithm needs that.
+            ConfigurationError: If an option is unknown or out of range.
         """
         super().__post_init__()
+        require_at_least(self, seed=0, processes=0, history=0, hidden=0, episodes=1, episodes_per_update=1)
+        if not 0 <= self.discount <= 1:
+            raise permenv.ConfigurationError(f"--discount {self.discount}: must lie in [0, 1]")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise permenv.ConfigurationError(f"--learning-rate {self.learning_rate}: must be above 0")
         if self.algorithm == "pgpe" and (self.episodes % 2 or self.episodes_per_update % 2):
             raise permenv.ConfigurationError(
                 f"--episodes {self.episodes} --episodes-per-update {self.episodes_per_update}: pgpe plays pairs of "
                 f"runs; make both even"
             )
+
+    @property
+    def saved(self) -> str | None:
+        """What was saved so far."""
+        return f"{self.folder} holds the policy up to its last update" if RunFolder.holds_run(self.folder) else None
 
     @property
     def folder(self) -> Path:
@@ -110,18 +127,20 @@ def main(config: Config) -> list[dict[str, float]]:
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
-    folder, settings = RunFolder(config.folder, config.resume), as_json(config)
-    _make_view(config)  # reports what is wrong with the options or the data
-    saved = None
-    if config.resume:
-        saved = checkpoint.read(folder.checkpoint)
-        check_same_job(settings, ("episodes", "processes", "out", "resume"), saved["job"]["settings"], folder.path)
-    folder.start(saved["job"]["rows"] if saved else [])
-    folder.json("config", {**settings, "machine": machine(resolve_device(config.device), threads=1)})
-    log = _Log(config, folder, settings)
-    with log.bar:
-        (_ours if config.algorithm in LEARNERS else _sb3)(config, log, saved)
-    folder.close()
+    settings = as_json(config)
+    with contextlib.closing(RunFolder(config.folder, config.resume)) as folder:
+        _make_view(config)  # reports what is wrong with the options or the data
+        saved = None
+        if folder.holds_run(folder.path):
+            saved = checkpoint.read(folder.checkpoint)
+            # a replay buffer has a column for each environment
+            may_change = ("episodes", "out", "resume", *(() if config.algorithm == "sac" else ("processes",)))
+            check_same_job(settings, may_change, saved["job"]["settings"], folder.path)
+        folder.start(saved["job"]["rows"] if saved else [])
+        folder.json("config", {**settings, "machine": machine(resolve_device(config.device), threads=1)})
+        log = _Log(config, folder, settings)
+        with log.bar:
+            (_ours if config.algorithm in LEARNERS else _sb3)(config, log, saved)
     return folder.rows
 
 
@@ -130,12 +149,10 @@ class _Log:
 
     Attributes:
         bar: Counts the episodes.
-        path: The run folder.
     """
 
     def __init__(self, config: Config, folder: RunFolder, settings: dict[str, Any]):
         self._folder, self._settings = folder, settings
-        self.path = folder.path
         self.bar = tqdm(total=config.episodes, initial=self.played, unit="run")
         self._start = time.perf_counter()
 
@@ -144,13 +161,22 @@ class _Log:
         """Episodes that have been learned from."""
         return int(self._folder.rows[-1]["episodes"]) if self._folder.rows else 0
 
+    def save(self, state: dict[str, Any]) -> None:
+        """Write the checkpoint.
+
+        Args:
+            state: "agent", the policy's state, and whatever the job needs to continue.
+        """
+        agent = state.pop("agent")
+        self._folder.save({}, agent, {"settings": self._settings, **state})
+
     def update(self, errors: list[tuple[float, float]], metrics: dict[str, float], state: dict[str, Any]) -> None:
         """Write what an update of the policy learned from, and the policy's state after it.
 
         Args:
             errors: Of each episode, E at half of the run and at its end.
             metrics: More columns.
-            state: For the checkpoint: "agent", and whatever the job needs to continue.
+            state: See `save`.
         """
         now = time.perf_counter()
         half, end = np.mean(errors, axis=0)
@@ -164,7 +190,7 @@ class _Log:
         }
         self._start = now
         self._folder.append(row)
-        self._folder.save({}, state.pop("agent"), {"settings": self._settings, **state})
+        self.save(state)
         self.bar.set_postfix_str(f"E {np.mean([each['error_end'] for each in self._folder.rows[-_RECENT:]]):.3f}")
 
 
@@ -173,6 +199,7 @@ def _ours(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     agent = _make_agent(config, _make_view(config))
     if saved:
         agent.load_state_dict(saved["agent"])
+    log.save({"agent": agent.state_dict()})
     with make_executor(config.processes) as executor:
         while log.played < config.episodes:
             first = config.first_episode + log.played
@@ -190,27 +217,32 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     """Let an algorithm of Stable-Baselines3 play and learn, from environments in processes of their own."""
     from stable_baselines3.common.callbacks import BaseCallback  # slow to import
 
-    from agents import sb3, sb3_across
+    from agents import sb3_across
 
     num_envs = max(1, config.processes)
     phases = config.env.total_updates * (2 if config.env.free_iterations else 1)
-    path = log.path / MODEL
-    model = sb3_across.make_model(
-        config.algorithm,
-        [functools.partial(_ReportingErrors.make, config)] * num_envs,
-        steps=phases * config.episodes_per_update // num_envs * num_envs,
-        seed=config.seed,
-        first_episode=config.first_episode + log.played,
-        hidden=config.hidden,
-        discount=config.discount,
-        processes=bool(config.processes),
-        **({} if config.learning_rate is None else {"learning_rate": config.learning_rate}),
-    )
+    with interrupts_for_this_process_only():
+        model = sb3_across.make_model(
+            config.algorithm,
+            [functools.partial(_ReportingErrors.make, config)] * num_envs,
+            steps=phases * config.episodes_per_update // num_envs * num_envs,
+            seed=config.seed,
+            first_episode=config.first_episode + log.played,
+            hidden=config.hidden,
+            discount=config.discount,
+            processes=bool(config.processes),
+            **({} if config.learning_rate is None else {"learning_rate": config.learning_rate}),
+        )
     environments = model.get_env()
     assert environments is not None
+
+    def state() -> dict[str, Any]:
+        return {"agent": model.state_dict(), "scale": sb3_across.scale_of(model)}
+
     if saved:
-        sb3.start_from(model, path)
+        model.load_state_dict(saved["agent"])
         sb3_across.load_scale(model, saved["job"]["scale"])
+    log.save(state())
 
     class Report(BaseCallback):
         """Collects the episodes; when the model has learned from them, before the next ones, writes a row."""
@@ -232,14 +264,15 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
 
         def _write(self) -> None:
             if self.errors:
-                sb3.save(model, path)
-                log.update(self.errors, {}, {"agent": {}, "scale": sb3_across.scale_of(model)})
+                log.update(self.errors, {}, state())
                 self.errors.clear()
 
     try:
-        model.learn(config.episodes * phases, Report())
-    finally:
-        environments.close()
+        model.learn(config.episodes * phases, Report(), reset_num_timesteps=saved is None)
+    except KeyboardInterrupt:
+        end_processes()  # close() would wait for the end of their phases
+        raise
+    environments.close()
 
 
 class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
@@ -247,6 +280,8 @@ class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
 
     @classmethod
     def make(cls, config: Config) -> gym.Env:
+        if config.processes:  # this is one of them
+            end_with_parent()
         return cls(view(config.make(), config.actions, config.history))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

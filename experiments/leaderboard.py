@@ -20,9 +20,10 @@ from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import write_json, write_picture, write_text
 from experiments.common.learned import LearnedPolicy
 from experiments.common.machine import machine
-from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import AGENTS, check_names, play, play_learned
 from experiments.common.run_folder import as_csv
+from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.sweep import over_seeds
 from permenv.training import resolve_device

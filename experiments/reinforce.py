@@ -11,6 +11,7 @@ Reinforcement Learning", ECCV 2018. All files of a run are in its folder, see `e
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ import permenv
 from agents import AGENTS, Agent, InversePolicy, Reinforce
 from agents.rollout import rollout
 from experiments.common import main_job
-from experiments.common.options import JobOptions, run_script
+from experiments.common.options import JobOptions
 from experiments.common.run_folder import CHECKPOINT, RunFolder, read_rows
+from experiments.common.script import run_script
 from permenv import checkpoint
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
     rival = dataclasses.replace(config, policy="random", policy_from=None, out=config.folder / "random")
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
-    RunFolder(rival.folder, rival.resume)  # refuse a folder of other files before the first run, not after it
+    RunFolder(rival.folder, rival.resume).close()  # refuse a folder of other files before the first run, not after it
     summary = train(config)
     baseline = train(rival)
     _compare(config, summary, rival, baseline)
@@ -87,16 +89,16 @@ def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: d
     """Add the relative accuracies to the summary, draw both runs into error.png, and print the comparison."""
     from experiments.common import figures  # slow to import
 
-    folder = RunFolder(config.folder, resume=True)
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
         ours["relative_accuracy"] = _relative_accuracy(ours, theirs)
-    folder.json("summary", summary)
     curves = {
         f"{task}, {name}": curve
         for name, run in ((config.policy, config), ("random", rival))
         for task, curve in figures.curves(read_rows(run.folder)).items()
     }
-    folder.picture("error", figures.error_figure(curves))
+    with contextlib.closing(RunFolder(config.folder, resume=True)) as folder:
+        folder.json("summary", summary)
+        folder.picture("error", figures.error_figure(curves))
     for task, ours in summary["tasks"].items():
         relative = ours["relative_accuracy"]
         in_words = "undefined, random's is 0" if relative is None else f"{relative:.1%} of random's"

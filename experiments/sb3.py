@@ -4,9 +4,8 @@
     python experiments/sb3.py --algorithm a2c --task spatiotemporal --actions mixture
     python experiments/sb3.py --algorithm dqn --task temporal
 
-The run folder is that of `experiments/reinforce.py`, with `model.zip` beside the checkpoint: what
-`agents.sb3.load_model` loads, written after every update. `--resume` continues both from the last update, but not bit
-for bit: an action that was drawn and not taken is drawn again.
+The run folder is that of `experiments/reinforce.py`; its checkpoint holds the model too, and `agents.sb3.load_model`
+loads it. `--resume` continues to the same numbers.
 """
 
 from __future__ import annotations
@@ -19,10 +18,9 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from experiments.common import main_job
-from experiments.common.options import JobOptions, run_script
+from experiments.common.options import JobOptions
+from experiments.common.script import run_script
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction
-
-MODEL = "model.zip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class Config(JobOptions):
     hidden: int = 16
     """Units of the networks' hidden layer."""
     model_from: Path | None = None
-    """model.zip of a run of the same algorithm and actions with whose networks to begin."""
+    """Checkpoint of a run of the same algorithm and actions with whose networks to begin."""
 
     @property
     def view(self) -> str:
@@ -71,34 +69,24 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
-    from agents.sb3 import load_model, make_model, save, start_from, steps_of_an_update  # slow to import
+    from agents.sb3 import make_model, start_from, steps_of_an_update  # slow to import
+    from agents.sb3_state import AfterUpdates
 
     with main_job.make_recorder(config) as run:
         queries = main_job.begin(run, config)
         env = VIEWS[config.view](run)
-        path = run.folder.path / MODEL
-        if config.resume:
-            model = load_model(config.algorithm, path, env)
-        else:
-            model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
-            if config.model_from is not None:
-                start_from(model, config.model_from)
-
-        def write() -> dict[str, Any]:
-            save(model, path)
-            return {}  # the zip holds everything
-
-        run.start(write, {task: query.name for task, query in queries.items()})
+        model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
+        if run.saved_agent is not None:
+            model.load_state_dict(run.saved_agent)
+        elif config.model_from is not None:
+            start_from(model, config.model_from)
+        run.start(model.state_dict, {task: query.name for task, query in queries.items()})
         updates = config.env.total_updates - len(run.folder.rows)
         if not run.over:
-            model.learn(updates * steps_of_an_update(env), _goes_on, reset_num_timesteps=not config.resume)
+            callback = AfterUpdates(run.checkpoint)
+            model.learn(updates * steps_of_an_update(env), callback, reset_num_timesteps=run.saved_agent is None)
         summary = main_job.finish(run, config, queries)
     return summary
-
-
-def _goes_on(local: dict[str, Any], _: dict[str, Any]) -> bool:
-    """Stop learning when the run has diverged and so ended early; called after every step."""
-    return not local["infos"][0].get("diverged", False)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,8 @@ import permenv
 from experiments.benchmarks.timing import seconds_in_turn
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
-from experiments.common.options import EnvOptions, run_script
+from experiments.common.options import EnvOptions
+from experiments.common.script import run_script
 from permenv import PermShuffleEnv, Pretraining
 from permenv.heads import SpatialHead
 from permenv.networks import OrderingNetwork, eval_mode

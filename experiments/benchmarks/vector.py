@@ -41,7 +41,8 @@ import torch
 from experiments.benchmarks.timing import seconds_in_turn
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
-from experiments.common.options import EnvOptions, run_script
+from experiments.common.options import EnvOptions
+from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.tasks import make_tasks
 from permenv.training import resolve_device, resolve_precision

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,6 @@ from permenv.wrappers import (
     RunSummary,
     StateHistory,
 )
-
-MODEL = "model.zip"
-"""In the run folder, a model of Stable-Baselines3."""
 
 LEARNERS: Mapping[str, Callable[..., EpisodicAgent]] = {"reinforce": GaussianReinforce, "pgpe": Pgpe}
 """By name, our algorithms; the others are those of Stable-Baselines3."""
@@ -77,8 +73,7 @@ class LearnedPolicy:
         """
         if not (folder / CHECKPOINT).is_file():
             raise CheckpointError(f"there is no {CHECKPOINT} in {folder}: name a folder of experiments/across_runs.py")
-        files = (path for path in (folder / CHECKPOINT, folder / MODEL) if path.is_file())
-        digest = hashlib.blake2b(b"".join(path.read_bytes() for path in files), digest_size=16)
+        digest = hashlib.blake2b((folder / CHECKPOINT).read_bytes(), digest_size=16)
         return cls(folder, digest.hexdigest(), inverse)
 
     @property
@@ -97,15 +92,20 @@ class LearnedPolicy:
             CheckpointError: If the folder holds no such policy.
             ValueError: If the environment has other groups or tasks.
         """
-        job = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
-        wrapped = view(env, job["actions"], job["history"], inverse=self.inverse)
-        if job["algorithm"] not in LEARNERS:
+        path = self.folder / CHECKPOINT
+        saved = checkpoint.read(path)
+        if "actions" not in saved.get("job", {}).get("settings", {}):
+            raise CheckpointError(f"{path} holds no policy across runs: name a folder of experiments/across_runs.py")
+        job, options = saved["job"], saved["job"]["settings"]
+        wrapped = view(env, options["actions"], options["history"], inverse=self.inverse)
+        if options["algorithm"] not in LEARNERS:
             from agents.sb3_across import FrozenModel  # slow to import
 
-            scale = checkpoint.read(self.folder / CHECKPOINT)["job"]["scale"]
-            return wrapped, FrozenModel(job["algorithm"], self.folder / MODEL, scale, wrapped, hidden=job["hidden"])
-        kind = LEARNERS[job["algorithm"]]
-        agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=job["hidden"])
+            return wrapped, FrozenModel(
+                options["algorithm"], saved["agent"], job["scale"], wrapped, hidden=options["hidden"]
+            )
+        kind = LEARNERS[options["algorithm"]]
+        agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=options["hidden"])
         agent.deterministic = True
-        agent.load(self.folder / CHECKPOINT)
+        agent.load(path)
         return wrapped, agent

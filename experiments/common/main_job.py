@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from experiments.common import evaluation
@@ -20,15 +21,16 @@ def make_recorder(options: JobOptions) -> Recorder:
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy; nothing is written.
     """
-    RunFolder(options.folder, options.resume)  # checked before the data, which may take minutes to read
-    keep_freed_memory()
-    return Recorder(
-        options.make(),
-        options.folder,
-        resume=options.resume,
-        settings=options.settings,
-        may_change=options.may_change,
-    )
+    # the folder comes before the data, which may take minutes to read
+    with contextlib.closing(RunFolder(options.folder, options.resume)):
+        keep_freed_memory()
+        return Recorder(
+            options.make(),
+            options.folder,
+            resume=options.resume,
+            settings=options.settings,
+            may_change=options.may_change,
+        )
 
 
 def begin(run: Recorder, options: JobOptions) -> dict[str, Queries]:

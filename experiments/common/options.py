@@ -1,11 +1,6 @@
 """Command-line options: typed, nested and complete in --help.
 
-A script extends `EnvOptions`, `JobOptions` or `SweepOptions` and ends with
-
-```python
-if __name__ == "__main__":
-    run_script(main, Config, __doc__)
-```
+A script extends `EnvOptions`, `JobOptions` or `SweepOptions`, see `experiments.common.script`.
 
 --preset and --task are read first, because they decide the defaults of --env.*, the fields of `permenv.Config`.
 """
@@ -15,8 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -26,7 +20,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import permenv
-from experiments.common.run_folder import RunFolderError
+from experiments.common.run_folder import RunFolder
 from permenv import PRESETS, Pretraining, make_config, registered_tasks
 
 if TYPE_CHECKING:
@@ -37,9 +31,6 @@ else:
     TaskName = tyro.extras.literal_type_from_choices(registered_tasks())
 
 T = TypeVar("T")
-
-ERRORS = (permenv.ConfigurationError, permenv.DataError, permenv.CheckpointError, RunFolderError)
-"""Errors that a script shows as one line: each names the value, the place and the remedy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +74,11 @@ class EnvOptions:
         preset = make_config(self.preset, self.task)
         values = {field.name: getattr(self.env, field.name) for field in dataclasses.fields(preset)}
         return {name: value for name, value in values.items() if value != getattr(preset, name)}
+
+    @property
+    def saved(self) -> str | None:
+        """What the script has saved so far, in words; None if nothing."""
+        return None
 
     @property
     def data(self) -> str:
@@ -154,12 +150,13 @@ class JobOptions(EnvOptions):
     """Continue the run in `out` from its last checkpoint."""
 
     def __post_init__(self) -> None:
-        """Fill in `env`, and check the options that concern the data.
+        """Fill in `env`, and check the seed and the options that concern the data.
 
         Raises:
-            ConfigurationError: If an option is unknown, or the run has no such data.
+            ConfigurationError: If an option is unknown or out of range, or the run has no such data.
         """
         super().__post_init__()
+        require_at_least(self, seed=0)
         if self.eval_images is not None and self.task == "temporal":
             raise permenv.ConfigurationError(
                 f"--eval-images {self.eval_images}: task 'temporal' shuffles frames, and clips query; leave it out"
@@ -178,6 +175,11 @@ class JobOptions(EnvOptions):
     def folder(self) -> Path:
         """The run folder."""
         return self.out or Path("runs") / f"{self.task}-{self.algorithm_name}-seed{self.seed}"
+
+    @property
+    def saved(self) -> str | None:
+        """What the job has saved so far."""
+        return f"{self.folder} holds the run up to its last update" if RunFolder.holds_run(self.folder) else None
 
     @property
     def reset_options(self) -> dict[str, Any]:
@@ -205,19 +207,36 @@ class SweepOptions(EnvOptions):
     runs: Path | None = None
     """Folder with the result of each job; a job whose result is there is not run again. By default none is kept."""
 
+    def __post_init__(self) -> None:
+        """Fill in `env`, and check the numbers.
 
-def run_script(main: Callable[[T], Any], kind: type[T], description: str | None) -> None:
-    """Parse the command line and run a script; show what is wrong with an option in one line.
+        Raises:
+            ConfigurationError: If an option is unknown or out of range.
+        """
+        super().__post_init__()
+        require_at_least(self, seeds=1, first_seed=0, processes=0)
+
+    @property
+    def saved(self) -> str | None:
+        """What the sweep has saved so far."""
+        found = self.runs is not None and any(self.runs.glob("*.json"))
+        return f"{self.runs} holds the finished runs" if found else None
+
+
+def require_at_least(options: Any, **least: int) -> None:
+    """Check numbers among the options of a script.
 
     Args:
-        main: The script.
-        kind: The dataclass of its options.
-        description: What --help says first.
+        options: The options.
+        **least: By name, the least value.
+
+    Raises:
+        ConfigurationError: If a value is lower.
     """
-    try:
-        main(parse(kind, description))
-    except ERRORS as error:
-        sys.exit(f"error: {error}")
+    for name, bound in least.items():
+        value = getattr(options, name)
+        if value < bound:
+            raise permenv.ConfigurationError(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
 
 
 def parse(kind: type[T], description: str | None = None, arguments: Sequence[str] | None = None) -> T:

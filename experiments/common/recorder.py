@@ -47,7 +47,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     Args:
         env: `PermShuffle-v0` under any wrappers.
-        folder: Where to write. Nothing is written before `start`.
+        folder: Where to write, see `RunFolder`. Nothing is written before `start`.
         resume: Whether to continue the run that is in the folder.
         settings: The options of the job, for config.json. A resumed run must have the same.
         may_change: The names of those that may differ.
@@ -60,7 +60,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         over: Whether the run has ended.
 
     Raises:
-        CheckpointError, RunFolderError: If the folder cannot be used; the message names the remedy.
+        CheckpointError, ConfigurationError, RunFolderError: If the folder cannot be used; the message names the remedy.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.notes: dict[str, Any] = {}
         self.over = False
         self._settings = as_json(settings or {})
-        self._saved = checkpoint.read(self.folder.checkpoint) if resume else None
+        self._saved = checkpoint.read(self.folder.checkpoint) if self.folder.holds_run(folder) else None
         if self._saved is not None:
             check_same_job(self._settings, may_change, self._saved["job"]["settings"], folder)
             self.saved_agent = self._saved["agent"]
@@ -106,7 +106,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
         Args:
             agent_state: Called for every checkpoint, after the algorithm has learned from the update: returns its
-                state. An algorithm with a file of its own writes it then, and returns {}.
+                state.
             queries: By task, the name of the data that its evaluation uses, for config.json.
         """
         assert self._observation is not None, "reset() comes first"
@@ -187,12 +187,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         }
 
     def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the last checkpoint, summary.json and the pictures, and close the files."""
+        """Write the last checkpoint, summary.json and the pictures."""
         from experiments.common import figures  # slow to import
         from permenv.render import dashboard
 
         self.checkpoint()
-        self._close_files()
+        self._close_bar()
         base_env, folder = self.base_env, self.folder
         folder.json("summary", summary)
         folder.picture("dashboard", dashboard(f"PermShuffle: {base_env.task}", base_env.run, base_env.rewards))
@@ -203,11 +203,11 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def close(self) -> None:
         """Close the files, the progress bar and the environment."""
-        self._close_files()
+        self._close_bar()
+        self.folder.close()
         super().close()
 
-    def _close_files(self) -> None:
-        self.folder.close()
+    def _close_bar(self) -> None:
         if self._bar is not None:
             self._bar.close()
 

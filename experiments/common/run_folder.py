@@ -3,19 +3,32 @@
 config.json, permutations-TASK.npy, metrics.csv (one row an update; columns of a single task are called TASK/...),
 tensorboard/, checkpoint.safetensors, summary.json and the pictures. The checkpoint holds the environment, the agent and
 the rows so far, so that this file alone is enough to continue; the others are written again from it.
+
+The first file is .lock. It says that the folder is a run's, and it is locked by the process that trains: the operating
+system releases the lock of a process that ends, also of one that is killed.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 
-from experiments.common.files import write_json, write_picture, write_text
+from experiments.common.files import (
+    remove_leftovers,
+    replacing,
+    require_writable,
+    write_json,
+    write_picture,
+    write_text,
+)
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 
@@ -24,6 +37,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.safetensors"
+LOCK = ".lock"
+_METRICS, _TENSORBOARD = "metrics.csv", "tensorboard"
+_SUFFIXES = (".csv", ".json", ".npy", ".png", ".safetensors")  # of the run's files
+
+log = logging.getLogger(__name__)
 
 
 class RunFolderError(RuntimeError):
@@ -31,38 +49,36 @@ class RunFolderError(RuntimeError):
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of one run. It is locked from here on if a run was begun in it, else from `start` on, until `close`.
 
     Args:
         path: Where it is, or is to be.
-        resume: Whether to continue the run that is there.
+        resume: Whether to continue the run that is there. A run without a checkpoint is begun again, with or without.
 
     Attributes:
         path: Where it is.
         rows: The rows of metrics.csv.
 
     Raises:
-        RunFolderError: If there is a run and `resume` is not set, or there is none and it is; or if the folder holds
-            other files.
+        ConfigurationError: If no such folder can be made.
+        RunFolderError: If there is a run and `resume` is not set, or there is none and it is; if the folder holds other
+            files, or one of its files is a folder; or if another process uses it.
     """
 
     def __init__(self, path: Path, resume: bool):
         self.path = path
         self.rows: list[dict[str, float]] = []
+        self._resume = resume
         self._writer: SummaryWriter | None = None
-        exists = self.holds_run(path)
-        if exists and not resume:
-            raise RunFolderError(f"{path} holds a run: continue it with --resume, or name another folder with --out")
-        if not exists and path.is_dir() and any(path.iterdir()):
-            raise RunFolderError(f"{path} is not empty and holds no run: name a new folder with --out")
-        if resume and not exists:
-            raise RunFolderError(
-                f"--resume: there is no {CHECKPOINT} in {path}; check --out, or start without --resume"
-            )
+        self._held = ExitStack()
+        self._is_locked = False
+        self._check()  # before a lock file is written into somebody else's folder
+        if self._is_begun:
+            self._lock()
 
     @staticmethod
     def holds_run(path: Path) -> bool:
-        """Return whether a run was begun in this folder."""
+        """Return whether there is a run in this folder that can be continued."""
         return (path / CHECKPOINT).is_file()
 
     @property
@@ -71,25 +87,36 @@ class RunFolder:
         return self.path / CHECKPOINT
 
     def start(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Make the folder, or set it back to `rows`, those of the updates that the checkpoint includes."""
+        """Make the folder, or set it back to `rows`, those of the updates that the checkpoint includes.
+
+        Raises:
+            RunFolderError: If another process has begun a run here in the meantime.
+        """
         from torch.utils.tensorboard import SummaryWriter  # slow to import
 
         self.path.mkdir(parents=True, exist_ok=True)
-        self.rows = [dict(row) for row in rows]
+        self._lock()
+        remove_leftovers(self.path)
+        for events in (self.path / _TENSORBOARD).glob("events.out.tfevents.*"):
+            events.unlink()
+        if not self.holds_run(self.path):  # what a process has left that was killed before its first checkpoint
+            for array in self.path.glob("permutations-*.npy"):
+                array.unlink()
+        self._writer = SummaryWriter(str(self.path / _TENSORBOARD))
+        self.rows = []
+        for row in rows:
+            self._add(dict(row))
         if self.rows:
-            write_text(self.path / "metrics.csv", as_csv(self.rows))
-        self._writer = SummaryWriter(str(self.path / "tensorboard"), purge_step=len(self.rows) + 1)
+            write_text(self.path / _METRICS, as_csv(self.rows))
+        else:
+            (self.path / _METRICS).unlink(missing_ok=True)
 
     def append(self, row: dict[str, float]) -> None:
         """Add the row of one update to metrics.csv and TensorBoard."""
-        assert self._writer is not None, "start() opens the folder"
-        self.rows.append(row)
+        self._add(row)
         first = len(self.rows) == 1
-        with (self.path / "metrics.csv").open("w" if first else "a", encoding="utf-8") as file:
+        with (self.path / _METRICS).open("w" if first else "a", encoding="utf-8") as file:
             file.write(as_csv([row], header=first))
-        for name, value in row.items():
-            if name != "update":
-                self._writer.add_scalar(name, value, global_step=int(row["update"]))
 
     def save(self, environment: Mapping[str, Any], agent: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         """Write the checkpoint: states of environment and agent, rows, and whatever else the job needs to continue."""
@@ -101,18 +128,88 @@ class RunFolder:
 
     def array(self, name: str, values: np.ndarray) -> None:
         """Write `name`.npy, atomically."""
-        temporary = self.path / f".{name}.tmp.npy"
-        np.save(temporary, values)
-        temporary.replace(self.path / f"{name}.npy")
+        with replacing(self.path / f"{name}.npy") as temporary:
+            np.save(temporary, values)
 
     def picture(self, name: str, figure: Figure) -> None:
         """Write `name`.png, atomically."""
         write_picture(self.path / f"{name}.png", figure)
 
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard and release the lock."""
         if self._writer is not None:
             self._writer.close()
+        self._held.close()
+        self._is_locked = False
+
+    def _add(self, row: dict[str, float]) -> None:
+        assert self._writer is not None, "start() opens the folder"
+        self.rows.append(row)
+        for name, value in row.items():
+            if name != "update":
+                self._writer.add_scalar(name, value, global_step=int(row["update"]))
+
+    def _lock(self) -> None:
+        if not self._is_locked:
+            self._held.enter_context(locked(self.path, "--out"))
+            self._is_locked = True
+            self._check()  # again, now that no other process changes the folder
+
+    @property
+    def _is_begun(self) -> bool:
+        return (self.path / LOCK).is_file() or self.holds_run(self.path)
+
+    def _check(self) -> None:
+        path = self.path
+        require_writable(path, "--out")
+        files = list(path.iterdir()) if path.is_dir() else []
+        wrong = [
+            each
+            for each in files
+            if not (each.is_dir() if each.name == _TENSORBOARD else each.suffix not in _SUFFIXES or each.is_file())
+        ]
+        if wrong:
+            kind = "a folder" if wrong[0].is_dir() else "not a folder" if wrong[0].name == _TENSORBOARD else "no file"
+            raise RunFolderError(f"{wrong[0]} is {kind}: move it away, or name another folder with --out")
+        if self.holds_run(path):
+            if not self._resume:
+                raise RunFolderError(
+                    f"{path} holds a run: continue it with --resume, or name another folder with --out"
+                )
+        elif files and (not self._is_begun or (path / _METRICS).exists()):  # the checkpoint is older than any row
+            raise RunFolderError(f"{path} is not empty and holds no run: name a new folder with --out")
+        elif self._resume and not files:
+            raise RunFolderError(
+                f"--resume: there is no {CHECKPOINT} in {path}; check --out, or start without --resume"
+            )
+
+
+@contextmanager
+def locked(folder: Path, option: str) -> Iterator[None]:
+    """Keep other processes out of a folder; this process may lock it several times.
+
+    On a file system without locks nothing is locked.
+
+    Args:
+        folder: The folder, which exists.
+        option: What names another one, for the error.
+
+    Raises:
+        RunFolderError: If another process has locked it.
+    """
+    lock = filelock.FileLock(folder / LOCK, is_singleton=True)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise RunFolderError(
+            f"{folder} is in use by another process: wait until it ends, or name another folder with {option}"
+        ) from error
+    except NotImplementedError:
+        log.info("%s has no file locks", folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_same_job(

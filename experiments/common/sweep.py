@@ -12,51 +12,25 @@ with make_executor(processes=2) as executor:
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import Executor, Future, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from tqdm import tqdm
 
-from experiments.common.files import as_json, write_json
+from experiments.common.files import as_json, remove_leftovers, require_writable, write_json
 from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
-from experiments.common.run_folder import RunFolderError
+from experiments.common.processes import make_executor
+from experiments.common.run_folder import RunFolderError, locked
 
 R = TypeVar("R")
 
 
 class JobError(RuntimeError):
     """A job of a sweep that failed; the message names the job, and the cause is the job's own error."""
-
-
-class SerialExecutor(Executor):
-    """Runs each job in this process when it is submitted."""
-
-    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        """Run `fn`; return its result or its exception as a future that is done."""
-        future: Future[R] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-def make_executor(processes: int) -> Executor:
-    """Make an executor for `sweep`.
-
-    Args:
-        processes: Jobs at once, a new process of one thread each; 0 runs them in this process, one after the other.
-    """
-    if processes == 0:
-        return SerialExecutor()
-    return ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    )
 
 
 def sweep(
@@ -80,19 +54,24 @@ def sweep(
         By name, the results, in the order of `jobs`; of a folder as JSON has them (tuples are lists).
 
     Raises:
-        RunFolderError: If the folder has a result of other arguments or versions; nothing has been run.
+        ConfigurationError: If no such folder can be made.
+        RunFolderError: If another process uses the folder, or it has a result that is damaged or of other arguments or
+            versions; nothing has been run.
         JobError: If a job failed. Jobs that had not begun are cancelled.
     """
     if folder is None:
         return _run(work, {name: (arguments, None, None) for name, arguments in jobs.items()}, executor)
+    require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
-    libraries = versions()
-    settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
-    files = {name: folder / f"{name}.json" for name in jobs}
-    found = {name: _read(path, settings[name]) for name, path in files.items() if path.is_file()}
-    missing = {name: (jobs[name], files[name], settings[name]) for name in jobs if name not in found}
-    _run(work, missing, executor)
-    found |= {name: _read(files[name], settings[name]) for name in missing}
+    with locked(folder, "--runs"):
+        remove_leftovers(folder)
+        libraries = versions()
+        settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
+        files = {name: folder / f"{name}.json" for name in jobs}
+        found = {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
+        missing = {name: (jobs[name], files[name], settings[name]) for name in jobs if name not in found}
+        _run(work, missing, executor)
+        found |= {name: _read(files[name], settings[name]) for name in missing}
     return {name: found[name] for name in jobs}
 
 
@@ -159,8 +138,16 @@ def _result(future: Future[R], name: str) -> R:
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> Any:
-    content = json.loads(path.read_text(encoding="utf-8"))
-    then, now = _leaves(content["settings"]), _leaves(settings)
+    try:
+        if not path.is_file():  # reading a named pipe would wait
+            raise OSError("not a file")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        then, result = _leaves(content["settings"]), content["result"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise RunFolderError(
+            f"{path} is not a result of a job ({error}): remove it, and the job is run again"
+        ) from error
+    now = _leaves(settings)
     different = [name for name in now | then if then.get(name) != now.get(name)]
     if different:
         name = different[0]
@@ -168,7 +155,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> Any:
             f"{path} was made with {name}={then.get(name)!r}, not {now.get(name)!r} ({len(different)} differences): "
             f"name another folder with --runs, or remove it"
         )
-    return content["result"]
+    return result
 
 
 def _leaves(tree: Any, name: str = "") -> dict[str, Any]:

@@ -31,7 +31,8 @@ from agents.rollout import rollout
 from experiments.common.files import write_json
 from experiments.common.learned import LearnedPolicy
 from experiments.common.machine import machine
-from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
 from permenv import PermShuffleEnv

@@ -23,7 +23,8 @@ import tyro
 
 from agents import Agent, RandomPolicy, Reinforce
 from agents.rollout import rollout
-from experiments.common.options import EnvOptions, SweepOptions, run_script
+from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import heading, in_words, publish, with_sd

@@ -21,7 +21,8 @@ import numpy as np
 import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from experiments.common.options import EnvOptions, SweepOptions, run_script
+from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import heading, in_words, iterations_of, publish, train, with_sd

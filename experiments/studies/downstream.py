@@ -24,7 +24,8 @@ import agents
 import permenv
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
-from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import heading, in_words, publish

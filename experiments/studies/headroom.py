@@ -26,10 +26,12 @@ import agents
 from agents.rollout import rollout
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import write_picture
-from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import watch
+from experiments.common.processes import make_executor
+from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate
-from experiments.common.sweep import make_executor, sweep
+from experiments.common.sweep import sweep
 from experiments.studies.shared import heading, publish
 from permenv import Config as Numbers
 from permenv import ConfigurationError, DataError, make_config, register_task

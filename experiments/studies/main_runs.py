@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments import reinforce
-from experiments.common.files import write_json
-from experiments.common.options import parse, run_script
+from experiments.common.files import replacing, write_json
+from experiments.common.options import parse
 from experiments.common.run_folder import RunFolder
+from experiments.common.script import run_script
 from permenv import ConfigurationError, DataError
 
 
@@ -70,6 +71,11 @@ class Config:
     out: Path = Path("experiments/results")
     """Where to write."""
 
+    @property
+    def saved(self) -> str | None:
+        """What was saved so far."""
+        return f"{self.folder} holds the runs up to their last updates" if self.folder.is_dir() else None
+
 
 def main(config: Config) -> None:
     """Train what is missing, and copy summaries and pictures.
@@ -113,9 +119,8 @@ def copy(run: Run, folder: Path, out: Path, data: Path) -> None:
         figures["queries"] = figures["queries"].removeprefix(f"{data}/")
     write_json(out / run.summary, summary)
     for name, name_there in run.pictures.items():
-        temporary = out / f".{name_there}.tmp"
-        temporary.write_bytes((folder / name).read_bytes())
-        temporary.replace(out / name_there)
+        with replacing(out / name_there) as temporary:
+            temporary.write_bytes((folder / name).read_bytes())
 
 
 if __name__ == "__main__":

@@ -30,7 +30,8 @@ import numpy as np
 import tyro
 
 from agents.base import tilt
-from experiments.common.options import EnvOptions, SweepOptions, run_script
+from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import heading, in_words, iterations_of, publish, train
 from permenv import ConfigurationError, Pretraining

@@ -1,6 +1,11 @@
 """Models of Stable-Baselines3: random states, saving, replay buffers, and that every algorithm learns."""
 
+import base64
+import json
+import pickle
 import random
+import zipfile
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +13,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.sb3 import ALGORITHMS, OwnRandomness, load_model, make_model, start_from, steps_of_an_update
+from agents.sb3 import ALGORITHMS, load_model, make_model, start_from, steps_of_an_update
+from agents.sb3_state import OwnRandomness
 from permenv import CheckpointError, ConfigurationError, make_config
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, NormalizedReward
 
@@ -62,6 +68,23 @@ class Bandit(gym.Env):
         return self.observation, reward, over and self.terminates, over and not self.terminates, info
 
 
+class Keeping(gym.Wrapper):
+    """Does not begin again at a reset, as the recorder of a run does not."""
+
+    def reset(self, **_):
+        return self.unwrapped.observation, {}
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def global_states():
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     return random.getstate(), kind, keys.tolist(), rest, torch.get_rng_state().tolist()
@@ -105,8 +128,8 @@ def test_global_random_states_are_left_unchanged_and_have_no_effect(algorithm, t
         env = Bandit(ACTIONS[algorithm], updates=4)
         model = make_model(algorithm, env, seed=0)
         model.learn(7 * steps_of_an_update(env))
-        model.save(tmp_path / "model.zip")
-        loaded = load_model(algorithm, tmp_path / "model.zip", Bandit(ACTIONS[algorithm]))
+        model.save(tmp_path / "model.safetensors")
+        loaded = load_model(algorithm, tmp_path / "model.safetensors", Bandit(ACTIONS[algorithm]))
         observation = env.observation.flatten()
         for name, each in {"made": model, "loaded": loaded}.items():
             predicted[name].append([each.predict(observation)[0] for _ in range(30)])
@@ -120,10 +143,10 @@ def test_states_saved_while_in_use_are_the_current_ones():
     with own.in_use():
         torch.manual_seed(0)
         torch.rand(3)
-        saved = own.__getstate__()
+        saved = own.state_dict()
         expected = torch.rand(1)
     again = OwnRandomness()
-    again.__dict__.update(saved)
+    again.load_state_dict(saved)
     with again.in_use(), again.in_use():
         assert torch.rand(1) == expected
 
@@ -133,10 +156,10 @@ def test_a_loaded_model_predicts_the_same_and_continues_to_learn(algorithm, tmp_
     env = Bandit(ACTIONS[algorithm])
     model = make_model(algorithm, env, seed=0)
     model.learn(7 * steps_of_an_update(env))
-    model.save(tmp_path / "model.zip")
-    loaded = load_model(algorithm, tmp_path / "model.zip", Bandit(ACTIONS[algorithm]))
+    model.save(tmp_path / "model.safetensors")
+    loaded = load_model(algorithm, tmp_path / "model.safetensors", Bandit(ACTIONS[algorithm]))
     other = make_model(algorithm, env, seed=1)
-    start_from(other, tmp_path / "model.zip")
+    start_from(other, tmp_path / "model.safetensors")
     for _ in range(10):
         env._observe()
         expected = model.predict(env.observation.flatten(), deterministic=True)[0]
@@ -148,18 +171,97 @@ def test_a_loaded_model_predicts_the_same_and_continues_to_learn(algorithm, tmp_
     assert any((value != before[name]).any() for name, value in networks(loaded).items())
 
 
-def test_a_damaged_or_foreign_zip_is_refused(tmp_path):
-    path, env = tmp_path / "model.zip", Bandit()
+def test_a_damaged_or_foreign_file_is_refused(tmp_path):
+    path, env = tmp_path / "model.safetensors", Bandit()
     make_model("ppo", env, seed=0).save(path)
-    with pytest.raises(CheckpointError, match="model of ppo, not of a2c"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors: it is a model of ppo, not of a2c"):
         load_model("a2c", path, env)
-    with pytest.raises(CheckpointError, match=r"another environment or version: .* spaces do not match"):
+    with pytest.raises(CheckpointError, match=r"of other sizes or of another version: .* 'observations': \[8\]"):
         load_model("ppo", path, Bandit(groups=5))
+    with pytest.raises(CheckpointError, match=r"model.safetensors: it is a model of other sizes"):
+        load_model("ppo", path, env, hidden=8)
     whole = path.read_bytes()
-    for damaged in (whole[:1000], b"", whole[:500] + bytes([whole[500] ^ 255]) + whole[501:]):
+    for damaged in (whole[:1000], b"", whole[:5000] + bytes([whole[5000] ^ 255]) + whole[5001:]):
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=r"model.zip is damaged"):
+        with pytest.raises(CheckpointError, match=r"model.safetensors is (damaged|truncated)"):
             load_model("ppo", path, env)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_loaded_model_learns_what_the_saved_one_would_have(algorithm, tmp_path):
+    """Every step is a whole update here, so that saving and loading leaves out none."""
+    models = {}
+    for name in ("saved", "loaded"):
+        env = Bandit(ACTIONS[algorithm], num_actions=8, updates=1000)
+        model = make_model(algorithm, env, seed=0)
+        model.learn(7 * steps_of_an_update(env))
+        if name == "loaded":
+            model.save(tmp_path / "model.safetensors")
+            model = load_model(algorithm, tmp_path / "model.safetensors", Keeping(env))
+        model.learn(5 * steps_of_an_update(env), reset_num_timesteps=False)
+        models[name] = model, env
+    (saved, env), (loaded, other) = models.values()
+    assert other.scores == env.scores
+    assert loaded.num_timesteps == saved.num_timesteps
+    for name, value in networks(saved).items():
+        assert torch.equal(networks(loaded)[name], value), name
+
+
+@pytest.mark.parametrize(("before", "after", "kept"), [(4, 10, 7), (10, 4, 4), (4, 5, 5), (10, 10, 7)])
+def test_a_prolonged_run_keeps_its_latest_transitions(before, after, kept):
+    env = Bandit("mixture", updates=before)
+    model = make_model("sac", env, seed=0)
+    model.learn(7)
+    longer = make_model("sac", Bandit("mixture", updates=after), seed=0)
+    longer.load_state_dict(model.state_dict())
+    first, second = model.replay_buffer, longer.replay_buffer
+    latest = min(kept, before)
+    assert second.size() == latest
+
+    def in_order(buffer):
+        return np.roll(buffer.observations[: buffer.size()], -buffer.pos if buffer.full else 0, axis=0)[-latest:]
+
+    np.testing.assert_array_equal(in_order(first), in_order(second))
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda state: state["counters"].update(num_timesteps="many"), "num_timesteps = 'many'"),
+        (lambda state: state["counters"].update(learn=1.0), "learn = 1.0"),
+        (lambda state: state["random"].update(torch=torch.zeros(3)), ""),
+        (lambda state: state["random"].pop("numpy"), "numpy"),
+        (lambda state: state["networks"].pop("policy"), "policy"),
+        (lambda state: state["networks"]["policy.optimizer"]["0"].update(exp_avg=torch.zeros(3)), "another shape"),
+        (lambda state: state["replay_buffer"].update(position=-1), "position -1 among"),
+        (lambda state: state["replay_buffer"].update(rewards=np.zeros((56, 2))), "rewards of the replay buffer"),
+        (lambda state: state.pop("replay_buffer"), "replay_buffer"),
+    ],
+)
+def test_a_state_that_was_tampered_with_is_refused(change, what):
+    env = Bandit()
+    model = make_model("dqn", env, seed=0)
+    model.learn(7 * steps_of_an_update(env))
+    state = model.state_dict()
+    change(state)
+    with pytest.raises(CheckpointError, match=f"it is a model of other sizes or of another version: .*{what}"):
+        make_model("dqn", env, seed=0).load_state_dict(state)
+
+
+def test_a_pickle_is_never_read(tmp_path):
+    """What Stable-Baselines3 itself saves is unpickled when it is loaded, and a pickle can run anything."""
+    path, env = tmp_path / "model.zip", Bandit()
+    with zipfile.ZipFile(path, "w") as file:
+        bomb = base64.b64encode(pickle.dumps(Bomb(tmp_path / "it exploded"))).decode()
+        file.writestr("data", json.dumps({"algorithm": "ppo", "policy_class": {":serialized:": bomb}}))
+    model = make_model("ppo", env, seed=0)
+    with pytest.raises(CheckpointError, match=r"model.zip is truncated or not a checkpoint"):
+        load_model("ppo", path, env)
+    with pytest.raises(CheckpointError, match=r"model.zip is truncated or not a checkpoint"):
+        start_from(model, path)
+    with pytest.raises(ConfigurationError, match=r"agents\.sb3\.load_model"):
+        type(model).load(path, env)
+    assert not (tmp_path / "it exploded").exists()
 
 
 def test_an_unknown_algorithm_is_refused():

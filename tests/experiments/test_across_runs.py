@@ -8,7 +8,7 @@ import pytest
 from experiments import across_runs, leaderboard
 from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
-from experiments.common.run_folder import CHECKPOINT, RunFolderError
+from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError
 from permenv import CheckpointError, ConfigurationError
 from tests.experiments.helpers import small
 
@@ -47,6 +47,7 @@ def test_it_learns_from_episodes_of_fresh_seeds(options, tmp_path, actions):
         "metrics.csv",
         "tensorboard",
         CHECKPOINT,
+        LOCK,
     }
     assert json.loads((tmp_path / "across" / "config.json").read_text())["actions"] == actions
 

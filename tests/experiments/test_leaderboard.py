@@ -55,7 +55,7 @@ def test_it_compares_on_the_joint_task(options):
 def test_it_continues_where_it_was_stopped(options, tmp_path):
     config = options(agents=("random", "exp3"))
     whole = leaderboard.main(config)
-    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
     assert len(times) == 4
     missing = tmp_path / "runs" / "exp3-seed101.json"
     missing.unlink()

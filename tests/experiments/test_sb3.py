@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from agents.sb3 import ALGORITHMS, load_model, make_model, steps_of_an_update
+from agents.sb3 import ALGORITHMS, make_model, steps_of_an_update
 from experiments import reinforce, sb3
 from experiments.common import main_job
-from experiments.common.run_folder import RunFolder, RunFolderError
+from experiments.common.run_folder import CHECKPOINT, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError
 from tests.experiments.helpers import arguments, job, metrics, small
 from tests.helpers import ROOT
@@ -81,7 +81,7 @@ def test_a_run_learns_before_it_ends_and_leaves_the_folder_of_the_main_job(
     summary = sb3.main(options)
     said = capsys.readouterr().out
     ours, theirs = tmp_path / "run", main_jobs(task)
-    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()} | {sb3.MODEL}
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     assert list(metrics(ours)[0]) == list(metrics(theirs)[0])
     assert summary.keys() == json.loads((theirs / "summary.json").read_text()).keys()
     assert [row["update"] for row in metrics(ours)] == [str(update + 1) for update in range(ENOUGH[algorithm])]
@@ -89,7 +89,8 @@ def test_a_run_learns_before_it_ends_and_leaves_the_folder_of_the_main_job(
     assert f"after {3 * ENOUGH[algorithm]} iterations" in said
     with main_job.make_recorder(config(ours, algorithm, task=task, actions=actions, resume=True)) as run:
         env = sb3.VIEWS[actions](run)
-        model = load_model(algorithm, ours / sb3.MODEL, env)
+        model = make_model(algorithm, env, seed=0)
+        model.load_state_dict(run.saved_agent)
         assert model.num_timesteps == ENOUGH[algorithm] * steps_of_an_update(env)
         assert model._n_updates > 0
         untrained = networks(make_model(algorithm, env, seed=0))
@@ -122,12 +123,12 @@ def test_a_run_continues_where_it_was_saved(finished, tmp_path):
 
 def test_a_run_begins_with_the_networks_of_another(finished, tmp_path):
     algorithm, folder = finished
-    options = {"model_from": folder / sb3.MODEL, "updates": 1}
+    options = {"model_from": folder / CHECKPOINT, "updates": 1}
     sb3.main(config(tmp_path / "run", algorithm, **options, env={"iterations_per_update": 3}))
     other = next(name for name in ALGORITHMS if name != algorithm and name != "sac")
-    with pytest.raises(CheckpointError, match=f"is a model of {algorithm}, not of {other}"):
+    with pytest.raises(CheckpointError, match=f"{CHECKPOINT}: it is a model of {algorithm}, not of {other}"):
         sb3.main(config(tmp_path / "x", other, **options))
-    with pytest.raises(CheckpointError, match=r"model.zip is a model of other sizes"):
+    with pytest.raises(CheckpointError, match=f"{CHECKPOINT}: it is a model of other sizes"):
         sb3.main(config(tmp_path / "x", algorithm, **options, hidden=8))
     assert not (tmp_path / "x").exists()
 
@@ -152,7 +153,7 @@ def test_a_run_that_diverges_ends_and_is_summed_up(tmp_path, capsys):
         ({"algorithm": "sac", "actions": "groups"}, ConfigurationError, r"MixtureAction\(env\)"),
         ({"actions": "pairs"}, ConfigurationError, "FlatJointAction over task='spatial'"),
         ({"hidden": 0}, ConfigurationError, "hidden=0: must be at least 1"),
-        ({"model_from": Path("/nowhere")}, CheckpointError, "no model at /nowhere"),
+        ({"model_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
         ({"resume": True}, RunFolderError, r"no checkpoint.safetensors"),
     ],
 )

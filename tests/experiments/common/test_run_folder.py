@@ -17,8 +17,11 @@ def test_rows_are_read_back_exactly(tmp_path):
 def test_a_resumed_folder_goes_back_to_the_rows_of_the_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "run", resume=False)
     folder.start([])
+    folder.save({}, {}, {})
     for row in ROWS:
         folder.append(dict(row))
+    folder.close()
+    folder = RunFolder(tmp_path / "run", resume=True)
     folder.start(ROWS[:1])
     assert read_rows(folder.path) == ROWS[:1]
     folder.append({"update": 2.0, "error": 0.5})

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from experiments.common.options import SweepOptions
+from experiments.common.processes import SerialExecutor, make_executor
 from experiments.common.run_folder import RunFolderError
-from experiments.common.sweep import JobError, SerialExecutor, make_executor, over_seeds, sweep
+from experiments.common.sweep import JobError, over_seeds, sweep
 from permenv import make_config
 
 JOBS = {f"{base}-{power}": {"base": base, "power": power} for power in (2, 3) for base in (5, 4)}
@@ -60,7 +61,7 @@ def test_no_processes_is_this_process():
 
 def test_what_is_there_is_not_run_again(tmp_path):
     sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.json" for name in JOBS}
+    assert {path.name for path in tmp_path.glob("*.json")} == {f"{name}.json" for name in JOBS}
     assert sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
 
 
@@ -101,6 +102,6 @@ def test_every_variant_is_run_with_every_seed(tmp_path):
         "square": [0, 2, 8],
         "cube": [0, 2, 16],
     }
-    assert {path.name for path in tmp_path.iterdir()} == {
+    assert {path.name for path in tmp_path.glob("*.json")} == {
         f"{n}-seed{s}.json" for n in ("square", "cube") for s in range(3)
     }

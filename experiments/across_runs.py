@@ -36,7 +36,6 @@ from experiments.common.learned import LEARNERS, view
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, require_at_least
 from experiments.common.processes import (
-    end_processes,
     end_with_parent,
     interrupts_for_this_process_only,
     make_executor,
@@ -267,12 +266,8 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
                 log.update(self.errors, {}, state())
                 self.errors.clear()
 
-    try:
-        model.learn(config.episodes * phases, Report(), reset_num_timesteps=saved is None)
-    except KeyboardInterrupt:
-        end_processes()  # close() would wait for the end of their phases
-        raise
-    environments.close()
+    model.learn(config.episodes * phases, Report(), reset_num_timesteps=saved is None)
+    environments.close()  # not where the script is stopped: it would wait for the ends of their phases
 
 
 class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):

@@ -17,7 +17,8 @@ from permenv import ConfigurationError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp(\.\w+)?")  # what `replacing` and `permenv.checkpoint` write to
+# what `replacing` and `permenv.checkpoint` write to, and safetensors on its own account
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp(\.\w+)?|\.tmp[0-9A-Za-z]{6}")
 
 
 @contextmanager

@@ -4,8 +4,8 @@ config.json, permutations-TASK.npy, metrics.csv (one row an update; columns of a
 tensorboard/, checkpoint.safetensors, summary.json and the pictures. The checkpoint holds the environment, the agent and
 the rows so far, so that this file alone is enough to continue; the others are written again from it.
 
-The first file is .lock. It says that the folder is a run's, and it is locked by the process that trains: the operating
-system releases the lock of a process that ends, also of one that is killed.
+The first file is .permenv.lock. It says that the folder is a run's, and it is locked by the process that trains: the
+operating system releases the lock of a process that ends, also of one that is killed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.safetensors"
-LOCK = ".lock"
+LOCK = ".permenv.lock"
 _METRICS, _TENSORBOARD = "metrics.csv", "tensorboard"
 _SUFFIXES = (".csv", ".json", ".npy", ".png", ".safetensors")  # of the run's files
 
@@ -70,11 +70,12 @@ class RunFolder:
         self.rows: list[dict[str, float]] = []
         self._resume = resume
         self._writer: SummaryWriter | None = None
-        self._held = ExitStack()
-        self._is_locked = False
-        self._check()  # before a lock file is written into somebody else's folder
+        self._held: ExitStack | None = None  # the lock
+        require_writable(path, "--out")
         if self._is_begun:
             self._lock()
+        else:  # no lock file is written into somebody else's folder
+            self._check()
 
     @staticmethod
     def holds_run(path: Path) -> bool:
@@ -102,7 +103,8 @@ class RunFolder:
         if not self.holds_run(self.path):  # what a process has left that was killed before its first checkpoint
             for array in self.path.glob("permutations-*.npy"):
                 array.unlink()
-        self._writer = SummaryWriter(str(self.path / _TENSORBOARD))
+        # a signal that interrupts its queue makes the writer wait once for as long as it does between two flushes
+        self._writer = SummaryWriter(str(self.path / _TENSORBOARD), flush_secs=1)
         self.rows = []
         for row in rows:
             self._add(dict(row))
@@ -139,8 +141,9 @@ class RunFolder:
         """Flush TensorBoard and release the lock."""
         if self._writer is not None:
             self._writer.close()
-        self._held.close()
-        self._is_locked = False
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def _add(self, row: dict[str, float]) -> None:
         assert self._writer is not None, "start() opens the folder"
@@ -150,10 +153,12 @@ class RunFolder:
                 self._writer.add_scalar(name, value, global_step=int(row["update"]))
 
     def _lock(self) -> None:
-        if not self._is_locked:
-            self._held.enter_context(locked(self.path, "--out"))
-            self._is_locked = True
-            self._check()  # again, now that no other process changes the folder
+        if self._held is not None:
+            return
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path, "--out"))
+            self._check()  # now that no other process changes the folder
+            self._held = stack.pop_all()
 
     @property
     def _is_begun(self) -> bool:
@@ -161,7 +166,6 @@ class RunFolder:
 
     def _check(self) -> None:
         path = self.path
-        require_writable(path, "--out")
         files = list(path.iterdir()) if path.is_dir() else []
         wrong = [
             each

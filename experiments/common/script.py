@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 import permenv
 from experiments.common.files import require_writable
 from experiments.common.options import parse
+from experiments.common.processes import end_processes
 from experiments.common.run_folder import RunFolderError
 from experiments.common.sweep import JobError
 
@@ -31,18 +32,6 @@ ERRORS = (permenv.ConfigurationError, permenv.DataError, permenv.CheckpointError
 """Errors that a script shows as one line: each names the value, the place and the remedy."""
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # those that this system has
-
-
-class Stopped(KeyboardInterrupt):
-    """The process was told to stop.
-
-    Args:
-        signal: The signal.
-    """
-
-    def __init__(self, signal: signal.Signals):
-        super().__init__(signal.name)
-        self.signal = signal
 
 
 def run_script(main: Callable[[T], Any], kind: type[T], description: str | None) -> None:
@@ -58,31 +47,37 @@ def run_script(main: Callable[[T], Any], kind: type[T], description: str | None)
         description: What --help says first.
     """
     config: Any = None
+    received: list[signal.Signals] = []
     try:
-        with _signals_raise():
+        with _signals_raise(received):
             config = parse(kind, description)
             out = getattr(config, "out", None)
             if isinstance(out, Path):
                 require_writable(out.parent, "--out")
             main(config)
-    except Stopped as stopped:
-        _leave(f"stopped by {stopped.signal.name}: {_how_to_continue(config)}", 128 + stopped.signal)
-    except ERRORS as error:
-        _leave(f"error: {error}", 1)
-    except OSError as error:  # a full disk, say
-        _leave(f"error: {error}; {_how_to_continue(config)}", 1)
-    except JobError as error:
-        if not isinstance(error.__cause__, (*ERRORS, OSError)):
-            raise
-        _leave(f"error: {error}; {_how_to_continue(config)}", 1)
+    except BaseException as error:
+        if received:  # whatever it has become: where a library calls back, an exception may turn into another
+            end_processes()
+            _leave(f"stopped by {received[0].name}: {_how_to_continue(config)}", 128 + received[0])
+        if isinstance(error, ERRORS):
+            _leave(f"error: {error}", 1)
+        cause = error.__cause__ if isinstance(error, JobError) else error
+        if isinstance(cause, (*ERRORS, OSError)):  # a full disk, say
+            _leave(f"error: {error}; {_how_to_continue(config)}", 1)
+        raise
 
 
 @contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Raise `Stopped` at each of the signals but those that are to be ignored, as SIGHUP is under nohup."""
+def _signals_raise(received: list[signal.Signals]) -> Iterator[None]:
+    """Raise `KeyboardInterrupt` at each of the signals but those that are to be ignored, as SIGHUP is under nohup.
+
+    Args:
+        received: Each is added to it.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(signal.Signals(number))
+        received.append(signal.Signals(number))
+        raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import Executor, Future, as_completed
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -117,9 +117,12 @@ def _run(
                     _result(future, name)
             for future in as_completed(futures):
                 _result(future, futures[future])
-        finally:
-            for future in futures:
-                future.cancel()
+        except BaseException as error:
+            # a pool of processes that is stopped is broken on purpose, and its jobs must not be cancelled meanwhile
+            if isinstance(error, Exception) or not isinstance(executor, ProcessPoolExecutor):
+                for future in futures:
+                    future.cancel()
+            raise
     return {name: future.result() for future, name in futures.items()}
 
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from experiments import across_runs, leaderboard
+from experiments import across_runs, leaderboard, reinforce
 from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError
 from permenv import CheckpointError, ConfigurationError
-from tests.experiments.helpers import small
+from tests.experiments.helpers import job, small
 
 
 @pytest.fixture
@@ -95,6 +95,33 @@ def test_the_number_of_processes_does_not_matter(options, tmp_path):
     alone = across_runs.main(options(episodes=4))
     together = across_runs.main(options(episodes=4, processes=2, out=tmp_path / "together"))
     assert without_seconds(together) == without_seconds(alone)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_before_its_first_update_begins_again(options, tmp_path, resume):
+    (tmp_path / "across").mkdir()
+    (tmp_path / "across" / LOCK).touch()
+    assert len(across_runs.main(options(episodes=2, resume=resume))) == 1
+
+
+def test_a_frozen_policy_needs_the_checkpoint_only(options, tmp_path):
+    config = options(episodes=2)
+    across_runs.main(config)
+    (tmp_path / "across" / "config.json").write_text("garbage")
+    policy = LearnedPolicy.find(config.folder)
+    assert play_learned(policy, config.make(), seed=7)["iterations"] == [0, 1, 3, 4, 6]
+
+
+def test_a_run_is_not_a_policy_across_runs(options, tmp_path):
+    reinforce.main(job(tmp_path / "run", updates=1))
+    with pytest.raises(CheckpointError, match=r"checkpoint.safetensors holds no policy across runs"):
+        play_learned(LearnedPolicy.find(tmp_path / "run"), options().make(), seed=7)
+
+
+def test_a_replay_buffer_keeps_its_number_of_environments(options):
+    across_runs.main(options(algorithm="sac", episodes=2))
+    with pytest.raises(CheckpointError, match="started with processes=0, not 3"):
+        across_runs.main(options(algorithm="sac", processes=3, resume=True))
 
 
 def test_a_run_is_not_overwritten_nor_resumed_with_other_options(options):

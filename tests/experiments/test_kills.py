@@ -30,7 +30,9 @@ from tests.helpers import PARTS, ROOT
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="runs are forked from a process that is warm")
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-FAILURES = ("lost", "different", "leftovers", "tracebacks")
+FAILURES = ("lost", "different", "leftovers", "tracebacks", "hangs")
+LONGEST = 10.0
+"""Seconds within which a signal must end a process."""
 CHAIN = 4
 """Kills of one run at most; each but the first is of a run that was resumed."""
 
@@ -134,11 +136,13 @@ def kill_often(warm: Warm, entry: Entry, folder: Path, kills: int, seed: int) ->
             process = start_or_resume(warm, entry, place, rng)
             time.sleep(rng.uniform(0, seconds))
             os.kill(process, number)
+            killed = time.perf_counter()
             code = warm.wait(process)
             if code == 0:  # it had ended
                 break
             last = number.name
             table[last]["kills"] += 1
+            table[last]["hangs"] += time.perf_counter() - killed > LONGEST
             hits += 1
             said = place.with_suffix(".log").read_text()
             table[last]["tracebacks"] += "Traceback" in said or code not in (-number, 128 + number)

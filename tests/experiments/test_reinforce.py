@@ -17,13 +17,14 @@ import pytest
 
 from agents import AGENTS
 from experiments import reinforce
-from experiments.common.run_folder import CHECKPOINT, RunFolder, RunFolderError
+from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
 from permenv.training import trunk_of
 from tests.experiments.helpers import arguments, job, metrics
 from tests.helpers import ROOT
 
 OTHERS = [pytest.param(name, marks=pytest.mark.ci) for name in AGENTS if name != "reinforce"]
+PSI = "permutations-spatial.npy"
 TASKS = {"spatial": ("spatial",), "temporal": ("temporal",), "spatiotemporal": ("spatial", "temporal")}
 COMMON = ["update", "iteration", "loss", "error", "baseline_error", "reward", "diverged"]
 OF_A_TASK = ["loss", "error", "baseline_error", "reward", "entropy"]
@@ -293,6 +294,35 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_options(tmp_path):
         reinforce.main(job(tmp_path / "run", resume=True))
     written.write_bytes(before[written])
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_all_files_but_the_checkpoint_are_written_again_from_it(tmp_path):
+    folder = tmp_path / "run"
+    reinforce.main(job(folder))
+    names = {path.name for path in folder.iterdir()}
+    before, rows, psi = (folder / "summary.json").read_text(), metrics(folder), np.load(folder / PSI)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in (CHECKPOINT, LOCK):
+            path.write_bytes(b"garbage \xff")
+    reinforce.main(job(folder, resume=True))
+    assert {path.name for path in folder.iterdir()} == names
+    assert metrics(folder) == rows
+    assert json.loads((folder / "summary.json").read_text())["tasks"] == json.loads(before)["tasks"]
+    assert json.loads((folder / "config.json").read_text())["environment"]["num_groups"] == 4
+    np.testing.assert_array_equal(np.load(folder / PSI), psi)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_never_saved_anything_begins_again(tmp_path, monkeypatch, resume):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write", full)
+        with pytest.raises(OSError, match="No space left"):
+            reinforce.main(job(tmp_path / "run", updates=1))
+    reinforce.main(job(tmp_path / "run", updates=1, resume=resume))
+    assert len(metrics(tmp_path / "run")) == 1
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -15,7 +15,7 @@ from agents.sb3 import ALGORITHMS, make_model, steps_of_an_update
 from experiments import reinforce, sb3
 from experiments.common import main_job
 from experiments.common.run_folder import CHECKPOINT, RunFolder, RunFolderError
-from permenv import CheckpointError, ConfigurationError
+from permenv import CheckpointError, ConfigurationError, checkpoint
 from tests.experiments.helpers import arguments, job, metrics, small
 from tests.helpers import ROOT
 
@@ -119,6 +119,29 @@ def test_a_run_continues_where_it_was_saved(finished, tmp_path):
     assert [row["iteration"] for row in rows] == [str(3 * (update + 1)) for update in range(more)]
     summary = sb3.main(config(tmp_path / "run", algorithm, updates=more, resume=True))  # there is nothing left to do
     assert (summary["updates"], len(metrics(tmp_path / "run"))) == (more, more)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", *(pytest.param(name, marks=pytest.mark.ci) for name in OTHERS)])
+def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, algorithm):
+    updates = ENOUGH[algorithm] + 2
+    sb3.main(config(tmp_path / "whole", algorithm, updates=updates))
+    saved = RunFolder.save
+
+    def save_and_stop(folder, *arguments, **options):
+        saved(folder, *arguments, **options)
+        if len(folder.rows) == updates - 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            sb3.main(config(tmp_path / "parts", algorithm, updates=updates))
+    sb3.main(config(tmp_path / "parts", algorithm, updates=updates, resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+    whole, parts = (checkpoint.read(tmp_path / name / CHECKPOINT)["agent"] for name in ("whole", "parts"))
+    assert parts["counters"] == whole["counters"]
+    for name, tensor in whole["networks"]["policy"].items():
+        assert torch.equal(parts["networks"]["policy"][name], tensor), name
 
 
 def test_a_run_begins_with_the_networks_of_another(finished, tmp_path):

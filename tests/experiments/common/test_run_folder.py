@@ -1,9 +1,14 @@
-"""Files of a run are whole or absent, and read back as they were written."""
+"""Files of a run are whole or absent, and read back as they were written; a folder is one process's."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 
-from experiments.common.files import as_json, write_json
-from experiments.common.run_folder import RunFolder, RunFolderError, as_csv, read_rows
+from experiments.common.files import as_json, remove_leftovers, write_json
+from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError, as_csv, locked, read_rows
+from permenv import ConfigurationError
 from tests.experiments.helpers import small
 
 ROWS = [{"update": 1.0, "error": 0.1 + 0.2}, {"update": 2.0, "error": 1e-17}]
@@ -53,3 +58,186 @@ def test_a_run_is_neither_overwritten_nor_invented(tmp_path):
     (tmp_path / "note.txt").touch()
     with pytest.raises(RunFolderError, match="is not empty and holds no run"):
         RunFolder(tmp_path, resume=False)
+
+
+# One process at a time
+
+HOLD = """
+import filelock, sys
+
+with filelock.FileLock(sys.argv[1], timeout=0):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_process():
+    """Return a function that locks a folder in another process, which it returns."""
+    started = []
+
+    def start(folder):
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", HOLD, str(folder / LOCK)]
+        started.append(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def begin(path):
+    """Begin a run and close its folder."""
+    folder = RunFolder(path, resume=False)
+    folder.start([])
+    folder.save({}, {}, {})
+    folder.close()
+
+
+def test_a_folder_is_one_process_at_a_time_and_that_of_a_dead_one_is_free(tmp_path, other_process):
+    begin(tmp_path / "run")
+    process = other_process(tmp_path / "run")
+    for resume in (False, True):
+        with pytest.raises(RunFolderError, match=f"{tmp_path / 'run'} is in use by another process: .*--out"):
+            RunFolder(tmp_path / "run", resume)
+    process.kill()
+    process.wait()
+    RunFolder(tmp_path / "run", resume=True).close()
+
+
+def test_of_two_processes_that_begin_at_once_one_is_refused(tmp_path, other_process):
+    folder = RunFolder(tmp_path / "run", resume=False)
+    process = other_process(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="is in use by another process"):
+        folder.start([])
+    process.kill()
+    process.wait()
+    begin(tmp_path / "run")
+    with pytest.raises(RunFolderError, match="holds a run"):  # it came too late
+        folder.start([])
+
+
+def test_a_run_holds_its_folder_until_it_is_closed(tmp_path):
+    folder = RunFolder(tmp_path / "run", resume=False)
+    folder.start([])
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "run" / LOCK)]
+    assert "Timeout" in subprocess.run(command, capture_output=True, text=True, check=False, input="").stderr
+    with locked(tmp_path / "run", "--out"):
+        pass  # the process that has it may have it twice
+    assert "Timeout" in subprocess.run(command, capture_output=True, text=True, check=False, input="").stderr
+    folder.close()
+    assert subprocess.run(command, capture_output=True, text=True, check=False, input="").stdout == "held\n"
+
+
+# Killed before the first checkpoint
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path, resume):
+    folder = RunFolder(tmp_path, resume=False)
+    folder.start([])
+    folder.array("permutations-temporal", np.arange(3))
+    folder.json("config", {})
+    folder.close()
+    leftover = tmp_path / f".{CHECKPOINT}.{'0a' * 16}.tmp"
+    leftover.write_text("half of it")
+    assert not RunFolder.holds_run(tmp_path)
+    again = RunFolder(tmp_path, resume)
+    again.start([])
+    again.close()
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "config.json", "tensorboard"}
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
+def test_a_folder_is_a_runs_from_its_first_instant(tmp_path):
+    (tmp_path / LOCK).touch()
+    RunFolder(tmp_path, resume=True).close()
+    RunFolder(tmp_path, resume=False).close()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_metrics_without_their_checkpoint_are_not_thrown_away(tmp_path, resume):
+    begin(tmp_path)
+    (tmp_path / "metrics.csv").write_text(as_csv(ROWS))
+    (tmp_path / CHECKPOINT).unlink()
+    with pytest.raises(RunFolderError, match="is not empty and holds no run"):
+        RunFolder(tmp_path, resume)
+    assert read_rows(tmp_path) == ROWS
+
+
+# Damaged folders
+
+
+@pytest.mark.parametrize(
+    ("name", "as_folder", "message"),
+    [
+        ("metrics.csv", True, "metrics.csv is a folder: move it away"),
+        ("summary.json", True, "summary.json is a folder"),
+        ("error.png", True, "error.png is a folder"),
+        ("permutations-spatial.npy", True, "permutations-spatial.npy is a folder"),
+        (CHECKPOINT, True, "checkpoint.safetensors is a folder"),
+        ("tensorboard", False, "tensorboard is not a folder"),
+    ],
+)
+def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name, as_folder, message):
+    begin(tmp_path)
+    path = tmp_path / name
+    if path.is_dir():
+        for each in path.iterdir():
+            each.unlink()
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    path.mkdir() if as_folder else path.write_text("mine")
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder(tmp_path, resume=True)
+    assert path.is_dir() == as_folder
+
+
+def test_tensorboard_is_written_again_from_the_rows(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    begin(tmp_path)
+    for path in (tmp_path / "tensorboard").iterdir():
+        path.write_bytes(b"garbage")
+    (tmp_path / "tensorboard" / "events.out.tfevents.1.another.2").write_bytes(b"of a process that was killed")
+    folder = RunFolder(tmp_path, resume=True)
+    folder.start(ROWS)
+    folder.append({"update": 3.0, "error": 0.5})
+    folder.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("error")
+    assert [event.step for event in events] == [1, 2, 3]
+    assert [event.value for event in events] == pytest.approx([0.3, 1e-17, 0.5])
+
+
+def test_only_our_own_leftovers_are_removed(tmp_path):
+    ours = [f".{name}.{'0123456789abcdef' * 2}.tmp{suffix}" for name, suffix in (("a.json", ""), ("error", ".png"))]
+    ours.append(".tmpDq6cwi")  # safetensors'
+    others = [".bashrc.tmp", "notes.tmp", f".x.{'0' * 31}.tmp"]
+    for name in (*ours, *others):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "run").touch()
+    for path in (tmp_path / "run", tmp_path / "run" / "below"):
+        with pytest.raises(ConfigurationError, match=f"--out {path}: {tmp_path / 'run'} is not a folder"):
+            RunFolder(path, resume=False)
+
+
+def test_an_array_that_cannot_be_written_leaves_nothing(tmp_path):
+    folder = RunFolder(tmp_path, resume=False)
+    folder.start([])
+
+    class Broken:
+        def __array__(self, *_, **__):
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        folder.array("psi", Broken())
+    folder.close()
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "tensorboard"}

@@ -4,6 +4,7 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+import filelock
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from experiments.common.options import SweepOptions
 from experiments.common.processes import SerialExecutor, make_executor
 from experiments.common.run_folder import RunFolderError
 from experiments.common.sweep import JobError, over_seeds, sweep
-from permenv import make_config
+from permenv import ConfigurationError, make_config
 
 JOBS = {f"{base}-{power}": {"base": base, "power": power} for power in (2, 3) for base in (5, 4)}
 RESULTS = {"5-2": 25, "4-2": 16, "5-3": 125, "4-3": 64}
@@ -105,3 +106,35 @@ def test_every_variant_is_run_with_every_seed(tmp_path):
     assert {path.name for path in tmp_path.glob("*.json")} == {
         f"{n}-seed{s}.json" for n in ("square", "cube") for s in range(3)
     }
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"settings": {}}', None])
+def test_a_damaged_result_is_named(tmp_path, damage):
+    sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+    path = tmp_path / "4-2.json"
+    path.unlink()
+    path.mkdir() if damage is None else path.write_text(damage)
+    with pytest.raises(RunFolderError, match=r"4-2.json is not a result of a job .*: remove it"):
+        sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+
+
+def test_what_killed_jobs_left_is_removed(tmp_path):
+    leftover = tmp_path / f".4-2.{'ab' * 16}.tmp.json"
+    leftover.touch()
+    assert sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
+    assert not leftover.exists()
+
+
+def test_a_folder_of_results_is_used_by_one_process(tmp_path, monkeypatch):
+    def timeout(*_, **__):
+        raise filelock.Timeout(str(tmp_path))
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", timeout)
+    with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process: .*--runs"):
+        sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(ConfigurationError, match=f"--runs {tmp_path / 'runs'}: .* is not a folder"):
+        sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path / "runs")

@@ -42,7 +42,7 @@ from experiments.common.processes import (
 )
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
-from permenv import PermShuffleEnv, checkpoint
+from permenv import PermShuffleEnv
 from permenv.pretraining import Record
 from permenv.training import resolve_device
 
@@ -129,9 +129,8 @@ def main(config: Config) -> list[dict[str, float]]:
     settings = as_json(config)
     with contextlib.closing(RunFolder(config.folder, config.resume)) as folder:
         _make_view(config)  # reports what is wrong with the options or the data
-        saved = None
-        if folder.holds_run(folder.path):
-            saved = checkpoint.read(folder.checkpoint)
+        saved = folder.read()
+        if saved:
             # a replay buffer has a column for each environment
             may_change = ("episodes", "out", "resume", *(() if config.algorithm == "sac" else ("processes",)))
             check_same_job(settings, may_change, saved["job"]["settings"], folder.path)

@@ -42,6 +42,7 @@ from experiments.benchmarks.timing import seconds_in_turn
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
+from experiments.common.processes import end_with_parent, interrupts_for_this_process_only
 from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.tasks import make_tasks
@@ -163,7 +164,8 @@ def _started(rival: Rival, count: int, environment: EnvOptions) -> Iterator[Work
     for setting in settings:
         ours, theirs = context.Pipe()
         processes.append(context.Process(target=_serve, args=(theirs, rival.make, setting, threads)))
-        processes[-1].start()
+        with interrupts_for_this_process_only():
+            processes[-1].start()
         theirs.close()  # otherwise a process that died would be waited for
         pipes.append(ours)
 
@@ -183,6 +185,7 @@ def _started(rival: Rival, count: int, environment: EnvOptions) -> Iterator[Work
 
 
 def _serve(pipe: Connection, make: Callable[[Setting], Work], setting: Setting, threads: int) -> None:
+    end_with_parent()
     torch.set_num_threads(threads)
     os.environ["OMP_NUM_THREADS"] = str(threads)  # without it an environment in a spawned process takes one thread
     keep_freed_memory()

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from experiments.common.files import as_json
 from experiments.common.machine import machine
 from experiments.common.run_folder import RunFolder, check_same_job
-from permenv import PermShuffleEnv, StillImages, VideoClips, checkpoint
+from permenv import PermShuffleEnv, StillImages, VideoClips
 from permenv.permutations import hamming_statistics
 
 
@@ -80,7 +80,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.notes: dict[str, Any] = {}
         self.over = False
         self._settings = as_json(settings or {})
-        self._saved = checkpoint.read(self.folder.checkpoint) if self.folder.holds_run(folder) else None
+        self._saved = self.folder.read("notes", "seconds", "policy", "error_first")
         if self._saved is not None:
             check_same_job(self._settings, may_change, self._saved["job"]["settings"], folder)
             self.saved_agent = self._saved["agent"]

@@ -87,6 +87,28 @@ class RunFolder:
         """The checkpoint's path."""
         return self.path / CHECKPOINT
 
+    def read(self, *names: str) -> dict[str, Any] | None:
+        """Read the checkpoint.
+
+        Args:
+            *names: What the job has saved besides the rows and the settings.
+
+        Returns:
+            The tree that `save` wrote, with "agent" and "job" in it; None if the run has no checkpoint yet.
+
+        Raises:
+            CheckpointError: If the checkpoint is damaged or not of such a run.
+        """
+        if not self.holds_run(self.path):
+            return None
+        saved = checkpoint.read(self.checkpoint)
+        agent, job = saved.get("agent"), saved.get("job")
+        if not (isinstance(agent, dict) and isinstance(job, dict) and {"rows", "settings", *names} <= job.keys()):
+            raise CheckpointError(f"{self.checkpoint} is not of such a run: name the folder of one with --out")
+        if not _are_rows(job["rows"]):
+            raise CheckpointError(f"the rows of metrics in {self.checkpoint} are damaged: use an earlier checkpoint")
+        return saved
+
     def start(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Make the folder, or set it back to `rows`, those of the updates that the checkpoint includes.
 
@@ -236,6 +258,17 @@ def check_same_job(
                 f"the run in {folder} was started with {name}={saved.get(name)!r}, not {value!r}: "
                 f"resume it with that value, or start another run with --out"
             )
+
+
+def _are_rows(rows: Any) -> bool:
+    """Return whether these are numbers of the same columns, of one update after the other."""
+    return isinstance(rows, list) and all(
+        isinstance(row, dict)
+        and row.keys() == rows[0].keys()
+        and row.get("update") == number + 1
+        and all(isinstance(value, int | float) for value in row.values())
+        for number, row in enumerate(rows)
+    )
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:

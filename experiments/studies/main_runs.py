@@ -98,10 +98,11 @@ def main(config: Config) -> None:
 
 
 def _train(run: Run, folder: Path, config: Config) -> None:
-    words = [*run.arguments.split(), *config.arguments.split(), "--out", str(folder)]
+    words = [word.format(data=config.data) for word in run.arguments.split()]
+    words += [*config.arguments.split(), "--out", str(folder)]
     if RunFolder.holds_run(folder):
         words.append("--resume")
-    reinforce.main(parse(reinforce.Config, arguments=[word.format(data=config.data) for word in words]))
+    reinforce.main(parse(reinforce.Config, arguments=words))
 
 
 def copy(run: Run, folder: Path, out: Path, data: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.common.files import as_json, remove_leftovers, write_json
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError, as_csv, locked, read_rows
-from permenv import ConfigurationError
+from permenv import CheckpointError, ConfigurationError, checkpoint
 from tests.experiments.helpers import small
 
 ROWS = [{"update": 1.0, "error": 0.1 + 0.2}, {"update": 2.0, "error": 1e-17}]
@@ -194,6 +194,36 @@ def test_a_folder_in_the_place_of_a_file_is_named(tmp_path, name, as_folder, mes
     with pytest.raises(RunFolderError, match=message):
         RunFolder(tmp_path, resume=True)
     assert path.is_dir() == as_folder
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"run": {}},
+        {"agent": {}, "job": {"rows": []}},
+        {"agent": None, "job": {"rows": [], "settings": {}}},
+        {"agent": {}, "job": {"rows": {}, "settings": {}}},
+        {"agent": {}, "job": {"rows": [{"update": 1.0}, {"update": 2.0, "error": 0.5}], "settings": {}}},
+        {"agent": {}, "job": {"rows": [{"update": 1.0, "error": "low"}], "settings": {}}},
+        {"agent": {}, "job": {"rows": [{"update": 2.0, "error": 0.5}], "settings": {}}},
+    ],
+)
+def test_a_checkpoint_that_is_not_of_a_run_is_refused(tmp_path, tree):
+    checkpoint.write(tmp_path / CHECKPOINT, tree)
+    with pytest.raises(CheckpointError, match=CHECKPOINT):
+        RunFolder(tmp_path, resume=True).read()
+
+
+def test_a_checkpoint_is_read_as_it_was_saved(tmp_path):
+    folder = RunFolder(tmp_path, resume=False)
+    assert folder.read() is None
+    folder.start(ROWS)
+    folder.save({"run": {"seed": 0}}, {"a": 1}, {"settings": {}, "notes": {}})
+    expected = {"run": {"seed": 0}, "agent": {"a": 1}, "job": {"rows": ROWS, "settings": {}, "notes": {}}}
+    assert folder.read("notes") == expected
+    with pytest.raises(CheckpointError, match="is not of such a run"):
+        folder.read("notes", "seconds")
+    folder.close()
 
 
 def test_tensorboard_is_written_again_from_the_rows(tmp_path):

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,20 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from agents.base import Agent, Transition, Tree, require
-from agents.networks import EPSILON, adam_state, copies, load_adam_state, policy_network
+from agents.networks import (
+    AFTER_AN_UPDATE,
+    EPSILON,
+    adam_schema,
+    adam_state,
+    copies,
+    has_stepped,
+    load_adam_state,
+    policy_network,
+    tensors_schema,
+)
 from agents.rollout import rollout
+from permenv.config import Range
+from permenv.schema import COUNT, FINITE, FLOAT64, Array, Fields, ListOf, Number, Row, Schema, Where
 
 INITIAL_DEVIATION = 0.5  # of an action; spaces go from -1 to 1
 LARGEST_GRADIENT = 1.0  # norm, above which a gradient is scaled down
@@ -259,6 +271,33 @@ class GaussianReinforce(Agent):
             "episodes": [vars(episode) for episode in copy.deepcopy(self._episodes)],
         }
 
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        observation, action = self._observation_box.shape, self._action_box.shape
+        step = Row((Array(FLOAT64, observation, FINITE), Array(FLOAT64, action, FINITE), Number(float)))
+        episode = Where(
+            Fields(
+                {
+                    "observations": Array(FLOAT64, (None, *observation), FINITE),
+                    "actions": Array(FLOAT64, (None, *action), FINITE),
+                    "rewards": Array(FLOAT64, (None,), FINITE),
+                }
+            ),
+            {"have one of each for every step, of one step at least": _are_of_one_length},
+        )
+        return {
+            **super().state_schema(),
+            "parameters": tensors_schema(self._parameters),
+            "adam": adam_schema(self._parameters),
+            "scale": self._scale.state_schema(),
+            "steps": ListOf(step),
+            "episodes": ListOf(episode),
+        }
+
+    def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
+        """Return what the parts of the state do together, see `Agent.state_conditions`."""
+        return {AFTER_AN_UPDATE: lambda state: has_stepped(state["adam"]) == (state["scale"]["count"] > 0)}
+
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
@@ -314,6 +353,10 @@ class _RunningScale:
         arrays = {"origin": self._origin, "sum": self._sum, "square_sum": self._square_sum}
         return {"count": self._count, **{name: array.copy() for name, array in arrays.items()}}
 
+    def state_schema(self) -> Schema:
+        sums = {"origin": FINITE, "sum": FINITE, "square_sum": Range(0)}
+        return Fields({"count": COUNT, **{name: Array.like(self._sum, values) for name, values in sums.items()}})
+
     def load_state_dict(self, state: Tree) -> None:
         self._count = state["count"]
         self._origin, self._sum, self._square_sum = (state[key].copy() for key in ("origin", "sum", "square_sum"))
@@ -340,6 +383,11 @@ def collect(env: gym.Env[Any, Any], agent: GaussianReinforce, seed: int) -> Traj
 def _step_of(transition: Transition) -> Step:
     observation, action = (np.array(each, dtype=np.float64) for each in (transition.observation, transition.action))
     return observation, action, float(transition.reward)
+
+
+def _are_of_one_length(arrays: Tree) -> bool:
+    lengths = {len(array) for array in arrays.values()}
+    return len(lengths) == 1 and 0 not in lengths
 
 
 def _flat(space: gym.spaces.Box, episodes: Sequence[np.ndarray]) -> np.ndarray:

@@ -16,6 +16,7 @@ from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
 from permenv.episode import Episode, mean
+from permenv.memory import check_memory
 from permenv.pretraining import Pretraining, Record, read_run, read_trunk
 from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
@@ -183,6 +184,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         preload()
         # before the data, which may take minutes to read
         self._renderer = _make_renderer(f"PermShuffle: {task}", render_mode)
+        check_memory(task, self.config, self.device, data)
         self.tasks = make_tasks(task, self.config, self.device, data)
         self.permutations = {name: each.permutations for name, each in self.tasks.items()}
         bounds = np.array([[0, LOWEST_RATIO], [1, HIGHEST_RATIO]], dtype=np.float32)

@@ -22,6 +22,7 @@ import torch
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
+from permenv.memory import check_memory
 from permenv.networks import eval_mode
 from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
 from permenv.schema import shown
@@ -153,7 +154,7 @@ class Pretraining:
             **options: Data (`images`, `videos`) and any field of `permenv.Config`, as for `gym.make`.
 
         Raises:
-            ConfigurationError: If an option is unknown or out of range.
+            ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
             DataError: If data cannot be used.
         """
         keywords = data_keywords()
@@ -161,6 +162,7 @@ class Pretraining:
         config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
         chosen = resolve_device(device)
         spare_threads()
+        check_memory(task, config, chosen, data)
         tasks = make_tasks(task, config, chosen, data)
         return cls(config, tasks, chosen, seed=secrets.randbits(63) if seed is None else seed)
 

@@ -17,7 +17,7 @@ permenv.data
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
-permenv.run_schema
+permenv.memory permenv.run_schema
 permenv.pretraining
 permenv.episode permenv.render
 permenv.env
@@ -43,6 +43,7 @@ NARROWER = {
         *(
             "checkpoint",
             "config",
+            "memory",
             "networks",
             "run_schema",
             "schema",

@@ -1,11 +1,14 @@
 """Bandits: each group, by its rank from the hardest to the easiest, is an arm; of ŝ they use only the sizes."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from agents.base import Learner, Tree, require, tilt
+from permenv.config import Range
+from permenv.schema import Fields, Number, Schema, Where, below
 
 
 class Exp3(Learner):
@@ -91,6 +94,14 @@ class Exp3(Learner):
             **super().state_dict(),
             "log_weights": self._log_weights.tolist(),
             "rewards": self._rewards.state_dict(),
+        }
+
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {
+            **super().state_schema(),
+            "log_weights": self._lists(Number(float, Range(0)), self.num_groups),
+            "rewards": self._rewards.state_schema(self._lists(Number(float, None), 1)),
         }
 
     def load_state_dict(self, state: Tree) -> None:
@@ -201,6 +212,24 @@ class Ucb(Learner):
             "rewards": self._rewards.state_dict(),
         }
 
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {
+            **super().state_schema(),
+            "precedence": self._lists(Number(float, Range(0, below=1)), self.num_groups),
+            "plays": self._lists(Number(int, below(2**63)), self.num_groups),
+            "totals": self._lists(Number(float), self.num_groups),
+            "rewards": self._rewards.state_schema(self._lists(Number(float, None), 1)),
+        }
+
+    def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
+        """Return what the parts of the state do together, see `Agent.state_conditions`."""
+        return {
+            "have rewards of arms it has played only": lambda state: (
+                not np.where(state["plays"], 0, state["totals"]).any()
+            )
+        }
+
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
@@ -237,6 +266,15 @@ class _RewardRange:
 
     def state_dict(self) -> Tree:
         return {"low": self._low.tolist(), "high": self._high.tolist()}
+
+    def state_schema(self, ends: Schema) -> Schema:
+        """What the state holds, given what each end of the ranges looks like, one number per task."""
+        return Where(Fields({"low": ends, "high": ends}), {"be a finite range, or inf and -inf": self._are_ranges})
+
+    def _are_ranges(self, state: Tree) -> bool:
+        low, high = (np.array(state[end]) for end in ("low", "high"))
+        before = (low == np.inf) & (high == -np.inf)  # any reward
+        return bool((before | ((low <= high) & np.isfinite(low) & np.isfinite(high))).all())
 
     def load_state_dict(self, state: Tree) -> None:
         self._low[:] = state["low"]

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -12,6 +12,7 @@ import numpy as np
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
+from permenv.schema import Anything, Either, Fields, GeneratorState, Number, Schema, Where, below, equal, lists, shown
 
 Action = int | np.ndarray  # a group; joint task: (T,), one group per task; or what another action space holds
 Tree = dict[str, Any]  # nested dicts and lists of tensors, arrays and JSON-able values
@@ -94,17 +95,30 @@ class Agent(ABC):
         """Return everything that changes, as copies: a nested dict of tensors, arrays and JSON-able values."""
         return {"signature": self._signature(), "generator": self._generator.bit_generator.state}
 
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what `state_dict` holds, by key; a subclass adds the keys that it adds there.
+
+        A key that a subclass does not declare here must be there, but may hold anything.
+        """
+        names = (type(self._generator.bit_generator).__name__,)
+        return {"signature": _Signature(self._signature()), "generator": GeneratorState(names)}
+
+    def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
+        """Return what the parts of a state must do together, in words that follow "must", and whether they do."""
+        return {}
+
+    def _whole_schema(self) -> Schema:
+        undeclared = dict.fromkeys(self.state_dict(), Anything())
+        return Where(Fields({**undeclared, **self.state_schema()}), self.state_conditions())
+
     def load_state_dict(self, state: Tree) -> None:
         """Continue exactly where `state_dict` was taken, given the same constructor arguments.
 
         Raises:
-            ValueError: If the state belongs to another kind of agent or to other sizes; this agent is unchanged then.
+            CheckpointError: If the state belongs to another kind of agent or to other sizes, or is none at all; the
+                message names what does not fit, and this agent is unchanged then.
         """
-        if state.get("signature") != self._signature():
-            raise ValueError(
-                f"A state of {state.get('signature')} does not fit an agent of {self._signature()}. "
-                "Build the agent as the saved one was built."
-            )
+        self._whole_schema().check(state, "agent")
         self._generator.bit_generator.state = state["generator"]
         self._version += 1
 
@@ -116,16 +130,12 @@ class Agent(ABC):
         """Load what `save` wrote.
 
         Raises:
-            CheckpointError: If there is no such file, or it is damaged or contains no agent.
-            ValueError: If it contains another kind of agent or other sizes; this agent is unchanged then.
+            CheckpointError: If there is no such file, or it is damaged, contains no agent, or one of another kind or
+                other sizes; this agent is unchanged then.
         """
-        tree = checkpoint.read(path)
-        if "agent" not in tree:
-            raise CheckpointError(f"{path} holds no agent: name a file that an agent's save() or a run wrote")
-        try:
+        tree = checkpoint.read(path, "agent")
+        with checkpoint.naming(path):
             self.load_state_dict(tree["agent"])
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
 
     def _signature(self) -> Tree:
         """Return what must be equal for one agent to continue from the state of another."""
@@ -140,6 +150,20 @@ class Agent(ABC):
                 f"{self.observation_space.shape}. Build the agent with the environment's own spaces."
             )
         return observation
+
+
+@dataclass(frozen=True)
+class _Signature(Schema):
+    """What must be equal for one agent to continue from the state of another."""
+
+    ours: Tree
+
+    def check(self, value: Any, place: str) -> None:
+        if not equal(value, self.ours):
+            raise CheckpointError(
+                f"A state of {shown(value)} does not fit an agent of {self.ours}. Build the agent as the saved one was "
+                "built."
+            )
 
 
 class GroupAgent(Agent):
@@ -210,6 +234,11 @@ class GroupAgent(Agent):
 
     def _signature(self) -> Tree:
         return {**super()._signature(), "tasks": self.num_tasks, "groups": self.num_groups}
+
+    def _lists(self, item: Schema, length: int) -> Schema:
+        """What `tolist()` of an array (*tasks, length) returns; a joint task of one task also takes a single task's."""
+        own = lists(item, (*self._tasks, length))
+        return Either(lists(item, (length,)), own) if self._tasks == (1,) else own
 
     def _refresh(self, observation: np.ndarray) -> None:
         """Recompute the distribution if the observation or the policy changed.
@@ -333,6 +362,10 @@ class Learner(GroupAgent):
     def state_dict(self) -> Tree:
         """Return everything that changes, see `Agent.state_dict`."""
         return {**super().state_dict(), "counts": self._counts.tolist()}
+
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {**super().state_schema(), "counts": self._lists(Number(int, below(2**63)), self.num_groups)}
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

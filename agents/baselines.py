@@ -7,6 +7,7 @@ import numpy as np
 
 from agents.base import GroupAgent, Transition, Tree, in_update, require, tilt
 from agents.reinforce import Reinforce
+from permenv.schema import COUNT, Schema
 from permenv.state import pool_probabilities
 
 
@@ -115,6 +116,10 @@ class GrowingPool(GroupAgent):
         """Return everything that changes, see `Agent.state_dict`."""
         return {**super().state_dict(), "completed": self._completed}
 
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {**super().state_schema(), "completed": COUNT}
+
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
@@ -220,6 +225,10 @@ class InversePolicy(GroupAgent):
     def state_dict(self) -> Tree:
         """Return everything that changes, including the state of the given policy, see `Agent.state_dict`."""
         return {**super().state_dict(), "policy": self.policy.state_dict()}
+
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {**super().state_schema(), "policy": self.policy._whole_schema()}
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,20 @@ import torch
 from torch import nn
 
 from agents.base import Agent, Transition, Tree, require
-from agents.networks import EPSILON, RunningScale, adam_state, copies, load_adam_state, policy_network
+from agents.networks import (
+    AFTER_AN_UPDATE,
+    EPSILON,
+    RunningScale,
+    adam_schema,
+    adam_state,
+    copies,
+    has_stepped,
+    load_adam_state,
+    policy_network,
+    tensors_schema,
+)
 from agents.rollout import rollout
+from permenv.schema import Schema
 
 Step = tuple[np.ndarray, np.ndarray, float]  # observation, action, reward
 
@@ -158,6 +170,19 @@ class EpisodicAgent(Agent):
             "adam": adam_state(self._adam, self._parameters),
             "scale": self._scale.state_dict(),
         }
+
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {
+            **super().state_schema(),
+            "parameters": tensors_schema(self._parameters),
+            "adam": adam_schema(self._parameters),
+            "scale": self._scale.state_schema(),
+        }
+
+    def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
+        """Return what the parts of the state do together, see `Agent.state_conditions`."""
+        return {AFTER_AN_UPDATE: lambda state: has_stepped(state["adam"]) == (state["scale"]["count"] > 0)}
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

@@ -13,6 +13,7 @@ from torch.distributions import Normal
 from agents.base import Transition, Tree, require
 from agents.episodic import EpisodicAgent, Step, Trajectory, step_of
 from agents.networks import EPSILON
+from permenv.schema import FINITE, FLOAT64, Array, Fields, ListOf, Number, Row, Schema, Where
 
 INITIAL_DEVIATION = 0.5  # of an action; spaces go from -1 to 1
 LARGEST_GRADIENT = 1.0  # norm, above which a gradient is scaled down
@@ -199,6 +200,22 @@ class GaussianReinforce(EpisodicAgent):
             "episodes": [_as_tree(episode) for episode in self._episodes],
         }
 
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        observation, action = self._observation_box.shape, self._action_box.shape
+        step = Row((Array(FLOAT64, observation, FINITE), Array(FLOAT64, action, FINITE), Number(float)))
+        episode = Where(
+            Fields(
+                {
+                    "observations": Array(FLOAT64, (None, *observation), FINITE),
+                    "actions": Array(FLOAT64, (None, *action), FINITE),
+                    "rewards": Array(FLOAT64, (None,), FINITE),
+                }
+            ),
+            {"have one of each for every step, of one step at least": _are_of_one_length},
+        )
+        return {**super().state_schema(), "steps": ListOf(step), "episodes": ListOf(episode)}
+
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
@@ -209,6 +226,11 @@ class GaussianReinforce(EpisodicAgent):
         deviations = torch.full((outputs,), math.log(INITIAL_DEVIATION), dtype=torch.float64)
         self._log_deviation = nn.Parameter(deviations)
         return {"log_deviation": self._log_deviation}
+
+
+def _are_of_one_length(arrays: Tree) -> bool:
+    lengths = {len(array) for array in arrays.values()}
+    return len(lengths) == 1 and 0 not in lengths
 
 
 def _as_tree(episode: Trajectory) -> Tree:

@@ -13,6 +13,8 @@ import numpy as np
 
 from agents.base import Action, GroupAgent, Transition, Tree, in_update, require, tilt
 from agents.rollout import rollout
+from permenv.config import Range
+from permenv.schema import Either, Fields, ListOf, Number, OneOf, Schema, Where, below, lists
 
 Tilt = tuple[int, int] | None
 """A candidate: (task, group), where the task of a single task is 0, or None for the random policy."""
@@ -114,6 +116,21 @@ class Lookahead(GroupAgent):
             for stretch in self._plan
         ]
         return {**super().state_dict(), "tilt": None if self._tilt is None else list(self._tilt), "plan": plan}
+
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        group = Number(int, below(self.num_groups))
+        tilted = Where(
+            ListOf(Number(int, Range(0)), 2),
+            {"be a task and a group": lambda tilt: tilt[0] < self.num_tasks and tilt[1] < self.num_groups},
+        )
+        stretch = Fields(
+            {
+                "observation": lists(Number(float), (*self._tasks, self.num_groups, 2)),
+                "actions": ListOf(lists(group, self._tasks)),
+            }
+        )
+        return {**super().state_schema(), "tilt": Either(OneOf((None,)), tilted), "plan": ListOf(stretch)}
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

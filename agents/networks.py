@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from permenv.config import Range
+from permenv.schema import COUNT, FINITE, Array, Either, Fields, Schema, Where
+
+AFTER_AN_UPDATE = "have a state of Adam after its first update and none before"
 EPSILON = 1e-8  # added to divisors (Adam's default), so that advantages that are only rounding errors stay small
 LARGEST_INPUT = 5.0  # in deviations, beyond which a standardised observation is clipped
 
@@ -47,6 +51,37 @@ def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def adam_state(adam: torch.optim.Adam, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return copies of what Adam has stored for each parameter; nothing before its first step."""
     return {name: copies(adam.state.get(parameter, {})) for name, parameter in parameters.items()}
+
+
+def tensors_schema(tensors: Mapping[str, Tensor]) -> Schema:
+    """Return what `copies` returns: finite tensors of these names, types and shapes."""
+    return Fields({name: Array.like(tensor, FINITE) for name, tensor in tensors.items()})
+
+
+def adam_schema(parameters: Mapping[str, Tensor]) -> Schema:
+    """Return what `adam_state` returns: nothing for any parameter, or for all of them the state after as many steps."""
+    before = Fields(dict.fromkeys(parameters, Fields({})))
+    moments = {
+        name: Fields(
+            {
+                "step": Array(torch.float32, (), Range(1)),
+                "exp_avg": Array.like(parameter, FINITE),
+                "exp_avg_sq": Array.like(parameter, Range(0)),
+            }
+        )
+        for name, parameter in parameters.items()
+    }
+    return Either(before, Where(Fields(moments), {"have taken as many steps with every parameter": _are_in_step}))
+
+
+def has_stepped(adam: Mapping[str, Any]) -> bool:
+    """Whether Adam had taken a step when `adam_state` was called."""
+    return any(adam.values())
+
+
+def _are_in_step(state: Mapping[str, Any]) -> bool:
+    steps = {moment["step"].item() for moment in state.values()}
+    return len(steps) == 1 and steps.pop().is_integer()
 
 
 def load_adam_state(adam: torch.optim.Adam, parameters: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -96,6 +131,11 @@ class RunningScale:
         """Return the sums, as copies."""
         arrays = {"origin": self._origin, "sum": self._sum, "square_sum": self._square_sum}
         return {"count": self._count, **{name: array.copy() for name, array in arrays.items()}}
+
+    def state_schema(self) -> Schema:
+        """Return what `state_dict` returns."""
+        sums = {"origin": FINITE, "sum": FINITE, "square_sum": Range(0)}
+        return Fields({"count": COUNT, **{name: Array.like(self._sum, values) for name, values in sums.items()}})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what `state_dict` returned."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from agents.base import Tree, require
 from agents.episodic import EpisodicAgent, Step, Trajectory
 from agents.networks import EPSILON
+from permenv.schema import FINITE, Array, Schema
 
 
 class Pgpe(EpisodicAgent):
@@ -161,6 +162,10 @@ class Pgpe(EpisodicAgent):
     def state_dict(self) -> Tree:
         """Return everything that changes, see `Agent.state_dict`."""
         return {**super().state_dict(), "perturbation": self._perturbation.copy()}
+
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {**super().state_schema(), "perturbation": Array.like(self._perturbation, FINITE)}
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

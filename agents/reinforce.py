@@ -1,6 +1,7 @@
 """The paper's policy gradient: REINFORCE as described in section 4.1."""
 
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import gymnasium as gym
@@ -9,7 +10,19 @@ import torch
 from torch import Tensor
 
 from agents.base import Learner, Tree, require
-from agents.networks import EPSILON, adam_state, copies, load_adam_state, policy_network
+from agents.networks import (
+    AFTER_AN_UPDATE,
+    EPSILON,
+    adam_schema,
+    adam_state,
+    copies,
+    has_stepped,
+    load_adam_state,
+    policy_network,
+    tensors_schema,
+)
+from permenv.config import Range
+from permenv.schema import FINITE, Fields, ListOf, Number, Schema, Where
 
 Credit = Literal["own", "sum"]  # the rewards that a head of a joint task is credited with
 
@@ -199,6 +212,25 @@ class Reinforce(Learner):
             "square_averages": [average.state_dict() for average in self._square_averages],
         }
 
+    def state_schema(self) -> dict[str, Schema]:
+        """Return what the state holds, see `Agent.state_schema`."""
+        return {
+            **super().state_schema(),
+            "network": tensors_schema(self._parameters),
+            "adam": adam_schema(self._parameters),
+            "trace": tensors_schema(self._trace),
+            "reward_averages": ListOf(_MovingAverage.state_schema(), self.num_tasks),
+            "square_averages": ListOf(_MovingAverage.state_schema(Range(0)), self.num_tasks),
+        }
+
+    def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
+        """Return what the parts of the state do together, see `Agent.state_conditions`."""
+        return {
+            AFTER_AN_UPDATE: lambda state: all(
+                has_stepped(state["adam"]) == (average["weight"] > 0) for average in state["reward_averages"]
+            )
+        }
+
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
@@ -281,6 +313,13 @@ class _MovingAverage:
 
     def state_dict(self) -> Tree:
         return {"total": self._total, "weight": self._weight}
+
+    @staticmethod
+    def state_schema(values: Range = FINITE) -> Schema:
+        return Where(
+            Fields({"total": Number(float, values), "weight": Number(float, Range(0))}),
+            {"have no total without a weight": lambda state: state["weight"] > 0 or state["total"] == 0},
+        )
 
     def load_state_dict(self, state: Tree) -> None:
         self._total, self._weight = state["total"], state["weight"]

@@ -144,10 +144,9 @@ def make_agent(config: Config, env: gym.Env[Any, Any]) -> Agent:
             f"--policy-from {config.policy_from}: {config.policy} has no REINFORCE policy to start from; choose "
             f"--policy reinforce or inverse, or leave it out"
         )
-    try:
-        given.load_state_dict(_policy_in(config.policy_from))
-    except ValueError as error:
-        raise permenv.CheckpointError(f"{config.policy_from}: {error}") from error
+    state = _policy_in(config.policy_from)
+    with checkpoint.naming(config.policy_from):
+        given.load_state_dict(state)
     if isinstance(agent, InversePolicy):
         agent.policy_learns = False  # what is inverted is the trained policy, as it is
     return agent

@@ -46,6 +46,7 @@ class Range(NamedTuple):
         return f"must be at least {self.least}" if self.most == math.inf else f"must lie in [{self.least}, {self.most}]"
 
 
+_LARGEST = 2**63 - 1  # of an int64, which counts and sizes end up in; seeds may be longer
 _Share = Annotated[float, Range(0, 1)]
 _Decay = Annotated[float, Range(0, below=1)]
 _Count = Annotated[int, Range(1)]
@@ -230,6 +231,12 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
     if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
         shown = hint.__name__ if isinstance(hint, type) else hint
         raise ConfigurationError(f"{name}={value!r}: must be a number of type {shown}")
+    if name == "backbone" and not (isinstance(value, str) or callable(value)):
+        raise ConfigurationError(
+            f"backbone={value!r}: must be a name such as 'caffenet' or 'timm/NAME', or a function that returns a trunk"
+        )
+    if kinds and isinstance(value, int) and abs(value) > _LARGEST and not name.endswith("seed"):
+        raise ConfigurationError(f"{name} is a number of {len(str(abs(value)))} digits: must be at most {_LARGEST}")
     if kinds and value is not None:
         value = float(value) if hint is float else int(value)
     if bounds is not None and value is not None and value not in bounds:

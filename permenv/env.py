@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
 from permenv.episode import Episode, mean
+from permenv.memory import check_memory
 from permenv.pretraining import Pretraining, Record, read_run, read_trunk
+from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
 from permenv.streams import restored
 from permenv.tasks import data_keywords, make_config, make_tasks
@@ -24,6 +27,18 @@ from permenv.validation import Validation
 
 if TYPE_CHECKING:
     from permenv.render import Renderer
+
+
+_SEED = Either(OneOf((None,)), Number(int, Range(-1)))  # Gymnasium's -1 is a seed that it does not know
+_PARTS = Fields(
+    {
+        "run": Anything(),
+        "episode": Anything(),
+        "random": Fields({"seed": _SEED, "generator": GeneratorState()}),
+    },
+    {"agent": Anything(), "job": Anything()},
+)
+"""A state; the file of a training job also holds what belongs to others. Run and episode have schemas of their own."""
 
 
 class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
@@ -169,6 +184,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         preload()
         # before the data, which may take minutes to read
         self._renderer = _make_renderer(f"PermShuffle: {task}", render_mode)
+        check_memory(task, self.config, self.device, data)
         self.tasks = make_tasks(task, self.config, self.device, data)
         self.permutations = {name: each.permutations for name, each in self.tasks.items()}
         bounds = np.array([[0, LOWEST_RATIO], [1, HIGHEST_RATIO]], dtype=np.float32)
@@ -197,20 +213,16 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             Observation and info.
 
         Raises:
-            ConfigurationError: If an option is unknown, or both are given.
-            CheckpointError: If the checkpoint is damaged or of another configuration, or has another trunk; the current
-                run is unchanged then.
+            ConfigurationError: If an option is unknown or no path, or both are given.
+            CheckpointError: If the checkpoint is damaged, of another configuration, or no checkpoint of such a run at
+                all, or has another trunk; the current run is unchanged then.
         """
-        options = options or {}
-        unknown = options.keys() - {"checkpoint", "trunk"}
-        if unknown:
-            raise ConfigurationError(f"unknown reset option {unknown.pop()!r}; there are 'checkpoint' and 'trunk'")
-        if len(options) > 1:
-            raise ConfigurationError(
-                "reset options 'checkpoint' and 'trunk': a saved run has its own trunk; pass one of them"
-            )
+        options = _checked_options(options)
         if "checkpoint" in options:
-            self.load_state_dict(read_run(options["checkpoint"]))
+            path = options["checkpoint"]
+            tree = read_run(path)
+            with checkpoint.naming(path):
+                self.load_state_dict(tree)
         else:
             trunk = read_trunk(options["trunk"], self.config, self.tasks) if "trunk" in options else None
             generator, own_seed = (self.np_random, self._np_random_seed) if seed is None else np_random(seed)
@@ -339,14 +351,17 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         """Continue the run that `state_dict` described; its tensors are copied.
 
         Raises:
-            CheckpointError: If it is a run of another configuration; this one is unchanged then.
+            CheckpointError: If it is a run of another configuration, or is no state of such a run at all; the message
+                names what does not fit, and this run is unchanged then.
         """
-        if "episode" not in state:
+        if isinstance(state, dict) and state.keys() == {"run"}:
             raise CheckpointError(
                 "the checkpoint is of a run without an environment: load it with Pretraining.load, or begin from its "
                 "trunk with options={'trunk': path}"
             )
+        _PARTS.check(state, "checkpoint")
         run = Pretraining.from_state(self.config, self.tasks, self.device, state["run"])
+        Episode.state_schema(run).check(state["episode"], "episode")
         self._continue(run, state["episode"], state["random"])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -397,3 +412,23 @@ def _make_renderer(title: str, mode: str | None) -> Renderer | None:
     from permenv.render import Renderer  # matplotlib takes its time to import
 
     return Renderer(title, mode)
+
+
+def _checked_options(options: Any) -> dict[str, Any]:
+    """Return reset options as a dict; refuse what has no keys, and values that are no paths."""
+    if options is None:
+        return {}
+    if not isinstance(options, dict):
+        raise ConfigurationError(f"reset options {options!r}: pass a dict such as {{'checkpoint': path}}")
+    for name, value in options.items():
+        if name not in ("checkpoint", "trunk"):
+            raise ConfigurationError(f"unknown reset option {name!r}; there are 'checkpoint' and 'trunk'")
+        if not isinstance(value, str | os.PathLike):
+            raise ConfigurationError(
+                f"reset option {name!r} is {value!r}: pass the path of a checkpoint, or leave it out"
+            )
+    if len(options) > 1:
+        raise ConfigurationError(
+            "reset options 'checkpoint' and 'trunk': a saved run has its own trunk; pass one of them"
+        )
+    return options

@@ -5,13 +5,16 @@ This is the decision process itself. `permenv.env` gives it Gymnasium's interfac
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
 import numpy as np
 
+from permenv.config import Config
 from permenv.pretraining import Pretraining
 from permenv.reward import extrapolated_error, reward
+from permenv.schema import FLAG, INT64, Array, Fields, ListOf, Number, OneOf, Schema, Where, below
 
 
 class Episode:
@@ -98,8 +101,41 @@ class Episode:
         }
 
     @classmethod
+    def state_schema(cls, run: Pretraining) -> Schema:
+        """What `state_dict` of an episode of this run returns."""
+        config, last, tasks = run.config, run.records[-1], len(run.tasks)
+        by_task = Fields(dict.fromkeys(run.tasks, Number(float)))
+        parts = Fields(
+            {
+                "phase": OneOf(("free", "update")),
+                "rewards": ListOf(Number(float)),
+                "baseline_errors": by_task,
+                "choices": Array(INT64, (config.actions_per_iteration, tasks), below(config.num_groups)),
+                "num_choices": Number(int, below(config.actions_per_iteration)),
+                "validated": FLAG,
+                "task_rewards": by_task,
+            }
+        )
+        next_phase = _phase_after(last.phase, config)
+        phase = {True: last.phase if last.phase != "reset" else next_phase, False: next_phase}  # by "validated"
+        updates = sum(record.phase == "update" for record in run.records) + run.diverged
+        since = run.iteration - last.iteration
+        in_time = _are_in_time(run) and since < _iterations(next_phase, config) + run.diverged
+        return Where(
+            parts,
+            {
+                "belong to a run that was validated after each phase, and only then": lambda _: in_time,
+                f"hold {updates} rewards, one of each update": lambda state: len(state["rewards"]) == updates,
+                "be in the phase that the records lead to": lambda state: state["phase"] == phase[state["validated"]],
+                "have validated just now where no choice was made since, and only there": lambda state: (
+                    state["validated"] == (since == state["num_choices"] == 0 and not run.diverged)
+                ),
+            },
+        )
+
+    @classmethod
     def from_state(cls, run: Pretraining, state: dict[str, Any]) -> Episode:
-        """Continue the episode that `state_dict` described, with its run."""
+        """Continue the episode that `state_dict` described, with its run. It fits `state_schema`."""
         episode = cls(run)
         episode.phase = state["phase"]
         episode.rewards = list(state["rewards"])
@@ -112,8 +148,7 @@ class Episode:
 
     @property
     def _next_phase(self) -> str:
-        """Free iterations lie between an update and the next one."""
-        return "free" if self.run.config.free_iterations and self.run.records[-1].phase != "free" else "update"
+        return _phase_after(self.run.records[-1].phase, self.run.config)
 
     def _train(self) -> None:
         """Take an SGD iteration and validate where that is due."""
@@ -122,8 +157,7 @@ class Episode:
         if run.diverged:  # the step was not taken
             self._judge(run.history, run.iteration + 1)
             return
-        due = config.free_iterations if self.phase == "free" else config.iterations_per_update
-        if run.iteration - run.records[-1].iteration < due:
+        if run.iteration - run.records[-1].iteration < _iterations(self.phase, config):
             return
         history = run.history
         self.validated = run.validate(self.phase)
@@ -138,6 +172,25 @@ class Episode:
         errors = dict.fromkeys(run.tasks, 1.0) if run.diverged else run.records[-1].errors
         self.task_rewards = {task: reward(baseline, errors[task]) for task, baseline in self._baseline_errors.items()}
         self.rewards.append(mean(self.task_rewards))
+
+
+def _phase_after(phase: str, config: Config) -> str:
+    """Free iterations lie between an update and the next one."""
+    return "free" if config.free_iterations and phase != "free" else "update"
+
+
+def _iterations(phase: str, config: Config) -> int:
+    """SGD iterations of a phase."""
+    return config.free_iterations if phase == "free" else config.iterations_per_update
+
+
+def _are_in_time(run: Pretraining) -> bool:
+    """Whether the records are those of an episode."""
+    return all(
+        after.phase == _phase_after(before.phase, run.config)
+        and after.iteration - before.iteration == _iterations(after.phase, run.config)
+        for before, after in itertools.pairwise(run.records)
+    )
 
 
 def mean(by_task: dict[str, float]) -> float:

@@ -242,6 +242,8 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trunk = find_backbone(backbone)()
+        if not isinstance(trunk, nn.Module):
+            raise ValueError(f"backbone={backbone!r} returned {trunk!r}: return a new torch.nn.Module")
         if isinstance(backbone, str) and backbone in BACKBONES:
             trunk.apply(_he_initialise)
         features = _feature_length(trunk, piece_shape)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import secrets
 import time
 from collections.abc import Mapping
@@ -21,7 +22,10 @@ import torch
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
+from permenv.memory import check_memory
 from permenv.networks import eval_mode
+from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
+from permenv.schema import shown
 from permenv.state import draw_members, group_members, group_permutations, summarise
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task, data_keywords, make_config, make_tasks
@@ -32,7 +36,7 @@ from permenv.validation import Validation, validate
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does
 _FREE_TO_CHANGE = ("total_updates",)
 
-PHASES = ("reset", "free", "update")
+_SPENT_ON = ("training", "validation", "grouping")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,8 @@ class Pretraining:
         seconds: Wall-clock seconds spent by this object on "training", "validation" and "grouping".
 
     Raises:
-        ConfigurationError: If the backbone does not fit the pieces, or an untrained network's output is not finite.
+        ConfigurationError: If the seed is no integer of at least 0, the backbone does not fit the pieces, or an
+            untrained network's output is not finite.
     """
 
     @default_torch_state()
@@ -107,16 +112,18 @@ class Pretraining:
         self.config = config
         self.tasks = dict(tasks)
         self.device = resolve_device(device)
-        self.seed = seed
-        self.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
+        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+            raise ConfigurationError(f"seed={seed!r}: must be an integer of at least 0")
+        self.seed: int = int(seed)
+        self.seconds: dict[str, float] = dict.fromkeys(_SPENT_ON, 0.0)
         weights_seed = int(stream(seed, Purpose.WEIGHTS).integers(2**63))
-        self.trainer = _new_trainer(config, tasks, self.device, weights_seed)
+        self.trainer: Trainer = _new_trainer(config, tasks, self.device, weights_seed)
         if trunk is not None:
             self.trainer.start_from(trunk)
-        self.losses = dict.fromkeys(self.tasks, math.log(config.num_permutations))
-        self.choices = np.zeros((len(self.tasks), config.num_groups), dtype=np.int64)
+        self.losses: dict[str, float] = dict.fromkeys(self.tasks, math.log(config.num_permutations))
+        self.choices: np.ndarray = np.zeros((len(self.tasks), config.num_groups), dtype=np.int64)
         self.records: list[Record] = []
-        self.diverged = False
+        self.diverged: bool = False
         self._hold_out(
             {
                 name: each.hold_out(stream(seed, Purpose.VALIDATION_SET, task=number))
@@ -147,7 +154,7 @@ class Pretraining:
             **options: Data (`images`, `videos`) and any field of `permenv.Config`, as for `gym.make`.
 
         Raises:
-            ConfigurationError: If an option is unknown or out of range.
+            ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
             DataError: If data cannot be used.
         """
         keywords = data_keywords()
@@ -155,6 +162,7 @@ class Pretraining:
         config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
         chosen = resolve_device(device)
         spare_threads()
+        check_memory(task, config, chosen, data)
         tasks = make_tasks(task, config, chosen, data)
         return cls(config, tasks, chosen, seed=secrets.randbits(63) if seed is None else seed)
 
@@ -283,7 +291,8 @@ class Pretraining:
 
         The data, which nothing changes, are shared.
         """
-        twin = self.from_state(self.config, self.tasks, self.device, self.state_dict())
+        twin = self._blank(self.config, self.tasks, self.device)
+        twin._continue(self.state_dict())
         twin.seconds = dict(self.seconds)
         return twin
 
@@ -292,17 +301,17 @@ class Pretraining:
         cls, config: Config, tasks: Mapping[str, Task], device: torch.device, state: Mapping[str, Any]
     ) -> Pretraining:
         """Make a run that continues where `state_dict` was taken, see `load_state_dict`."""
-        run = cls.__new__(cls)
-        run.config, run.tasks, run.device = config, dict(tasks), device
-        run.seconds = {"training": 0.0, "validation": 0.0, "grouping": 0.0}
-        run.load_state_dict(state)
+        run = cls._blank(config, tasks, device)
+        run_schema(run.identity, run.tasks, config.num_groups, run.trainer.state_schema()).check(state, "run")
+        run._continue(state)
         return run
 
     def __getstate__(self) -> dict[str, Any]:
         return {"config": self.config, "tasks": self.tasks, "device": self.device, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(self.from_state(**state).__dict__)
+        self.__dict__.update(self._blank(state["config"], state["tasks"], state["device"]).__dict__)
+        self._continue(state["state"])
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -334,40 +343,16 @@ class Pretraining:
             },
         }
 
-    @default_torch_state()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue the run that `state_dict` described; its tensors are copied.
 
         Raises:
-            CheckpointError: If it is the state of another configuration; this run is unchanged then.
+            CheckpointError: If it is the state of another configuration, or is no state of such a run at all; the
+                message names what does not fit, and this run is unchanged then.
         """
-        _check_identity(self.identity, state["identity"])
-        for name, task in self.tasks.items():
-            if not np.array_equal(state["tasks"][name]["permutations"], task.permutations):
-                raise CheckpointError(
-                    f"the checkpoint has other permutations of task {name!r}: use its class as it was"
-                )
-        trainer = _new_trainer(self.config, self.tasks, self.device, seed=0)
-        try:
-            trainer.load_state_dict(state["trainer"])
-        except RuntimeError as error:  # a user's backbone was changed, but not its name
-            raise CheckpointError(f"the checkpoint has another network under the same names: {error}") from error
-        self.trainer = trainer
-        self.seed = state["seed"]
-        tasks = state["tasks"]
-        self._hold_out({name: np.array(tasks[name]["held_out"]) for name in self.tasks})
-        self.records = [Record(**record) for record in state["records"]]
-        self.losses = dict(state["losses"])
-        self.choices = np.array(state["choices"])
-        self.diverged = state["diverged"]
-        last = self.records[-1]
-        self.validation = {
-            name: Validation(
-                np.array(saved["ratios"]), np.array(saved["correct"]), last.errors[name], last.cross_entropies[name]
-            )
-            for name, saved in tasks.items()
-        }
-        self._set_groups({name: np.array(saved["groups"]) for name, saved in tasks.items()})
+        run = self.from_state(self.config, self.tasks, self.device, state)
+        run.seconds = self.seconds
+        self.__dict__.update(run.__dict__)
 
     def save(self, path: str | Path) -> None:
         """Write the run to one file, atomically.
@@ -383,9 +368,41 @@ class Pretraining:
         Raises:
             CheckpointError: If the file is damaged or holds a run of another configuration; this run is unchanged then.
         """
-        self.load_state_dict(read_run(path)["run"])
+        tree = read_run(path)
+        with checkpoint.naming(path):
+            self.load_state_dict(tree["run"])
 
     # Parts of the above
+
+    @classmethod
+    @default_torch_state()
+    def _blank(cls, config: Config, tasks: Mapping[str, Task], device: torch.device) -> Pretraining:
+        """Make a run that only lacks a state."""
+        run = cls.__new__(cls)
+        run.config, run.tasks, run.device = config, dict(tasks), device
+        run.seconds = dict.fromkeys(_SPENT_ON, 0.0)
+        run.trainer = _new_trainer(config, tasks, device, seed=0)
+        return run
+
+    @default_torch_state()
+    def _continue(self, state: Mapping[str, Any]) -> None:
+        """Take on a state that fits."""
+        self.trainer.load_state_dict(state["trainer"])
+        self.seed = state["seed"]
+        tasks = state["tasks"]
+        self._hold_out({name: np.array(tasks[name]["held_out"]) for name in self.tasks})
+        self.records = [Record(**record) for record in state["records"]]
+        self.losses = dict(state["losses"])
+        self.choices = np.array(state["choices"])
+        self.diverged = state["diverged"]
+        last = self.records[-1]
+        self.validation = {
+            name: Validation(
+                np.array(saved["ratios"]), np.array(saved["correct"]), last.errors[name], last.cross_entropies[name]
+            )
+            for name, saved in tasks.items()
+        }
+        self._set_groups({name: np.array(saved["groups"]) for name, saved in tasks.items()})
 
     def _require_finite(self) -> None:
         if self.diverged:
@@ -438,10 +455,9 @@ class Pretraining:
         self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
 
     def _summarise(self) -> np.ndarray:
-        states = [
-            summarise(self.validation[name].ratios, self.groups[name], self.config.num_groups) for name in self.tasks
-        ]
-        return states[0] if len(states) == 1 else np.stack(states)
+        return joint_observation(
+            [summarise(self.validation[name].ratios, self.groups[name], self.config.num_groups) for name in self.tasks]
+        )
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
@@ -450,10 +466,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is damaged or holds no run.
     """
-    tree = checkpoint.read(path)
-    if "run" not in tree:
-        raise CheckpointError(f"{path} holds no run: name a file that save() or a training job wrote")
-    return tree
+    return checkpoint.read(path, "run")
 
 
 @default_torch_state()
@@ -472,32 +485,22 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
         CheckpointError: If the file is damaged or holds no run, its trunk is another one, or is not finite.
     """
     saved = read_run(path)["run"]
-    theirs, ours = saved["identity"]["backbone"], config.as_dict()["backbone"]
-    if theirs != ours:
-        raise CheckpointError(
-            f"{path} has the trunk backbone={theirs!r}, this run backbone={ours!r}: use the checkpoint's backbone"
-        )
-    trunk = trunk_of(saved["trainer"])
-    try:
-        _new_trainer(config, tasks, torch.device("cpu"), seed=0).start_from(trunk)
-    except RuntimeError as error:  # a user's backbone was changed, but not its name
-        raise CheckpointError(f"{path} has another trunk under the same name {ours!r}: {error}") from error
-    if not all(value.isfinite().all() for value in trunk.values()):
-        raise CheckpointError(f"{path} has a trunk that is not finite, its run diverged: use an earlier checkpoint")
+    trainer = _new_trainer(config, tasks, torch.device("cpu"), seed=0)
+    ours = config.as_dict()["backbone"]
+    with checkpoint.naming(path):
+        HOLDS_A_TRUNK.check(saved, "run")
+        theirs = saved["identity"].get("backbone")
+        if theirs != ours:
+            raise CheckpointError(
+                f"its trunk is backbone={shown(theirs)}, this run's backbone={ours!r}: use the checkpoint's backbone"
+            )
+        trunk = trunk_of(saved["trainer"])
+        trainer.trunk_schema().check(trunk, "run/trainer/trunk")
+        if not all(value.isfinite().all() for value in trunk.values()):
+            raise CheckpointError("its trunk is not finite, its run diverged: use an earlier checkpoint")
     return trunk
 
 
 def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int) -> Trainer:
     piece_shape = next(iter(tasks.values())).piece_shape
     return Trainer(config, {name: task.head for name, task in tasks.items()}, piece_shape, device, seed)
-
-
-def _check_identity(ours: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
-    different = [name for name in {**ours, **saved} if ours.get(name) != saved.get(name)]
-    if different:
-        name = different[0]
-        remedy = "pass the same data, which must not change between reads" if name == "data" else "use its values"
-        raise CheckpointError(
-            f"the checkpoint is of another configuration: it has {name}={saved.get(name)!r}, this run "
-            f"{name}={ours.get(name)!r} (all differences: {', '.join(different)}); {remedy}"
-        )

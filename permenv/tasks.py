@@ -197,6 +197,13 @@ class Task(ABC):
         """Pieces in a row of a picture."""
         return (self.num_pieces + 1) // 2
 
+    def are_samples(self, samples: np.ndarray) -> bool:
+        """Whether (V, k) int64 from a checkpoint, of the shape that `hold_out` returns, are samples of the data.
+
+        By default the first column must hold numbers of items.
+        """
+        return bool((samples[:, 0] >= 0).all() and (samples[:, 0] < len(self.data)).all())
+
     # What all tasks share
 
     @property
@@ -294,6 +301,10 @@ class SpatialTask(ImageTask):
         """Number of tiles."""
         return config.num_tiles
 
+    def are_samples(self, samples: np.ndarray) -> bool:
+        """Whether they are different images, see `Task.are_samples`."""
+        return super().are_samples(samples) and len(np.unique(samples)) == len(samples)
+
     def originals(self, samples: np.ndarray) -> np.ndarray:
         """Images (B, S, S, 3) uint8."""
         return self._images(samples).cpu().numpy()
@@ -370,18 +381,34 @@ class TemporalTask(ImageTask):
 
     def hold_out(self, rng: np.random.Generator) -> np.ndarray:
         """Draw X_val: (V, 1 + n) int64, `num_validation` samples, spread evenly over at most a fifth of the clips."""
-        num_samples = self.config.num_validation
-        num_clips = min(num_samples, max(1, int(len(self.data) * _HELD_OUT_CLIPS)))
-        clips = rng.choice(len(self.data), num_clips, replace=False)
-        return self._with_positions(np.resize(clips, num_samples), rng)
+        clips = rng.choice(len(self.data), self._num_held_out, replace=False)
+        return self._with_positions(np.resize(clips, self.config.num_validation), rng)
 
     def draw(self, among: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
         """Draw training samples (B, 1 + n), see `Task.draw`."""
         return self._with_positions(among[rng.integers(len(among), size=count)], rng)
 
+    def are_samples(self, samples: np.ndarray) -> bool:
+        """Whether they are different frames of as many clips as are held out, in the order of time.
+
+        See `Task.are_samples`; with `merge_reversed` the order may be reversed.
+        """
+        if not super().are_samples(samples):
+            return False
+        clips, positions = samples[:, 0], samples[:, 1:]
+        steps = np.diff(positions, axis=1)
+        ordered = (steps > 0).all(axis=1) | ((steps < 0).all(axis=1) & self.config.merge_reversed)
+        inside = (positions >= 0) & (positions < self.data.lengths[clips][:, None])
+        return bool(ordered.all() and inside.all()) and len(np.unique(clips)) == self._num_held_out
+
     def originals(self, samples: np.ndarray) -> np.ndarray:
         """Frames (B, n, S, S, 3) uint8, in the order of the sample."""
         return self._frames(samples, samples[:, 1:]).cpu().numpy()
+
+    @property
+    def _num_held_out(self) -> int:
+        """Clips of X_val."""
+        return min(self.config.num_validation, max(1, int(len(self.data) * _HELD_OUT_CLIPS)))
 
     @property
     def _slack(self) -> int:
@@ -508,7 +535,7 @@ def parts_of(task: str) -> tuple[type[Task], ...]:
     Raises:
         ConfigurationError: If there is no task of this name.
     """
-    if task not in _REGISTRY:
+    if not isinstance(task, str) or task not in _REGISTRY:
         raise ConfigurationError(
             f"unknown task {task!r}; choose one of {', '.join(_REGISTRY)}, or call permenv.register_task in every "
             f"process that uses it"

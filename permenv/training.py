@@ -17,8 +17,9 @@ from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from permenv.config import Config, ConfigurationError
-from permenv.heads import HeadFactory
-from permenv.networks import OrderingNetwork, build_network
+from permenv.heads import HeadFactory, SpatialHead, TemporalHead
+from permenv.networks import BACKBONES, OrderingNetwork, build_network
+from permenv.schema import COUNT, Anything, Array, Either, Explained, Fields, OneOf, Schema, Where
 
 _IMPORTED_BY = os.getpid()
 
@@ -39,7 +40,10 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if str(device).partition(":")[0] not in ("cpu", "cuda"):
         raise ConfigurationError(f"unknown device {str(device)!r}; use 'auto', 'cpu' or 'cuda'")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(f"unknown device {str(device)!r}; number GPUs as in 'cuda:0'") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
     return chosen
@@ -173,8 +177,42 @@ class Trainer:
             "averaged": None if self._averaged is None else dict(self._averaged.state_dict()),
         }
 
+    def state_schema(self) -> Schema:
+        """What `state_dict` of such a trainer returns."""
+        network = {name: _like(value) for name, value in self.network.state_dict().items()}
+        # a module of the user's may hold parameters that no loss depends on: they have no momentum
+        known = [name for name in self._parameters if self._always_trained(name)]
+        momentum = {name: _like(value) for name, value in self._parameters.items()}
+        averaged: Schema = OneOf((None,))
+        if self._averaged is not None:
+            averaged = Fields({name: _like(value) for name, value in self._averaged.state_dict().items()})
+        parts = Fields(
+            {
+                "iteration": COUNT,
+                "network": Explained(Fields(network), "the checkpoint has another network under the same names"),
+                "momentum": Either(Fields({}), Fields({name: momentum.pop(name) for name in known}, momentum)),
+                "averaged": averaged,
+            }
+        )
+        return Where(
+            parts,
+            {
+                "have a momentum after its first iteration and none before": lambda state: (
+                    bool(state["momentum"]) == bool(state["iteration"])
+                ),
+                "have averaged the weights once an iteration": lambda state: (
+                    state["averaged"] is None or state["averaged"]["n_averaged"].item() == state["iteration"]
+                ),
+            },
+        )
+
+    def trunk_schema(self) -> Schema:
+        """What `trunk_of` such a trainer's state returns."""
+        trunk = {name: _like(value) for name, value in self.network.trunk.state_dict().items()}
+        return Explained(Fields(trunk), "the checkpoint has another trunk under the same name")
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly where the given state was taken; its tensors are copied."""
+        """Continue exactly where the given state was taken; its tensors are copied. It fits `state_schema`."""
         self.iteration = state["iteration"]
         self.network.load_state_dict(state["network"])
         self._momentum = {
@@ -184,6 +222,13 @@ class Trainer:
         }
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
+
+    def _always_trained(self, parameter: str) -> bool:
+        """Whether the gradient of every loss reaches a parameter, as in the modules of this package."""
+        part, task = parameter.split(".")[:2]
+        if part == "trunk":
+            return isinstance(self.config.backbone, str) and self.config.backbone in BACKBONES
+        return type(self.network.heads[task]) in (SpatialHead, TemporalHead)
 
     @torch.no_grad()
     def _descend(self) -> None:
@@ -245,6 +290,10 @@ def _by_dtype(averaged: nn.Module, network: nn.Module) -> list[tuple[list[Tensor
         averages.append(average.detach())
         values.append(value.detach())
     return list(lists.values())
+
+
+def _like(value: Any) -> Schema:
+    return Array.like(value) if isinstance(value, Tensor) else Anything()  # modules may keep other state
 
 
 def trunk_of(state: dict[str, Any]) -> dict[str, Tensor]:

@@ -237,7 +237,7 @@ def test_the_file_of_another_agent_is_refused(other, tmp_path):
     other.save(path)
     agent = reinforce()
     before = agent.state_dict()
-    with pytest.raises(ValueError, match=r"agent\.safetensors.*Build the agent as the saved one was built"):
+    with pytest.raises(CheckpointError, match=r"agent\.safetensors.*Build the agent as the saved one was built"):
         agent.load(path)
     assert_equal_trees(agent.state_dict(), before)
 
@@ -248,7 +248,7 @@ def test_the_state_of_another_class_is_refused(build):
     before = agent.state_dict()
     for other in BUILDERS.values():
         if type(other()) is not type(agent):
-            with pytest.raises(ValueError, match=r"does not fit.*Build the agent as the saved one was built"):
+            with pytest.raises(CheckpointError, match=r"does not fit.*Build the agent as the saved one was built"):
                 agent.load_state_dict(other().state_dict())
     assert_equal_trees(agent.state_dict(), before)
 
@@ -258,7 +258,7 @@ def test_a_state_of_another_number_of_tasks_is_refused(build):
     for one, other in ((SINGLE, JOINT), (JOINT, SINGLE)):
         agent = build(spaces=one)
         before = agent.state_dict()
-        with pytest.raises(ValueError, match=r"'tasks': .*does not fit.*'tasks': "):
+        with pytest.raises(CheckpointError, match=r"'tasks': .*does not fit.*'tasks': "):
             agent.load_state_dict(build(spaces=other).state_dict())
         assert_equal_trees(agent.state_dict(), before)
 

@@ -209,7 +209,7 @@ def test_gradient_of_the_last_bias_in_closed_form():
 
 def test_importance_weights_give_the_on_policy_gradient_in_expectation():
     policy = tilted(reinforce(normalise=False, entropy_weight=0))
-    policy._reward_averages[0].add(0.2)
+    policy.update(observe(), np.eye(GROUPS, dtype=int)[0], 0.2)  # only sets the baseline
     start = policy.state_dict()
     gradients = recorded_gradients(policy)
     rewards = np.array([1.0, -2.0, 0.0, 0.5, 3.0])

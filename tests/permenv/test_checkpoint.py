@@ -1,9 +1,11 @@
 """Checkpoints: trees are read as they were written, damaged files raise an error, and an old file survives."""
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from permenv import CheckpointError, checkpoint
+from tests.forging import write_body
 
 leaves = st.one_of(
     st.none(),
@@ -105,6 +108,143 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         checkpoint.write(tmp_path / "file", {"other": torch.ones(3)})
     assert (tmp_path / "file").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Files beside others: modes, leftovers, full disks
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_a_file_has_the_usual_mode_of_new_files(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        checkpoint.write(tmp_path / "file", example())
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_what_a_killed_write_left_is_removed_by_the_next(tmp_path):
+    for name in (".file.0123abcd.tmp", ".other.0123abcd.tmp", ".file[1].0123abcd.tmp"):
+        (tmp_path / name).write_bytes(b"half a file")
+    checkpoint.write(tmp_path / "file", example())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".file[1].0123abcd.tmp", ".other.0123abcd.tmp", "file"]
+    checkpoint.write(tmp_path / "file[1]", example())
+    assert not (tmp_path / ".file[1].0123abcd.tmp").exists()
+
+
+def test_what_another_process_is_writing_is_left_alone(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    with (tmp_path / ".file.0123abcd.tmp").open("wb") as writing:
+        fcntl.flock(writing, fcntl.LOCK_EX)
+        checkpoint.write(tmp_path / "file", example())
+        assert (tmp_path / ".file.0123abcd.tmp").exists()
+    checkpoint.write(tmp_path / "file", example())
+    assert not (tmp_path / ".file.0123abcd.tmp").exists()
+
+
+@contextlib.contextmanager
+def files_of_at_most(size):
+    """Let writes beyond this number of bytes fail, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("room", [0, 1, 8, 500, 4000, 5000])
+def test_a_write_for_which_there_is_no_room_raises_an_os_error_and_leaves_the_old_file(room, tmp_path):
+    checkpoint.write(tmp_path / "file", {"old": torch.ones(3)})
+    before = (tmp_path / "file").read_bytes()
+    with files_of_at_most(room), pytest.raises(OSError, match="File too large"):
+        checkpoint.write(tmp_path / "file", {"other": torch.ones(2000)})
+    assert (tmp_path / "file").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_tree_that_was_read_does_not_keep_its_file_in_use(tmp_path):
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not list what is mapped")
+    checkpoint.write(tmp_path / "file", example())
+    tree = checkpoint.read(tmp_path / "file")
+    assert str(tmp_path) not in maps.read_text()
+    assert tree["weights"].sum() == 499_500
+
+
+# Whole files of other content
+
+DEEP = '{"run": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("", r"no tree that this version can read \(JSONDecodeError\)"),
+        (DEEP, r"no tree that this version can read \(RecursionError\)"),
+        ('{"run": ' + "9" * 5000 + "}", r"no tree that this version can read \(ValueError\)"),
+        ('{"run": {"$tensor": "nowhere"}, "x": {"$tensor": "entry"}}', r"can read \(KeyError\)"),
+        ('{"run": {"$tensor": ["entry"]}}', r"can read \(TypeError\)"),
+        ('{"run": {"$array": "half"}, "x": {"$tensor": "entry"}}', r"can read \(TypeError\)"),
+        ('{"run": {"$tensor": "entry"}, "x": {"$tensor": "entry"}}', r"can read \(KeyError\)"),
+        ('{"run": 1}', "more or other things than one tree"),
+        ('[{"$tensor": "entry"}, {"$tensor": "half"}]', "more or other things than one tree"),
+    ],
+    ids=["empty", "deep", "long number", "no entry", "no name", "no numpy", "twice", "surplus entry", "list"],
+)
+def test_a_whole_file_of_other_content_is_refused_by_name(body, message, tmp_path):
+    write_body(tmp_path / "file", body, {"entry": torch.zeros(2), "half": torch.zeros(2, dtype=torch.bfloat16)})
+    with pytest.raises(CheckpointError, match=f"file holds .*{message}"):
+        checkpoint.read(tmp_path / "file")
+
+
+def test_two_entries_of_one_name_are_not_written(tmp_path):
+    with pytest.raises(ValueError, match="leave '/' out of its keys"):
+        checkpoint.write(tmp_path / "file", {"a/b": torch.zeros(1), "a": {"b": torch.ones(1)}})
+    assert not list(tmp_path.iterdir())
+
+
+RUN = {"run": {}, "episode": {}, "random": {}}
+
+
+@pytest.mark.parametrize(
+    ("tree", "parts", "message"),
+    [
+        (
+            RUN,
+            ("run", "episode", "random", "agent", "job"),
+            r"holds no agent: .* agent, job; this is what env.save wrote",
+        ),
+        ({"run": {}}, ("run", "episode"), "holds no episode: .*; this is what Pretraining.save wrote"),
+        ({**RUN, "agent": {}, "job": {}}, ("x",), "holds no x: .*; this is the checkpoint of a training job"),
+        ({"agent": {}}, ("run",), "holds no run: .* holds run; this is what an agent's save wrote"),
+        ({"agent": {}, "job": {}}, ("run",), "this is the checkpoint of a job that trains a policy across runs"),
+        (
+            {**RUN, "agent": {}},
+            ("run",),
+            "is of no known kind: .*; this is a file that holds 'agent', 'episode', 'random",
+        ),
+        ({}, ("run",), "holds no run: .*; this is a file that holds nothing"),
+    ],
+)
+def test_a_file_of_another_kind_is_named(tree, parts, message, tmp_path):
+    checkpoint.write(tmp_path / "file", tree)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read(tmp_path / "file", *parts)
+    assert checkpoint.read(tmp_path / "file") == tree
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    checkpoint.write(tmp_path / "file", example())
+
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("safetensors.safe_open", fail)
+    with pytest.raises(CheckpointError, match=r"file cannot be read \(Permission denied\)"):
+        checkpoint.read(tmp_path / "file")
 
 
 KILL_WRITERS = """

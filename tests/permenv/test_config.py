@@ -100,6 +100,20 @@ def test_the_paper_has_one_preset_for_all_tasks():
         ({"merge_reversed": 1}, r"merge_reversed=1: must be True or False"),
         ({"shared_crop": "yes"}, r"shared_crop='yes': must be True or False"),
         ({"split": "1"}, r"split='1': must be a number of type int \| None"),
+        ({"backbone": None}, r"backbone=None: must be a name such as 'caffenet' .* or a function that returns a trunk"),
+        ({"backbone": b"caffenet"}, r"backbone=b'caffenet': must be a name"),
+        ({"backbone": 5}, r"backbone=5: must be a name"),
+        ({"task": None}, r"unknown task None; choose one of spatial"),
+        ({"task": ["spatial"]}, r"unknown task \['spatial'\]"),
+        ({"preset": None}, r"unknown preset None"),
+        ({"precision": []}, r"precision=\[\]: choose one of"),
+        ({"batch_size": None}, r"batch_size=None: must be a number of type int"),
+        ({"batch_size": 10**400}, r"batch_size is a number of 401 digits: must be at most 9223372036854775807"),
+        ({"total_updates": 2**63}, r"total_updates is a number of 19 digits: must be at most 9223372036854775807"),
+        ({"learning_rate": 10**400}, r"learning_rate is a number of 401 digits"),
+        ({"learning_rate_drop": 2**63}, r"learning_rate_drop is a number of 19 digits"),
+        ({"jitter": "0.4"}, r"jitter='0.4': must be a number of type float"),
+        ({"num_groups": np.array([4])}, r"num_groups=array\(\[4\]\): must be a number of type int"),
     ],
 )
 def test_an_error_names_the_bad_value(overrides, message):
@@ -125,6 +139,11 @@ def test_a_timm_that_does_not_import_is_reported_with_its_reason(monkeypatch, tm
 def test_as_dict_is_json_and_has_the_name_of_a_users_backbone():
     values = make_config("tiny", backbone=json.loads).as_dict()
     assert json.loads(json.dumps(values))["backbone"] == "json.loads"
+
+
+def test_seeds_may_be_of_any_length():
+    config = make_config("tiny", permutation_seed=10**30, scenes_seed=2**64)
+    assert (config.permutation_seed, config.scenes_seed) == (10**30, 2**64)
 
 
 def test_numbers_of_numpy_become_numbers_of_python():

@@ -287,6 +287,28 @@ def test_a_first_reset_that_fails_leaves_a_usable_environment(make_env):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("x", r"reset options 'x': pass a dict such as {'checkpoint': path}"),
+        (5, r"reset options 5: pass a dict"),
+        ([("checkpoint", "run")], r"reset options \[.*: pass a dict"),
+        ({"checkpoint": None}, r"reset option 'checkpoint' is None: pass the path of a checkpoint, or leave it out"),
+        ({"checkpoint": 3}, r"reset option 'checkpoint' is 3: pass the path"),
+        ({"checkpoint": b"run"}, r"reset option 'checkpoint' is b'run': pass the path"),
+        ({"trunk": None}, r"reset option 'trunk' is None: pass the path"),
+        ({None: "run"}, r"unknown reset option None; there are 'checkpoint' and 'trunk'"),
+    ],
+)
+def test_reset_options_of_the_wrong_kind_leave_the_run_as_it_was(make_env, options, message):
+    env, twin = make_env(), make_env()
+    env.reset(seed=1)
+    twin.reset(seed=1)
+    with pytest.raises(ConfigurationError, match=message):
+        env.reset(seed=9, options=options)
+    assert_same(rollout(env, random_actions(env, 5)), rollout(twin, random_actions(twin, 5)))
+
+
+@pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ({"preset": "huge"}, ConfigurationError, r"unknown preset 'huge'"),
@@ -317,6 +339,11 @@ def test_a_first_reset_that_fails_leaves_a_usable_environment(make_env):
         ),
         ({"task": "temporal", "clip_frames": 7}, ConfigurationError, r"clip_frames=7 is fewer than num_frames=8"),
         ({"device": "mps"}, ConfigurationError, r"unknown device 'mps'"),
+        ({"device": "cuda:x"}, ConfigurationError, r"unknown device 'cuda:x'; number GPUs as in 'cuda:0'"),
+        ({"device": None}, ConfigurationError, r"unknown device 'None'"),
+        ({"task": ["spatial"]}, ConfigurationError, r"unknown task \['spatial'\]"),
+        ({"backbone": None}, ConfigurationError, r"backbone=None: must be a name"),
+        ({"backbone": dict}, ConfigurationError, r"backbone=<class 'dict'> returned {}: return a new torch.nn.Module"),
         ({"backbone": "caffenet", "piece_size": 8}, ConfigurationError, r"cannot take pieces of 3 × 8 × 8"),
     ],
 )

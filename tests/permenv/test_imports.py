@@ -12,11 +12,12 @@ from tests.helpers import ROOT, SMALL
 
 LAYERS = """
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams
-permenv.permutations permenv.reward permenv.state permenv.augment
+permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema
 permenv.data
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
+permenv.memory permenv.run_schema
 permenv.pretraining
 permenv.episode permenv.render
 permenv.env
@@ -35,13 +36,25 @@ NARROWER = {
     "permenv.heads": set(),
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
-    "permenv.training": {"config", "heads", "networks"},
+    "permenv.training": {"config", "heads", "networks", "schema"},
     "permenv.validation": {"heads", "networks", "torch_state"},
     "permenv.transfer": {"augment", "data", "networks"},
     "permenv.pretraining": {
-        *("checkpoint", "config", "networks", "state", "streams", "tasks", "torch_state", "training", "validation"),
+        *(
+            "checkpoint",
+            "config",
+            "memory",
+            "networks",
+            "run_schema",
+            "schema",
+            "state",
+            "streams",
+            "tasks",
+            "torch_state",
+        ),
+        *("training", "validation"),
     },
-    "permenv.episode": {"pretraining", "reward"},
+    "permenv.episode": {"config", "pretraining", "reward", "schema"},
     "permenv.render": {"config", "pretraining", "reward", "state", "tasks"},
     "permenv.wrappers": {"config", "env", "episode", "pretraining", "reward", "state"},
 }

@@ -34,7 +34,11 @@ def varied_errors(monkeypatch):
 
     def validate_with_other_errors(network, name, *rest):
         total = sum(parameter.double().sum().item() for parameter in network.parameters())
-        return dataclasses.replace(validate(network, name, *rest), error=1000 * (total + len(name)) % 1)
+        found = validate(network, name, *rest)
+        wrong = int(1000 * (total + len(name)) % 1 * found.correct.size)
+        correct = np.arange(found.correct.size).reshape(found.correct.shape) >= wrong
+        ratios = np.where(correct, found.ratios.clip(min=1), found.ratios.clip(max=1))
+        return dataclasses.replace(found, ratios=ratios, correct=correct, error=1 - float(correct.mean()))
 
     monkeypatch.setattr(pretraining, "validate", validate_with_other_errors)
 

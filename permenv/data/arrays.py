@@ -15,8 +15,8 @@ import torch
 
 from permenv.data.embedded import embedded_clips, embedded_scenes
 from permenv.data.files import UNLABELLED, summary
-from permenv.data.folder import centre_square, image_folder, log
-from permenv.data.source import DataError, StillImages, VideoClips, free_bytes
+from permenv.data.folder import centre_square, image_folder
+from permenv.data.source import DataError, StillImages, VideoClips, free_bytes, log
 from permenv.data.videos import spread, video_folder
 
 HASH_BYTES = 64 * 2**20  # pixels are hashed in pieces of this size
@@ -305,7 +305,11 @@ def _require_items(given: Any, size: int, keyword: str, own: str, array: str, it
             f"{kind}; pass None for the embedded data, the path of a folder, a {own}, {array}, or a map-style dataset "
             f"(with __len__ and __getitem__) whose items are {item}"
         )
-    if not len(given):
+    try:
+        number = len(given)
+    except TypeError as fault:  # an array without dimensions
+        raise DataError(f"{kind}, but {fault}; pass {array}") from fault
+    if not number:
         raise DataError(f"{kind} and empty; pass at least one item")
 
 

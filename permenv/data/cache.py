@@ -3,23 +3,29 @@
 An entry is a folder `<cache>/<key>/`: `array.bin`, the raw uint8 rows, and `index.json`, which describes
 them and carries a checksum over both. It is built under a temporary name, renamed when it is complete, and
 verified in full whenever it is opened. Whatever happens to an entry (a kill, a full disk, a flipped bit, an
-edit), it is either used as it was made or made again. Any entry may be deleted at any time.
+edit), it is either used as it was made or made again. Only where reading it fails, which may pass, it is left as it is
+and an error says so. Any entry may be deleted at any time.
 
 The file `<cache>/<key>.lock` is locked by the process that builds the entry; others wait for it. The operating
 system releases the lock of a process that ends, also of one that is killed.
 
 The cache is the user's cache folder, or the folder named by the environment variable PERMENV_CACHE.
+
+What is trusted: whoever may write to the cache decides which pixels are trained on. The checksum (CRC-32) finds
+damage, not forgery. So the user's cache folder is used only if it belongs to this user and not everybody may write to
+it; a folder named by PERMENV_CACHE is trusted because it was named. Nothing in a cache is executed or unpickled: rows
+are bytes, the index is JSON, and only regular files are opened.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import logging
 import math
 import os
 import platform
 import shutil
+import stat
 import time
 import uuid
 import zlib
@@ -30,15 +36,15 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from permenv.data.source import DataError
+from permenv.data.files import UnusableFileError, open_regular, read_regular
+from permenv.data.source import DataError, log
 
 FORMAT = 2  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
+MAX_INDEX_BYTES = 2**30
 READ_BYTES = 2**18  # a checksum is computed in pieces of this size, which stay in the processor's cache
 ABANDONED_SECONDS = 24 * 3600  # a build that has written nothing for this long has ended
 ATTEMPTS = 3  # one is enough unless other processes break or delete the entry meanwhile
-
-log = logging.getLogger("permenv")
 
 Append = Callable[[np.ndarray], None]
 Build = Callable[[Append], dict[str, Any]]
@@ -64,10 +70,12 @@ def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndar
         (rows, *row) uint8 as a read-only memory map, and the metadata as read back from JSON.
 
     Raises:
-        CacheError: If the cache cannot be written or is full.
+        CacheError: If the cache cannot be read or written, is full, or is not to be trusted.
         DataError: If `build` appended nothing.
     """
-    entry = cache_folder() / key
+    cache = cache_folder()
+    _require_trust(cache)
+    entry = cache / key
     found = _open_intact(entry, shape[1:])
     for _ in range(ATTEMPTS):
         if found is None:
@@ -109,11 +117,31 @@ def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple
 
 
 def cache_folder() -> Path:
-    """Return the folder of the entries. It need not exist yet."""
+    """Return the folder of the entries. It need not exist yet.
+
+    Raises:
+        CacheError: If the environment variable PERMENV_CACHE names the home of an unknown user.
+    """
     import platformdirs
 
     chosen = os.environ.get("PERMENV_CACHE")
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("permenv")
+    try:
+        return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("permenv")
+    except RuntimeError as fault:
+        raise CacheError(f"PERMENV_CACHE={chosen}: {fault}; set it to the path of a folder") from fault
+
+
+def _require_trust(cache: Path) -> None:
+    """Refuse the user's cache folder if others may have filled it. One that was named is trusted."""
+    if os.environ.get("PERMENV_CACHE") or os.name != "posix" or not cache.exists():
+        return
+    status = cache.stat()
+    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
+        what = "can be written by every user" if status.st_uid == os.geteuid() else "belongs to another user"
+        raise CacheError(
+            f"the cache folder {cache} {what}, who would decide which pixels are trained on; correct that, or set the "
+            "environment variable PERMENV_CACHE to a folder that you trust, which may be this one"
+        )
 
 
 @contextmanager
@@ -127,7 +155,7 @@ def _locked(entry: Path) -> Iterator[None]:
 
     lock = filelock.FileLock(entry.with_name(f"{entry.name}.lock"))
     with _writing(entry.parent):
-        entry.parent.mkdir(parents=True, exist_ok=True)
+        entry.parent.mkdir(0o775, parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -146,40 +174,61 @@ class _BrokenError(Exception):
 
 
 def _open_intact(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]] | None:
-    """Open an entry; None if there is none, or it was broken and has been deleted."""
+    """Open an entry; None if there is none, or it was broken and has been deleted.
+
+    Raises:
+        CacheError: If reading fails, which says nothing about the entry: a disk or a network may work again.
+    """
     try:
-        return _open(entry, row) if entry.exists() else None
-    except (_BrokenError, OSError) as fault:
+        return _open(entry, row) if os.path.lexists(entry) else None
+    except (_BrokenError, UnusableFileError, RecursionError) as fault:  # recursion: an index that is nested deeply
         log.warning("cache entry %s cannot be used and will be made again: %s", entry, fault)
         _discard(entry)
         return None
+    except OSError as fault:
+        raise CacheError(
+            f"cache entry {entry} cannot be read: {fault.strerror or fault}; start again, and delete it if that does "
+            "not help"
+        ) from fault
 
 
 def _open(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]]:
     try:
-        index = json.loads((entry / INDEX).read_bytes())
+        index = json.loads(read_regular(entry / INDEX, MAX_INDEX_BYTES))
     except ValueError as fault:
         raise _BrokenError(f"{INDEX} is not JSON") from fault
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise _BrokenError(f"{INDEX} is not of format {FORMAT}")
-    bytes_there = (entry / ARRAY).stat().st_size
-    if bytes_there != index.get("bytes"):  # the checksum would differ too, but takes longer and says less
-        raise _BrokenError(f"{ARRAY} has {bytes_there} bytes instead of {index.get('bytes')}")
-    found = index.pop("checksum", None)
-    if found != _checksum(_checksum_of_file(entry / ARRAY), index):
-        raise _BrokenError(f"the checksum of {ARRAY} and {INDEX} does not match")
-    if index["key"] != entry.name or tuple(index["shape"][1:]) != row:
-        raise _BrokenError(f"it holds rows {index['shape'][1:]} of key {index['key']}")
-    rows = np.memmap(entry / ARRAY, dtype=np.uint8, mode="r", shape=tuple(index["shape"]))
-    return rows, index["metadata"]
+    with open_regular(entry / ARRAY) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != index.get("bytes"):  # the checksum would differ too, but takes longer and says less
+            raise _BrokenError(f"{ARRAY} has {size} bytes instead of {index.get('bytes')}")
+        found = index.pop("checksum", None)
+        if found != _checksum(_checksum_of_file(file), index):
+            raise _BrokenError(f"the checksum of {ARRAY} and {INDEX} does not match")
+        shape = (size // math.prod(row), *row)
+        if not size or index != _index(entry.name, shape, index.get("metadata")):
+            raise _BrokenError(f"it holds rows of shape {index.get('shape')} under the key {index.get('key')}")
+        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape), index["metadata"]
 
 
-def _checksum_of_file(path: Path) -> int:
+def _index(key: str, shape: tuple[int, ...], metadata: Any) -> dict[str, Any]:
+    """Describe an entry, without the checksum."""
+    return {
+        "format": FORMAT,
+        "key": key,
+        "shape": list(shape),
+        "dtype": "uint8",
+        "bytes": math.prod(shape),
+        "metadata": metadata,
+    }
+
+
+def _checksum_of_file(file: BinaryIO) -> int:
     """CRC-32 of a file. It finds damage, not forgery, and takes less than half the time of a cryptographic hash."""
     checksum = 0
-    with path.open("rb") as file:
-        while piece := file.read(READ_BYTES):
-            checksum = zlib.crc32(piece, checksum)
+    while piece := file.read(READ_BYTES):
+        checksum = zlib.crc32(piece, checksum)
     return checksum
 
 
@@ -216,14 +265,7 @@ def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
             file.close()
     if not rows.count:
         raise DataError(f"cache entry {key} would be empty: no rows were made")
-    index = {
-        "format": FORMAT,
-        "key": key,
-        "shape": [rows.count, *row],
-        "dtype": "uint8",
-        "bytes": rows.count * math.prod(row),
-        "metadata": json.loads(json.dumps(metadata)),
-    }
+    index = _index(key, (rows.count, *row), json.loads(json.dumps(metadata)))
     index["checksum"] = _checksum(rows.checksum, index)
     with _writing(folder.parent):
         (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
@@ -268,13 +310,16 @@ def _discard(entry: Path) -> None:
     doomed = _temporary(entry.parent)
     with _writing(entry.parent), suppress(FileNotFoundError):  # another process has deleted it already
         entry.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.is_dir() and not doomed.is_symlink():
+        shutil.rmtree(doomed, ignore_errors=True)
+    else:
+        doomed.unlink(missing_ok=True)
 
 
 def _require_room(cache: Path, needed: int) -> None:
     free = shutil.disk_usage(cache).free
     if free < needed:
-        raise OSError(errno.ENOSPC, f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed, {free:,} are free")
 
 
 @contextmanager

@@ -1,71 +1,159 @@
-"""Tools for folders of files of any kind: finding, labelling and identifying files, and working in parallel."""
+"""Tools for folders of files of any kind: finding, opening, labelling and identifying files, working in parallel.
+
+Every file of a data set or of the cache is opened here, and only if it is a regular one.
+"""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 import numpy as np
 
-from permenv.data.source import DataError
+from permenv.data.source import DataError, log, printable
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".gif", ".mov", ".mpg", ".mpeg", ".m4v")
 UNLABELLED = -1
-UNREADABLE = "not a regular file, a dangling link, or a folder that cannot be listed"
 NAMED_IN_LOG = 5  # names in a warning; the others are counted
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def require_folder(root: Path, kind: str, expected: str) -> None:
-    """Raise a DataError that ends with `expected` if a folder is missing, is a file or cannot be listed."""
+def data_folder(given: str | Path, kind: str, expected: str) -> Path:
+    """Check the folder of a data set.
+
+    Args:
+        given: Its path; a leading ~ is the user's home.
+        kind: What it contains, for the message.
+        expected: The end of the message.
+
+    Raises:
+        DataError: If it is missing, is a file or cannot be listed, or the path is empty or none.
+    """
+    if given == "":  # to `Path` it is the current folder
+        raise DataError(f"the {kind} folder is an empty path; pass '.' for the current folder; {expected}")
     try:
-        os.scandir(root).close()
-    except OSError as fault:
-        raise DataError(f"the {kind} folder {root} cannot be listed: {fault.strerror}; {expected}") from fault
+        folder = Path(given).expanduser()
+        os.scandir(folder).close()
+    except (OSError, RuntimeError, ValueError) as fault:  # the others: ~ of an unknown user, a zero byte
+        reason = fault.strerror if isinstance(fault, OSError) else fault
+        raise DataError(f"the {kind} folder {given} cannot be listed: {reason}; {expected}") from fault
+    return folder
+
+
+def listing(folder: str | Path) -> list[os.DirEntry[str]]:
+    """The sorted content of a folder, without hidden files and folders.
+
+    Raises:
+        OSError: If it cannot be listed.
+    """
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or into a folder without permission
+        return False
 
 
 def walk(root: Path) -> Iterator[tuple[str, list[str] | None]]:
     """Step through a folder and all folders below it, without hidden ones.
 
-    Links to folders are followed, except links back to a parent folder.
+    Links to folders are followed, but every real folder is visited once: under its own name if it lies below `root`,
+    else under the first link to it. A warning names the links that are left out.
 
     Yields:
         The relative POSIX path of a folder as a prefix of its files' names, "" or "a/b/"; and the names of the
         files directly in it, without hidden ones, or None if the folder cannot be listed.
     """
-    yield from _walk(root, "", frozenset())
+    visited: dict[str, str] = {}
+    again: list[tuple[str, str]] = []
+    links = deque([("", os.path.realpath(root))])  # followed when all that is really there has been visited
+    while links:
+        folders = [links.popleft()]
+        while folders:
+            prefix, place = folders.pop()
+            if place in visited:
+                again.append((prefix.removesuffix("/"), f"the folder {visited[place].removesuffix('/') or '.'}"))
+                continue
+            visited[place] = prefix
+            try:
+                entries = listing(root / prefix)
+            except OSError:
+                yield prefix, None
+                continue
+            below = [entry for entry in entries if is_folder(entry)]
+            names = {entry.name for entry in below}
+            yield prefix, [entry.name for entry in entries if entry.name not in names]
+            linked = [entry for entry in below if entry.is_symlink()]
+            links += [(f"{prefix}{entry.name}/", os.path.realpath(entry.path)) for entry in linked]
+            folders += [
+                (f"{prefix}{entry.name}/", os.path.join(place, entry.name))  # noqa: PTH118 - of 1,000 nested folders
+                for entry in reversed(below)
+                if not entry.is_symlink()
+            ]
+    if again:
+        log.warning("%s: %d links to folders that are read already: %s", root, len(again), summary(again))
 
 
-def _walk(folder: Path, prefix: str, above: frozenset[Path]) -> Iterator[tuple[str, list[str] | None]]:
-    place = folder.resolve()
-    if place in above:  # a link back to a parent folder
-        return
+class UnusableFileError(OSError):
+    """A file that must not be read; it does not help to try again."""
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading. Pipes, sockets and devices are not opened and not waited for.
+
+    Raises:
+        UnusableFileError: If there is no regular file of this name.
+        OSError: If it cannot be opened.
+    """
     try:
-        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
-    except OSError:
-        yield prefix, None
-        return
-    folders = {entry.name for entry in entries if _is_folder(entry)}
-    yield prefix, [entry.name for entry in entries if entry.name not in folders]
-    for name in sorted(folders):
-        yield from _walk(folder / name, f"{prefix}{name}/", above | {place})
+        if stat.S_ISREG(path.stat().st_mode):
+            file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - returned open
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it may have been replaced meanwhile
+                return file
+            file.close()
+    except OSError as fault:
+        if fault.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
+    raise UnusableFileError(
+        errno.EINVAL, "not a regular file, a dangling link, or a folder that cannot be listed", str(path)
+    )
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself, or into a folder without permission
-        return False
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # opening a pipe would wait; Windows has none
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """Read a regular file.
+
+    Args:
+        path: The file.
+        most: Largest number of bytes.
+
+    Raises:
+        UnusableFileError: If there is no regular file of this name, or it is larger.
+        OSError: If it cannot be read.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise UnusableFileError(errno.EFBIG, f"larger than {most} bytes", str(path))
+        return file.read()
 
 
 def stem(clip: str) -> str:
@@ -111,6 +199,34 @@ def fingerprint(recipe: str, names: Sequence[str], digests: Sequence[bytes]) -> 
     return key.hexdigest()
 
 
+def first_of_each(digests: Sequence[bytes]) -> list[int]:
+    """The places of the digests that do not occur earlier, ascending."""
+    return sorted({digest: place for place, digest in reversed(list(enumerate(digests)))}.values())
+
+
+def with_copies(
+    names: Sequence[str], digests: Sequence[bytes], results: Iterator[R | str]
+) -> Iterator[tuple[str, R | str]]:
+    """Pair files with what was made of them. Identical files are used once, so that no copy of a held-out one is left.
+
+    Args:
+        names: Relative POSIX paths of all files.
+        digests: Of their contents.
+        results: What was made of the files at `first_of_each(digests)`; a str says why one cannot be used.
+
+    Yields:
+        The name and the result of each file; for a copy of a file that is used, a str that says so.
+    """
+    seen: dict[bytes, str] = {}
+    for name, digest in zip(names, digests, strict=True):
+        if digest in seen:
+            yield name, seen[digest]
+            continue
+        result = next(results)
+        seen[digest] = result if isinstance(result, str) else f"identical to {name}"
+        yield name, result
+
+
 def in_parallel(
     work: Callable[[T], R], items: Sequence[T], label: str, progress: bool, unit: str, in_flight: int
 ) -> Iterator[R]:
@@ -144,7 +260,7 @@ def in_parallel(
 
 
 def summary(remarks: Sequence[tuple[str, str]]) -> str:
-    """Name the first few of (relative path, remark) and count the others."""
-    named = [f"{name} ({remark})" for name, remark in remarks[:NAMED_IN_LOG]]
+    """Name the first few of (relative path, remark), in printable characters, and count the others."""
+    named = [printable(f"{name} ({remark})") for name, remark in remarks[:NAMED_IN_LOG]]
     more = len(remarks) - len(named)
     return ", ".join(named) + (f" and {more} more" if more else "")

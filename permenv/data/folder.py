@@ -7,7 +7,6 @@ The key is the content of the files, so the cache is never out of date and modif
 from __future__ import annotations
 
 import hashlib
-import logging
 import struct
 from io import BytesIO
 from pathlib import Path
@@ -16,32 +15,41 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from permenv.data.cache import Append, cached_rows
-from permenv.data.files import UNREADABLE, fingerprint, in_parallel, labels_by_folder, require_folder, summary, walk
-from permenv.data.source import DataError, StillImages
+from permenv.data.files import (
+    data_folder,
+    fingerprint,
+    first_of_each,
+    in_parallel,
+    labels_by_folder,
+    read_regular,
+    summary,
+    walk,
+    with_copies,
+)
+from permenv.data.source import DataError, StillImages, log
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-RECIPE = 2  # increase it when the same files give other pixels, so that their cache entries are made again
+RECIPE = 3  # increase it when the same files give other pixels, so that their cache entries are made again
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_PIXELS = 2**27  # of one image, 0.4 GB decoded
 MAX_BYTES = 2**30  # of one file
 IN_FLIGHT = 128  # files submitted to the threads before the result of the first is used
-
-log = logging.getLogger("permenv")
 
 
 def image_folder(root: str | Path, size: int, *, progress: bool = True) -> StillImages:
     """Read a folder of images, at any depth, as squares of one size.
 
     The first folder below `root` is the class of an image; images directly in `root` are unlabelled.
-    Links to folders are followed, hidden files and folders are ignored, and images are in the order of their
-    relative paths. Every image is converted to 8-bit RGB and rotated according to its EXIF orientation; an alpha
-    channel is dropped, as by Pillow's `convert("RGB")`, and of 16 bits the upper 8 are kept. The centre square is
-    cut out and resized: area averaging to shrink, bilinear interpolation to enlarge.
+    Links to folders are followed, each real folder is read once, hidden files and folders are ignored, and images are
+    in the order of their relative paths. Every image is converted to 8-bit RGB and rotated according to its EXIF
+    orientation; an alpha channel is dropped, as by Pillow's `convert("RGB")`, and of 16 bits the upper 8 are kept. The
+    centre square is cut out and resized: area averaging to shrink, bilinear interpolation to enlarge.
 
     Files that cannot be read are skipped, listed in `.skipped` and named in a warning; damaged files too, even if most
-    of their pixels could be decoded.
+    of their pixels could be decoded. Of identical files the first is used and the others are skipped, so that a copy of
+    a held-out image is never trained on.
 
     Args:
         root: The folder.
@@ -58,7 +66,7 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
     """
     if size < 1:
         raise DataError(f"size {size} of images: pass a number of pixels of at least 1")
-    folder = Path(root).expanduser()
+    folder = data_folder(root, "image", _expected())
     files = _image_files(folder)
     digests = list(
         in_parallel(lambda file: digest(read(folder / file)), files, "reading", progress, "image", IN_FLIGHT)
@@ -67,15 +75,15 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
 
     def build(append: Append) -> dict[str, Any]:
         squares = in_parallel(
-            lambda item: load(folder / item[0], item[1], size),
-            list(zip(files, digests, strict=True)),
+            lambda place: load(folder / files[place], digests[place], size),
+            first_of_each(digests),
             "decoding",
             progress,
             "image",
             IN_FLIGHT,
         )
         skipped = []
-        for file, square in zip(files, squares, strict=True):
+        for file, square in with_copies(files, digests, squares):
             if isinstance(square, str):
                 skipped.append((file, square))
             else:
@@ -96,9 +104,8 @@ def _image_files(root: Path) -> list[str]:
     """Relative POSIX paths of all image files, sorted.
 
     Raises:
-        DataError: If there are none, or `root` is missing, is a file or cannot be listed.
+        DataError: If there are none.
     """
-    require_folder(root, "image", _expected())
     files = []
     for folder, names in walk(root):
         if names is None:
@@ -114,11 +121,7 @@ def _image_files(root: Path) -> list[str]:
 def read(path: Path) -> bytes | str:
     """Read an image file; a str says why it cannot be read."""
     try:
-        if not path.is_file():  # reading a pipe would wait
-            return UNREADABLE
-        if path.stat().st_size > MAX_BYTES:
-            return f"larger than {MAX_BYTES} bytes"
-        return path.read_bytes()
+        return read_regular(path, MAX_BYTES)
     except OSError as fault:
         return str(fault.strerror)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,8 +14,27 @@ import torch
 COPY_BYTES = 64 * 2**20  # a memory map is copied to a device in pieces of this size
 
 
+log = logging.getLogger("permenv")
+
+
+def printable(text: str) -> str:
+    """Escape line breaks and control characters, so that the name of a file cannot write to a log or a terminal."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def _keep_to_one_line(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
+log.addFilter(_keep_to_one_line)  # messages contain names of files and what decoders say about them
+
+
 class DataError(ValueError):
-    """Data that cannot be used. The message names the value, the place and the remedy."""
+    """Data that cannot be used. The message names the value, the place and the remedy, in one printable line."""
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +51,7 @@ class StillImages:
         classes: The classes' names; the index is the label.
         name: Name of the set in logs.
         fingerprint: Digest of the content; equal fingerprints mean equal images in equal order.
-        skipped: (relative path or item, reason) of everything that was found but could not be read.
+        skipped: (relative path or item, reason) of everything that was found but is not used.
     """
 
     pixels: torch.Tensor | np.ndarray

@@ -9,14 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from permenv.data.files import stem
-from permenv.data.source import DataError
+from permenv.data.files import is_folder, listing, read_regular, stem
+from permenv.data.source import DataError, log
 
 UCF_FILE = re.compile(r"(?P<part>train|test)list(?P<split>\d+)\.txt")
-UCF_LINE = re.compile(r"(?P<clip>\S.*?/.*?\S)(\s+\d+)?")  # Class/v_Class_g01_c01.avi 1
 HMDB_FILE = re.compile(r"(?P<label>.+)_test_split(?P<split>\d+)\.txt")
-HMDB_LINE = re.compile(r"(?P<clip>\S.*?)\s+(?P<code>[012])")  # clip.avi 1
 HMDB_CODES = {"0": "unused", "1": "train", "2": "test"}
+MAX_BYTES = 2**26  # of one list
+SHOWN = 80  # characters of a malformed line
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def official_split(root: Path, number: int, clips: Collection[str]) -> Split | N
     """Find the official split of a folder's clips.
 
     Lists are searched in the folder itself, its parent, the folders in it and those in its parent, in this order.
-    Lists that name none of the clips belong to another set and are ignored.
+    Lists that name none of the clips belong to another set and are ignored; a warning names them if they are malformed.
     A clip is identified by its path without the extension, so lists are also valid for converted clips.
 
     Args:
@@ -52,77 +52,102 @@ def official_split(root: Path, number: int, clips: Collection[str]) -> Split | N
         The split, or None if there are no lists.
 
     Raises:
-        DataError: If there are lists but none of this split, a line is malformed, a list cannot be read, or a clip
-            is both in training and in test.
+        DataError: If there are lists but none of this split, or a clip is both in training and in test. If a line is
+            malformed or a list cannot be read, and these lists name clips of the folder or are inside of it.
     """
+    root = root.resolve()
     there = {stem(clip) for clip in clips}
     for place in _places(root):
-        for splits in _lists(place).values():
+        chosen: Splits | None = None
+        for splits, fault in _lists(place):
             listed = {stem(clip) for parts in splits.values() for part in parts.values() for clip in part}
-            if there.isdisjoint(listed):
-                continue
-            if number not in splits:
-                raise DataError(f"there is no split {number} in {place}; choose one of {sorted(splits)}")
-            parts = splits[number]
-            both = {stem(clip) for clip in parts["train"]} & {stem(clip) for clip in parts["test"]}
-            if both:
-                raise DataError(
-                    f"split {number} in {place} has {len(both)} clips both in training and in test, for example "
-                    f"{min(both)}; correct the lists"
-                )
-            return Split(number, place, frozenset(parts["train"]), frozenset(parts["test"]))
+            belong = not there.isdisjoint(listed)
+            if fault and (belong or root in (place, place.parent)):
+                raise DataError(f"{fault}; correct or remove the list")
+            if fault:
+                log.warning("the lists in %s name no clip of %s and are ignored: %s", place, root, fault)
+            if belong and chosen is None:
+                chosen = splits
+        if chosen is not None:
+            return _choose(number, chosen, place)
     return None
+
+
+Splits = dict[int, dict[str, set[str]]]
+"""By split and by part, the clips."""
+
+
+def _choose(number: int, splits: Splits, place: Path) -> Split:
+    if number not in splits:
+        raise DataError(f"there is no split {number} in {place}; choose one of {sorted(splits)}")
+    parts = splits[number]
+    both = {stem(clip) for clip in parts["train"]} & {stem(clip) for clip in parts["test"]}
+    if both:
+        raise DataError(
+            f"split {number} in {place} has {len(both)} clips both in training and in test, for example "
+            f"{min(both)}; correct the lists"
+        )
+    return Split(number, place, frozenset(parts["train"]), frozenset(parts["test"]))
 
 
 def _places(root: Path) -> list[Path]:
     """Folders that may contain lists, in the order of the search."""
-    root = root.resolve()
     others = (folder for folder in _folders(root.parent) if folder != root)
     return [root, root.parent, *_folders(root), *others]
 
 
 def _folders(place: Path) -> list[Path]:
-    return [path for path in _entries(place) if path.is_dir() and not path.name.startswith(".")]
-
-
-def _entries(place: Path) -> list[Path]:
-    """The sorted content of a folder; empty if it cannot be listed."""
     with suppress(OSError):
-        return sorted(place.iterdir())
+        return [place / entry.name for entry in listing(place) if is_folder(entry)]
     return []
 
 
-Parts = dict[str, set[str]]
-"""The clips of each part of a split."""
+def _ucf(file: re.Match[str], line: str) -> tuple[str, str] | None:
+    """Part and clip of a line such as `Class/v_Class_g01_c01.avi 1`; the number is optional."""
+    words = line.rsplit(maxsplit=1)
+    clip = words[0] if len(words) == 2 and words[1].isdecimal() else line
+    return (file["part"], clip) if "/" in clip[1:-1] else None
 
 
-def _lists(place: Path) -> dict[str, dict[int, Parts]]:
-    """All lists in a folder: form, number of the split, part, clips."""
-    found: dict[str, dict[int, Parts]] = defaultdict(lambda: defaultdict(lambda: defaultdict(set)))
-    for path in _entries(place):
-        if file := UCF_FILE.fullmatch(path.name):
-            for line in _lines(path, UCF_LINE, "Class/clip.avi 1"):
-                found["UCF-101"][int(file["split"])][file["part"]].add(line["clip"])
-        elif file := HMDB_FILE.fullmatch(path.name):
-            for line in _lines(path, HMDB_LINE, "clip.avi 1, with the code 0, 1 or 2"):
-                part = HMDB_CODES[line["code"]]
-                found["HMDB-51"][int(file["split"])][part].add(f"{file['label']}/{line['clip']}")
-    return found
+def _hmdb(file: re.Match[str], line: str) -> tuple[str, str] | None:
+    """Part and clip of a line such as `clip.avi 1`."""
+    words = line.rsplit(maxsplit=1)
+    if len(words) < 2 or words[1] not in HMDB_CODES:
+        return None
+    return HMDB_CODES[words[1]], f"{file['label']}/{words[0]}"
 
 
-def _lines(path: Path, form: re.Pattern[str], expected: str) -> Iterator[re.Match[str]]:
-    """Match the non-blank lines of a list.
+FORMS = (
+    (UCF_FILE, _ucf, "Class/clip.avi 1"),
+    (HMDB_FILE, _hmdb, "clip.avi 1, with the code 0, 1 or 2"),
+)
 
-    Raises:
-        DataError: If a line is malformed, or the list cannot be read.
+
+def _lists(place: Path) -> Iterator[tuple[Splits, str]]:
+    """Read the lists in a folder.
+
+    Yields:
+        For each form, the clips, and the first fault of a list or "".
     """
-    try:
-        text = path.read_text(encoding="utf-8", errors="surrogateescape")  # like file names
-    except OSError as fault:
-        raise DataError(f"the split list {path} cannot be read: {fault.strerror}; repair or remove it") from fault
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            match = form.fullmatch(line.strip())
-            if match is None:
-                raise DataError(f"{path}, line {number}: {line.strip()!r} is not of the form {expected}; correct it")
-            yield match
+    names: list[str] = []
+    with suppress(OSError):
+        names = [entry.name for entry in listing(place)]
+    for form, parse, expected in FORMS:
+        splits: Splits = defaultdict(lambda: defaultdict(set))
+        faults = []
+        for file in filter(None, map(form.fullmatch, names)):
+            path = place / file.string
+            try:
+                text = read_regular(path, MAX_BYTES).decode("utf-8", "surrogateescape")  # like file names
+            except OSError as fault:
+                faults.append(f"the split list {path} cannot be read: {fault.strerror}")
+                continue
+            lines = [line.strip() for line in text.splitlines()]
+            parsed = [parse(file, line) for line in lines]
+            for found in filter(None, parsed):
+                splits[int(file["split"])][found[0]].add(found[1])
+            wrong = [number for number, line in enumerate(lines) if line and parsed[number] is None]
+            if wrong:
+                line = lines[wrong[0]][:SHOWN]
+                faults.append(f"{path}, line {wrong[0] + 1}: {line!r} is not of the form {expected}")
+        yield splits, faults[0] if faults else ""

@@ -2,45 +2,50 @@
 
 A clip is a video file or a folder of image files. As with a folder of images, every start reads and hashes all
 files and decodes only what the cache does not hold.
+
+A video file is opened here and FFmpeg is given the descriptor, so what is decoded is what was opened. FFmpeg chooses
+the format by the content, and some formats, such as playlists, name other files or addresses to be opened. So only
+files that begin as one of a few containers are passed to it, see `permenv.data.containers`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
 from permenv.data.cache import Append, cached_rows
+from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.files import (
-    UNREADABLE,
     VIDEO_EXTENSIONS,
+    data_folder,
     fingerprint,
+    first_of_each,
     in_parallel,
     labels_by_folder,
-    require_folder,
+    open_regular,
     stem,
     summary,
     walk,
+    with_copies,
 )
 from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
 from permenv.data.folder import MAX_PIXELS, centre_square, digest, load, read
-from permenv.data.source import DataError, StillImages, VideoClips
+from permenv.data.source import DataError, StillImages, VideoClips, log
 from permenv.data.splits import Split, official_split
 
 if TYPE_CHECKING:
     import cv2
 
-RECIPE = 2  # increase it when the same files give other frames, so that their cache entries are made again
+RECIPE = 3  # increase it when the same files give other frames, so that their cache entries are made again
 IN_FLIGHT = 32  # clips submitted to the threads before the frames of the first are written
 READ_BYTES = 2**20  # a video is hashed in pieces of this size
 FEWER_AT_LEAST, FEWER_SHARE = 2, 0.05  # missing frames, in number or as a share, that are not worth a remark
-
-log = logging.getLogger("permenv")
 
 
 def video_folder(
@@ -59,7 +64,7 @@ def video_folder(
     natural order of their names (2 before 10). Images directly in `root` are a clip named "." if there is no
     other clip, and are ignored otherwise. Clips are in the order of their relative paths. The first folder below
     `root` is the class of a clip; clips directly in `root`, which includes folders of frames directly below it,
-    are unlabelled. Links to folders are followed, hidden files and folders are ignored.
+    are unlabelled. Links to folders are followed, each real folder is read once, hidden files and folders are ignored.
 
     Frames become squares like the images of `image_folder`, after the rotation that the video's header gives. Of a
     clip of more than `max_frames` frames, that many are kept, evenly spread from the first to the last.
@@ -68,10 +73,10 @@ def video_folder(
     are used if they are in `root`, in its parent, or in a folder directly in either: clips of the other part, and
     clips in no list, are left out.
 
-    Clips that cannot be read or have too few frames are skipped, listed in `.frames.skipped` and named in a
-    warning. Clips that are used although frames are missing are listed in `.irregular` and named in a warning.
-    FFmpeg and OpenCV may write to stderr about broken files; the environment variables OPENCV_FFMPEG_LOGLEVEL=-8
-    and OPENCV_LOG_LEVEL=ERROR silence them.
+    Clips that cannot be read or have too few frames, and copies of a clip that is used, are skipped, listed in
+    `.frames.skipped` and named in a warning. Clips that are used although frames are missing are listed in `.irregular`
+    and named in a warning. FFmpeg and OpenCV may write to stderr about broken files; the environment variables
+    OPENCV_FFMPEG_LOGLEVEL=-8 and OPENCV_LOG_LEVEL=ERROR silence them.
 
     Args:
         root: The folder.
@@ -94,7 +99,7 @@ def video_folder(
             that are image files must be decoded while Pillow is set to accept damaged ones, see `image_folder`.
     """
     _check(size, max_frames, min_frames, split, part)
-    folder = Path(root).expanduser()
+    folder = data_folder(root, "video", _expected())
     found = _find(folder)
     lists = _choose_lists(folder, found, split, part)
     clips, missing = (found, []) if lists is None else _listed(folder, found, lists, part)
@@ -104,18 +109,23 @@ def video_folder(
 
     def build(append: Append) -> dict[str, Any]:
         results = in_parallel(
-            lambda clip: _load(clip, size, max_frames, min_frames), clips, "decoding", progress, "clip", IN_FLIGHT
+            lambda place: _load(clips[place], size, max_frames, min_frames),
+            first_of_each(digests),
+            "decoding",
+            progress,
+            "clip",
+            IN_FLIGHT,
         )
         lengths, skipped, irregular = [], [], []
-        for clip, result in zip(clips, results, strict=True):
+        for name, result in with_copies([clip.name for clip in clips], digests, results):
             if isinstance(result, str):
-                skipped.append((clip.name, result))
+                skipped.append((name, result))
                 continue
             squares, remark = result
             append(squares)
             lengths.append(len(squares))
             if remark:
-                irregular.append((clip.name, remark))
+                irregular.append((name, remark))
         if not lengths:
             raise DataError(f"{folder} contains no usable clip: {summary(skipped)}; {_expected()}")
         return {"folder": str(folder.resolve()), "lengths": lengths, "skipped": skipped, "irregular": irregular}
@@ -162,9 +172,8 @@ def _find(root: Path) -> list[_Clip]:
     """All clips below a folder, in the order of their names.
 
     Raises:
-        DataError: If there are none, or `root` is missing, is a file or cannot be listed.
+        DataError: If there are none.
     """
-    require_folder(root, "video", _expected())
     clips: list[_Clip] = []
     in_root: list[str] = []
     for prefix, names in walk(root):
@@ -245,35 +254,23 @@ class _VideoFile:
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
-        self._path = root.resolve() / name  # absolute, so that FFmpeg does not read a name as a protocol
+        self._path = root.resolve() / name
         self._flaw: str | None = None
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: tuple[int, ...] = ()
 
     def identify(self) -> bytes:
         """Digest of the content, or of the reason why there is none; called before `squares`."""
-        self._stamp = self._stamp_now()
         content = hashlib.blake2b(digest_size=16)
         try:
-            self._flaw = self._why_not()
-            if self._flaw is None:
-                with self._path.open("rb") as file:
-                    while piece := file.read(READ_BYTES):
-                        content.update(piece)
+            with open_regular(self._path) as file:
+                self._stamp = _stamp(file)
+                self._flaw = _why_not(file.read(HEAD_BYTES))
+                file.seek(0)
+                while self._flaw is None and (piece := file.read(READ_BYTES)):
+                    content.update(piece)
         except OSError as fault:
             self._flaw = str(fault.strerror)
         return content.digest() if self._flaw is None else digest(self._flaw)
-
-    def _why_not(self) -> str | None:
-        """Say why OpenCV must not open the file, None if it may."""
-        if not self._path.is_file():  # opening a pipe would wait
-            return UNREADABLE
-        if not self._path.stat().st_size:
-            return "empty file"
-        try:
-            str(self._path).encode()
-        except UnicodeEncodeError:  # OpenCV would crash
-            return "the path is not UTF-8; rename it"
-        return None
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
         """Decode up to `max_frames` frames, evenly spread.
@@ -285,23 +282,26 @@ class _VideoFile:
         Raises:
             DataError: If the file has changed since it was identified: the frames would be stored under a wrong key.
         """
-        result = self._flaw or self._decode(size, max_frames)
-        if self._stamp_now() != self._stamp:
-            raise DataError(f"{self._path} changed while it was read; start again when no process writes to the folder")
-        return result
-
-    def _stamp_now(self) -> tuple[int, int] | None:
+        if self._flaw is not None:
+            return self._flaw
+        reason = ""
         try:
-            status = self._path.stat()
-        except OSError:
-            return None
-        return status.st_size, status.st_mtime_ns
+            with open_regular(self._path) as file:
+                if _stamp(file) == self._stamp:
+                    result = self._decode(file, size, max_frames)
+                    if _stamp(file) == self._stamp:
+                        return result
+        except OSError as fault:
+            reason = f": {fault.strerror}"
+        raise DataError(
+            f"{self._path} changed while it was read{reason}; start again when no process writes to the folder"
+        )
 
-    def _decode(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
+    def _decode(self, file: BinaryIO, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
         """Decode the frames at the positions that follow from the header, and again if the header is wrong."""
         import cv2
 
-        capture = self._open()
+        capture = self._open(file)
         if not capture.isOpened():
             return "OpenCV cannot open it"
         pixels = capture.get(cv2.CAP_PROP_FRAME_WIDTH) * capture.get(cv2.CAP_PROP_FRAME_HEIGHT)
@@ -311,17 +311,33 @@ class _VideoFile:
         try:
             kept, count = _grab(capture, spread(max(promised, max_frames), max_frames), size)
             if list(kept) != spread(count, max_frames):
-                kept, count = _grab(self._open(), spread(count, max_frames), size)
+                kept, count = _grab(self._open(file), spread(count, max_frames), size)
         except cv2.error:
             return "OpenCV cannot decode it"
         ends_early = promised - count > max(FEWER_AT_LEAST, FEWER_SHARE * promised)
         return list(kept.values()), f"{count} of {promised} promised frames" if ends_early else ""
 
-    def _open(self) -> cv2.VideoCapture:
-        """Open the file with FFmpeg, which reads "%d" in a name literally, in one thread: clips run in parallel."""
+    def _open(self, file: BinaryIO) -> cv2.VideoCapture:
+        """Open the file with FFmpeg, in one thread: clips run in parallel."""
         import cv2
 
-        return cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+        opened = Path("/dev/fd") / str(file.fileno())
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # on macOS, this name shares the descriptor's position
+        name = str(opened if opened.exists() else self._path)  # Windows has no such names
+        return cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+
+
+def _stamp(file: BinaryIO) -> tuple[int, ...]:
+    """What changes when an open file is written to."""
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _why_not(head: bytes) -> str | None:
+    """Say why OpenCV must not open a file that begins like this, None if it may."""
+    if not head:
+        return "empty file"
+    return None if is_container(head) else "not an AVI, MP4, QuickTime, Matroska, WebM, MPEG or GIF file"
 
 
 class _FrameFolder:

@@ -21,6 +21,7 @@ from permenv.data import folder, source
 from permenv.data.folder import image_folder
 from permenv.data.source import DataError
 from tests.helpers import REAL_DATA
+from tests.permenv.data.helpers import fail_to_open
 
 CPU = torch.device("cpu")
 PHOTOS = REAL_DATA / "imagenette" / "val"
@@ -128,8 +129,8 @@ def test_hidden_and_other_files_are_not_read(tmp_path):
 
 
 def test_links_are_followed_except_to_a_parent_folder(tmp_path):
-    put(tmp_path / "elsewhere", {"a.png": picture(), "more/b.png": picture()})
-    root = put(tmp_path / "root", {"real/c.png": picture()})
+    put(tmp_path / "elsewhere", {"a.png": picture(), "more/b.png": picture(seed=1)})
+    root = put(tmp_path / "root", {"real/c.png": picture(seed=2)})
     (root / "linked").symlink_to(tmp_path / "elsewhere")
     (root / "real" / "up").symlink_to(root)
     (tmp_path / "elsewhere" / "back").symlink_to(root)
@@ -462,25 +463,16 @@ def test_many_bad_files_make_one_short_warning(tmp_path, caplog):
 
 
 def test_files_that_cannot_be_opened_are_skipped(tmp_path, monkeypatch):
-    root = put(tmp_path, {"good.png": picture(), "closed.png": picture()})
+    root = put(tmp_path, {"good.png": picture(), "closed.png": picture(seed=1)})
     (root / "dangling.png").symlink_to(root / "nowhere.png")
     os.mkfifo(root / "pipe.png")
-    read = Path.read_bytes
-
-    def read_if_allowed(path):
-        if path.name == "closed.png":
-            raise PermissionError(13, "Permission denied")
-        return read(path)
-
-    monkeypatch.setattr(Path, "read_bytes", read_if_allowed)  # the super-user may read all files
-
-    images = image_folder(root, 8)
+    with monkeypatch.context() as patch:
+        fail_to_open(patch, "closed.png", PermissionError(13, "Permission denied"))
+        images = image_folder(root, 8)
 
     assert [file for file, _ in images.skipped] == ["closed.png", "dangling.png", "pipe.png"]
     assert images.skipped[0][1] == "Permission denied"
     assert len(images) == 1
-
-    monkeypatch.setattr(Path, "read_bytes", read)
     assert len(image_folder(root, 8)) == 2
 
 
@@ -574,15 +566,15 @@ def test_a_copy_of_the_folder_has_the_same_fingerprint(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache):
     root = put(tmp_path, {"a.png": picture(), "b.png": picture(seed=1)})
-    read = Path.read_bytes
+    read = folder.read_regular
 
-    def read_and_change(path):
-        content = read(path)
+    def read_and_change(path, most):
+        content = read(path, most)
         if path.name == "a.png":
             put(root, {"a.png": picture(seed=2)})
         return content
 
-    monkeypatch.setattr(Path, "read_bytes", read_and_change)
+    monkeypatch.setattr(folder, "read_regular", read_and_change)
     with pytest.raises(DataError, match=r"a\.png changed while it was read"):
         image_folder(root, 8)
     assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []

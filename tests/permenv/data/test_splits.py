@@ -129,7 +129,7 @@ def test_a_malformed_line(root, name, line):
 def test_a_list_that_cannot_be_read(root):
     ucf(root / "lists")
     (root / "lists" / "trainlist02.txt").mkdir()
-    with pytest.raises(DataError, match=r"trainlist02\.txt cannot be read: Is a directory"):
+    with pytest.raises(DataError, match=r"trainlist02\.txt cannot be read: not a regular file"):
         official_split(root, 1, CLIPS)
 
 

@@ -18,6 +18,7 @@ import pytest
 from permenv.data import cache
 from permenv.data.cache import cached_or_in_memory, cached_rows
 from permenv.data.source import DataError
+from tests.permenv.data.helpers import fail_to_open
 
 ROW = (4, 3)
 ROWS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, *ROW)
@@ -135,6 +136,25 @@ def swap_with_other_key(entry):
     (entry.parent / "other").rename(entry)
 
 
+def nest_index(entry):
+    (entry / "index.json").write_text("[" * 100_000)
+
+
+def link_to_nowhere(entry):
+    shutil.rmtree(entry)
+    entry.symlink_to(entry.parent / "nowhere")
+
+
+def pipe_as_array(entry):
+    (entry / "array.bin").unlink()
+    os.mkfifo(entry / "array.bin")
+
+
+def file_as_entry(entry):
+    shutil.rmtree(entry)
+    entry.touch()
+
+
 DAMAGE = [
     truncate,
     flip_bit,
@@ -148,6 +168,10 @@ DAMAGE = [
     edit(bytes="many"),
     edit(checksum=None),
     swap_with_other_key,
+    nest_index,
+    link_to_nowhere,
+    pipe_as_array,
+    file_as_entry,
 ]
 
 
@@ -368,6 +392,41 @@ def test_a_disk_that_does_not_keep_what_is_written(folder, monkeypatch):
     with pytest.raises(DataError, match=r"written 3 times .*PERMENV_CACHE"):
         open_rows(Builder())
     assert contents(folder) == []
+
+
+def test_a_read_error_that_may_pass_leaves_the_entry_as_it_is(folder, monkeypatch):
+    open_rows(Builder())
+    with monkeypatch.context() as patch:
+        fail_to_open(patch, cache.ARRAY, OSError(5, "Input/output error"))
+        with pytest.raises(cache.CacheError, match="cannot be read: Input/output error; start again"):
+            open_rows(fail)
+    rows, _ = open_rows(fail)
+    np.testing.assert_array_equal(rows, ROWS)
+
+
+def test_a_home_of_an_unknown_user_is_refused(monkeypatch):
+    monkeypatch.setenv("PERMENV_CACHE", "~nosuch/cache")
+    with pytest.raises(cache.CacheError, match=r"PERMENV_CACHE=~nosuch/cache: .*set it to the path of a folder"):
+        open_rows(Builder())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the permissions are those of POSIX")
+def test_the_users_cache_folder_is_used_only_if_nobody_else_may_write_to_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: tmp_path / "own")
+    monkeypatch.delenv("PERMENV_CACHE")
+    builder = Builder()
+    open_rows(builder)
+    open_rows(builder)
+    assert builder.calls == 1
+    (tmp_path / "own").chmod(0o777)
+    with pytest.raises(cache.CacheError, match="can be written by every user"):
+        open_rows(builder)
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(cache.CacheError, match="belongs to another user"):
+        open_rows(builder)
+    monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "own"))  # named, so trusted
+    open_rows(builder)
+    assert builder.calls == 1
 
 
 def test_by_default_the_cache_is_in_the_users_cache_folder(monkeypatch):

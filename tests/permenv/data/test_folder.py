@@ -462,6 +462,27 @@ def test_many_bad_files_make_one_short_warning(tmp_path, caplog):
     assert "04.jpg (empty file) and 15 more" in warning.getMessage()
 
 
+def test_of_identical_files_the_first_is_used(tmp_path, caplog):
+    same = picture()
+    root = put(tmp_path, {"a/1.png": same, "a/2.png": picture(seed=1), "b/3.png": same, "b/4.png": b"", "b/5.png": b""})
+    for _ in range(2):
+        images = image_folder(root, 8)
+        assert len(images) == 2
+        assert images.skipped[0] == ("b/3.png", "identical to a/1.png")
+        assert [name for name, _ in images.skipped] == ["b/3.png", "b/4.png", "b/5.png"]
+        assert images.skipped[1][1] == images.skipped[2][1]  # why they cannot be read
+        assert images.labels.tolist() == [0, 0]
+    assert "b/3.png (identical to a/1.png)" in caplog.text
+
+
+def test_folders_that_link_to_each_other_give_each_image_once(tmp_path):
+    root = put(tmp_path, {f"{name}/{name}.png": picture(seed=seed) for seed, name in enumerate("abcdefg")})
+    for name in "abcdefg":
+        for other in "abcdefg":
+            (root / name / f"to-{other}").symlink_to(root / other)
+    assert len(image_folder(root, 8)) == 7
+
+
 def test_files_that_cannot_be_opened_are_skipped(tmp_path, monkeypatch):
     root = put(tmp_path, {"good.png": picture(), "closed.png": picture(seed=1)})
     (root / "dangling.png").symlink_to(root / "nowhere.png")

@@ -1,5 +1,7 @@
 """Official lists of training and test clips: where they are found, what they contain, errors about bad ones."""
 
+import os
+
 import pytest
 
 from permenv.data.source import DataError
@@ -134,6 +136,27 @@ def test_a_list_that_cannot_be_read(root):
 
 
 # Real lists
+
+
+@pytest.mark.parametrize("fault", ["malformed", "a folder", "a pipe"])
+def test_a_faulty_list_of_another_set_is_named_and_ignored(root, fault, caplog):
+    ucf(root.parent / "own")
+    path = ucf(root.parent / "another", train=["Swim/x.avi"], test=["Swim/y.avi"]) / "trainlist01.txt"
+    path.unlink()
+    if fault == "malformed":
+        path.write_text("no class\n")
+    elif fault == "a folder":
+        path.mkdir()
+    else:
+        os.mkfifo(path)
+    assert official_split(root, 1, CLIPS).train == set(CLIPS[:4])
+    assert f"the lists in {root.parent / 'another'} name no clip of {root} and are ignored" in caplog.text
+
+
+def test_a_list_that_is_a_pipe_is_not_waited_for(root):
+    os.mkfifo(ucf(root / "lists") / "trainlist02.txt")
+    with pytest.raises(DataError, match=r"trainlist02\.txt cannot be read: not a regular file"):
+        official_split(root, 1, CLIPS)
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])

@@ -12,8 +12,10 @@ not run again: the script can be killed and started again at any time. Writes `e
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
@@ -43,6 +45,9 @@ class Config(SweepOptions):
     """The agents; random permutations, which the others are compared with, are always among them."""
     policies: tuple[Path, ...] = ()
     """Run folders of `experiments/across_runs.py`: each policy is compared as well, frozen, and so is its inverse."""
+    curriculum: tuple[float, float] | None = None
+    """The curriculum that is compared as well: the share of Ψ with which it begins, and the share of the updates after
+    which it is all of Ψ. `experiments/studies/curricula.py` finds the best."""
     seeds: int = 10
     """Runs of each agent."""
     first_seed: int = 100
@@ -66,7 +71,12 @@ def main(config: Config) -> dict[str, Any]:
         for inverse in (False, True):
             policy = LearnedPolicy.find(folder, inverse=inverse)
             players[policy.name] = policy
-    found = over_seeds(_run, {name: {"player": player} for name, player in players.items()}, config)
+    variants: dict[str, dict[str, Any]] = {name: {"player": player} for name, player in players.items()}
+    if config.curriculum is not None:
+        start, growth = config.curriculum
+        options = {"start": start, "updates": max(1, round(growth * config.env.total_updates))}
+        variants[f"easiest-first ({start:g}, {growth:g})"] = {"player": "easiest-first", "options": options}
+    found = over_seeds(_run, variants, config)
     figures = _figures(found)
     report = {
         "machine": machine(resolve_device(config.device), threads=1),  # of each process
@@ -97,11 +107,13 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
-def _run(player: str | LearnedPolicy, seed: int, environment: EnvOptions) -> dict[str, Any]:
-    """Let one agent or one frozen policy act in one run."""
+def _run(
+    player: str | LearnedPolicy, seed: int, environment: EnvOptions, options: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Let one agent, with its options, or one frozen policy act in one run."""
     if isinstance(player, LearnedPolicy):
         return play_learned(player, environment.make(), seed=seed)
-    return play(player, environment.make(), seed=seed)
+    return play(player, environment.make(), seed=seed, **options)
 
 
 def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Estimate]]:

@@ -1,0 +1,30 @@
+"""The search for the best curriculum that is fixed in advance."""
+
+import itertools
+import json
+
+import pytest
+
+from experiments.studies import curricula
+from tests.experiments.helpers import small
+
+
+def test_it_ranks_the_curricula_by_their_discounted_return(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(curricula, "CURRICULA", ((0.3, 0.5), (0.5, 1.0)))
+    files = {"runs": tmp_path / "runs", "out": tmp_path / "curricula.json"}
+    report = curricula.main(curricula.Config(seeds=2, processes=0, discount=0.5, env=small(total_updates=3), **files))
+    assert report == json.loads((tmp_path / "curricula.json").read_text())
+    rows = report["curricula"]
+    assert {row["curriculum"] for row in rows} == {"random", "from 0.3 over 0.5", "from 0.5 over 1"}
+    assert [row["return"] for row in rows] == sorted((row["return"] for row in rows), reverse=True)
+    for row in rows:
+        returns = [
+            sum(0.5**step * (before - after) for step, (before, after) in enumerate(itertools.pairwise(errors)))
+            for errors in row["errors"]
+        ]
+        assert row["return"] == pytest.approx(sum(returns) / len(returns))
+        assert row["at_end"] == pytest.approx(
+            sum(1 - errors[-1] for errors in row["errors"])
+            / sum(1 - errors[-1] for errors in next(each for each in rows if each["curriculum"] == "random")["errors"])
+        )
+    assert "| from 0.5 over 1 |" in capsys.readouterr().out

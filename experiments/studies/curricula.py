@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.options import EnvOptions, Preset, SweepOptions, run_script
+from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import play
+from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import heading, in_words, publish

@@ -47,7 +47,7 @@ def test_unlabelled_images_are_trained_on_and_not_evaluated(tmp_path, monkeypatc
 
 def film(path, frames=12):
     path.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(path.name))
+    rng = np.random.default_rng(list(f"{path.parent.name}/{path.name}".encode()))  # of identical clips one is used
     writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"MJPG"), 25, (48, 40))
     for _ in range(frames):
         writer.write(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8))

@@ -100,7 +100,7 @@ def test_a_signal_that_is_to_be_ignored_is_ignored(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (DataError("no images\nin it"), "error: no images in it\n"),
+        (DataError("no images\nin it"), "error: no images\\nin it\n"),
         (
             OSError(28, "No space left on device", "x.json"),
             "error: [Errno 28] No space left on device: 'x.json'; somewhere holds it; continue with: "
@@ -159,7 +159,7 @@ def test_what_a_job_a_sweep_and_a_policy_have_saved(tmp_path):
         (leaderboard.Config, {"processes": -1}, "--processes -1: must be at least 0"),
         (across_runs.Config, {"seed": -1}, "--seed -1: must be at least 0"),
         (across_runs.Config, {"hidden": -1}, "--hidden -1: must be at least 0"),
-        (across_runs.Config, {"history": 0}, "--history 0: must be at least 1"),
+        (across_runs.Config, {"history": -1}, "--history -1: must be at least 0"),
         (across_runs.Config, {"episodes": 0}, "--episodes 0: must be at least 1"),
         (across_runs.Config, {"episodes_per_update": 0}, "--episodes-per-update 0: must be at least 1"),
         (across_runs.Config, {"processes": -1}, "--processes -1: must be at least 0"),

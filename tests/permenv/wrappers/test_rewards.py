@@ -67,7 +67,7 @@ def test_the_return_is_the_reduction_of_the_error(varied_errors, make, task, wra
     assert [step[1] for step in steps if step[4]["validated"]] == env.get_wrapper_attr("rewards")
     assert all(step[1] == 0 for step in steps if not step[4]["validated"])
     assert len(env.get_wrapper_attr("rewards")) == (6 if free else 3)
-    assert min(map(abs, env.get_wrapper_attr("rewards"))) > 1e-6
+    assert np.count_nonzero(env.get_wrapper_attr("rewards")) >= 2
 
 
 @every_task

@@ -1,6 +1,6 @@
 """Mutated files: each is refused by name, or gives what a reference decoder that finds no fault reads.
 
-`pytest -m long tests/permenv/data/test_mutations.py -s` tries two thousand and prints a table; PERMENV_MUTATIONS says how many.
+`pytest -m long tests/permenv/data/test_mutations.py -s` tries two thousand, or PERMENV_MUTATIONS, and prints a table.
 """
 
 import io

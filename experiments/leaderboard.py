@@ -44,7 +44,8 @@ class Config(SweepOptions):
     agents: tuple[str, ...] = AGENTS
     """The agents; random permutations, which the others are compared with, are always among them."""
     policies: tuple[Path, ...] = ()
-    """Run folders of `experiments/across_runs.py`: each policy is compared as well, frozen, and so is its inverse."""
+    """Run folders of `experiments/across_runs.py`, or copies of their checkpoints: each policy is compared as well,
+    frozen, and so is its inverse."""
     curriculum: tuple[float, float] | None = None
     """The curriculum that is compared as well: the share of Ψ with which it begins, and the share of the updates after
     which it is all of Ψ. `experiments/studies/curricula.py` finds the best."""

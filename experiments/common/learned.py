@@ -52,34 +52,39 @@ def view(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> 
 
 @dataclass(frozen=True)
 class LearnedPolicy:
-    """A policy in a run folder of `experiments/across_runs.py`.
+    """A policy that `experiments/across_runs.py` has learned.
 
     Attributes:
-        folder: The run folder.
+        path: The checkpoint.
         digest: Of the checkpoint: two files with the same digest hold the same policy.
         inverse: Whether its actions are inverted.
     """
 
-    folder: Path
+    path: Path
     digest: str
     inverse: bool = False
 
     @classmethod
-    def find(cls, folder: Path, *, inverse: bool = False) -> LearnedPolicy:
-        """Find the policy of a run folder.
+    def find(cls, given: Path, *, inverse: bool = False) -> LearnedPolicy:
+        """Find a policy.
+
+        Args:
+            given: A run folder of `experiments/across_runs.py`, or a copy of its checkpoint under another name.
+            inverse: Whether its actions are inverted.
 
         Raises:
             CheckpointError: If there is none.
         """
-        if not (folder / CHECKPOINT).is_file():
-            raise CheckpointError(f"there is no {CHECKPOINT} in {folder}: name a folder of experiments/across_runs.py")
-        digest = hashlib.blake2b((folder / CHECKPOINT).read_bytes(), digest_size=16)
-        return cls(folder, digest.hexdigest(), inverse)
+        path = given / CHECKPOINT if given.is_dir() else given
+        if not path.is_file():
+            raise CheckpointError(f"there is no {path}: name a run folder of experiments/across_runs.py")
+        return cls(path, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), inverse)
 
     @property
     def name(self) -> str:
         """What tables call it."""
-        return f"inverse of {self.folder.name}" if self.inverse else self.folder.name
+        name = self.path.parent.name if self.path.name == CHECKPOINT else self.path.stem
+        return f"inverse of {name}" if self.inverse else name
 
     def make(self, env: gym.Env, *, seed: int) -> tuple[gym.Env, Agent]:
         """Make the frozen policy, which plays the mean of its actions, and the view of the environment that it needs.
@@ -89,13 +94,14 @@ class LearnedPolicy:
             seed: Has no effect on a frozen policy.
 
         Raises:
-            CheckpointError: If the folder holds no such policy.
+            CheckpointError: If the file holds no such policy.
             ValueError: If the environment has other groups or tasks.
         """
-        path = self.folder / CHECKPOINT
-        saved = checkpoint.read(path)
+        saved = checkpoint.read(self.path)
         if "actions" not in saved.get("job", {}).get("settings", {}):
-            raise CheckpointError(f"{path} holds no policy across runs: name a folder of experiments/across_runs.py")
+            raise CheckpointError(
+                f"{self.path} holds no policy across runs: name a run folder of experiments/across_runs.py"
+            )
         job, options = saved["job"], saved["job"]["settings"]
         wrapped = view(env, options["actions"], options["history"], inverse=self.inverse)
         if options["algorithm"] not in LEARNERS:
@@ -107,5 +113,5 @@ class LearnedPolicy:
         kind = LEARNERS[options["algorithm"]]
         agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=options["hidden"])
         agent.deterministic = True
-        agent.load(path)
+        agent.load(self.path)
         return wrapped, agent

@@ -53,7 +53,7 @@ class Config(SweepOptions):
 
     preset: Preset = "nano"
     policy: Path | None = None
-    """Run folder of `experiments/across_runs.py`; by default REINFORCE within each run."""
+    """Run folder of `experiments/across_runs.py`, or a copy of its checkpoint; by default REINFORCE within each run."""
     seeds: int = 5
     """Runs; each has all checkpoints."""
     first_seed: int = 300

@@ -46,7 +46,7 @@ class Config(SweepOptions):
 
     preset: Preset = "nano"
     policies: tuple[Path, ...] = ()
-    """Run folders of `experiments/across_runs.py`."""
+    """Run folders of `experiments/across_runs.py`, or copies of their checkpoints."""
     eval_images: Path | None = None
     """Labelled images to classify; by default fresh scenes, for --images the held-out images."""
     seeds: int = 5

@@ -1,6 +1,8 @@
 """Policies learned across runs: training, resuming, and playing the frozen policy."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,7 +140,9 @@ def test_a_frozen_policy_plays_the_mean_of_its_actions(options, learner, actions
     config = options(**learner, actions=actions, episodes=2)
     across_runs.main(config)
     policy = LearnedPolicy.find(config.folder)
-    first, second = (play_learned(policy, config.make(), seed=7) for _ in range(2))
+    copy = LearnedPolicy.find(Path(shutil.copy(config.folder / CHECKPOINT, config.folder / "mine.safetensors")))
+    assert (policy.name, copy.name, copy.digest) == (config.folder.name, "mine", policy.digest)
+    first, second = (play_learned(each, config.make(), seed=7) for each in (policy, copy))
     assert first["errors"] == second["errors"]
     assert first["iterations"] == [0, 1, 3, 4, 6]
 

@@ -128,8 +128,9 @@ def read_video(extension, content, place):
     except DataError as error:
         assert f"file{extension} (" in str(error)  # noqa: PT017
         return "named"
-    # FFmpeg conceals damage, so the reference is what OpenCV alone reads from the first frame to the last
-    capture, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG), []
+    # FFmpeg conceals damage, with several threads in another way each time. So the reference is what OpenCV alone reads
+    # from the first frame to the last, with one.
+    capture, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), []
     while (found := capture.read())[0]:
         frames.append(centre_square(cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB), SIZE))
     np.testing.assert_array_equal(clips.frames.pixels, np.stack(frames)[spread(len(frames), MAX_FRAMES)])

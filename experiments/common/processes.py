@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -86,14 +87,24 @@ def end_processes() -> None:
 def interrupts_for_this_process_only() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, which a terminal sends to all: this one ends them.
 
-    They are born with the signal blocked. Where signals cannot be blocked, on Windows, they get it too.
+    They are born with the signal blocked. Where signals cannot be blocked, on Windows, they get it too. The signal is
+    blocked while a process is started and no longer: Stable-Baselines3 also waits here for what it has started.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     resource_tracker.ensure_running()  # multiprocessing's own process; starting it would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    start = BaseProcess.start
+
+    def start_deaf(process: BaseProcess) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            start(process)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    BaseProcess.start = start_deaf  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        BaseProcess.start = start  # type: ignore[method-assign]

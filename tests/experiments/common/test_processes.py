@@ -71,6 +71,8 @@ def test_workers_end_at_once_with_the_script(tmp_path, script, number, code):
     finally:
         for each in members(process.pid):
             os.kill(each, signal.SIGKILL)
+        process.wait()
+        process.stderr.close()
     assert process.returncode == code
     if number != signal.SIGKILL:
         assert "Traceback" not in said

@@ -29,15 +29,10 @@ class GaussianReinforce(EpisodicAgent):
     (`permenv.wrappers.ErrorReduction`) and an observation that tells the time (`permenv.wrappers.ErrorAndProgress`).
 
     ## Policy
-    Every entry of the action is drawn from a normal distribution of its own. Their means are a network of the
-    observation, flattened and standardised; their deviations are parameters that do not depend on it. The last layer
-    starts at zero, so the first policy is centred at 0, with the deviation 0.5. Actions are not clipped here, because
-    the likelihood is that of the action as drawn; the views clip. All computation is in float64.
-
-    An observation is standardised entry by entry with the mean and the deviation of all observations so far, and
-    clipped to ±5 deviations. An entry that never varied is 0. Mean and deviation change only in `update`, before its
-    gradient step: a frozen policy uses stored numbers, however many processes it acts in. (Each change also moves the
-    policy a little after its actions were drawn, the less the more observations there have been.)
+    Every entry of the action is drawn from a normal distribution of its own. Their means are the network of
+    `EpisodicAgent`, which standardises observations; their deviations are parameters that do not depend on the
+    observation. The first policy is centred at 0, with the deviation 0.5. Actions are not clipped here, because the
+    likelihood is that of the action as drawn; the views clip.
 
     ## Update
     From n episodes, each a step-by-step record of (s_t, a_t, r_t), the direction of ascent passed to Adam is

@@ -29,6 +29,7 @@ class Pgpe(EpisodicAgent):
 
     It is meant for a view with few numbers in its observation and its action, such as `permenv.wrappers.RunSummary` and
     `permenv.wrappers.PoolAction`, with a reward whose return is what was learned (`permenv.wrappers.ErrorReduction`).
+    It learns by `update` alone, from what `collect` returns: `learn` does nothing.
 
     ## Update
     From P pairs with noise ±ε_p, ε_p ~ N(0, deviation² I), the direction of ascent passed to Adam is

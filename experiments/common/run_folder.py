@@ -231,7 +231,7 @@ def locked(folder: Path, option: str) -> Iterator[None]:
             f"{folder} is in use by another process: wait until it ends, or name another folder with {option}"
         ) from error
     except NotImplementedError:
-        log.info("%s has no file locks", folder)
+        log.warning("%s has no file locks: nothing keeps a second process from writing to it", folder)
     try:
         yield
     finally:

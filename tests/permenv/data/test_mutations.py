@@ -145,12 +145,12 @@ def read_list(content, place):
     except DataError as error:
         assert "list" in str(error)  # noqa: PT017
         return "named"
-    lines = content.decode("utf-8", "surrogateescape").splitlines()
-    expected = {line.strip() for line in lines if line.strip()}
-    assert split.train <= {part for line in expected for part in (line, line.rsplit(maxsplit=1)[0])}
-    assert len(split.train) == len({line.removesuffix(" 1") for line in expected}) or any(
-        line.rsplit(maxsplit=1)[-1].isdecimal() for line in expected
-    )
+    expected = set()
+    for line in content.decode("utf-8", "surrogateescape").splitlines():
+        *words, last = line.split() or [""]
+        clip = line.strip().removesuffix(last).rstrip() if words and last.isdecimal() else line.strip()
+        expected |= {clip} - {""}
+    assert split.train == expected
     return "used"
 
 

@@ -13,7 +13,6 @@ from torch import nn
 
 from agents.base import Agent, Transition, Tree, require
 from agents.networks import (
-    AFTER_AN_UPDATE,
     EPSILON,
     RunningScale,
     adam_schema,
@@ -76,6 +75,8 @@ class EpisodicAgent(Agent):
     clipped to ±5 deviations. An entry that never varied is 0. Mean and deviation change only in `update`, before its
     gradient step: a frozen policy uses stored numbers, however many processes it acts in. (Each change also moves the
     policy a little after its actions were drawn, the less the more observations there have been.)
+
+    It can begin with the actions of a policy that is known to be good (`imitate`), and improve on them.
 
     A subclass defines how it explores (`act`, `reseed`) and learns (`update`).
 
@@ -144,6 +145,35 @@ class EpisodicAgent(Agent):
             ValueError: If the episodes are not those of this policy.
         """
 
+    def imitate(self, episodes: Sequence[Trajectory]) -> None:
+        """Begin with the policy that played these episodes, before the first update.
+
+        The mean and the deviation by which observations are standardised are those of the episodes. The weights of the
+        network's last layer are those with which its outputs have the least squared distance to the actions, and of
+        these the smallest.
+
+        Args:
+            episodes: At least one. Their actions may be outside the bounds, which makes more policies linear: those
+                whose clipped actions are.
+
+        Raises:
+            ValueError: If there is no episode, their observations or actions have another shape, or this agent has
+                learned or imitated already.
+        """
+        if self._version:
+            raise ValueError(f"{type(self).__name__} has learned or imitated already. Imitate before the first update.")
+        observations, actions = self._check(episodes)
+        self._scale.add(observations)
+        last = self.network.last
+        assert isinstance(last, nn.Linear)
+        with torch.no_grad():
+            features = self.network[:-1](torch.as_tensor(self._scale(observations))).numpy()  # [steps, features]
+            ones = np.ones((len(features), 1))
+            solution = np.linalg.lstsq(np.hstack([features, ones]), actions, rcond=None)[0]  # [features + 1, entries]
+            last.weight.copy_(torch.as_tensor(solution[:-1].T))
+            last.bias.copy_(torch.as_tensor(solution[-1]))
+        self._version += 1
+
     def mean(self, observation: np.ndarray) -> np.ndarray:
         """Return the mean action.
 
@@ -182,7 +212,11 @@ class EpisodicAgent(Agent):
 
     def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
         """Return what the parts of the state do together, see `Agent.state_conditions`."""
-        return {AFTER_AN_UPDATE: lambda state: has_stepped(state["adam"]) == (state["scale"]["count"] > 0)}
+        return {
+            "have seen observations if Adam has taken a step": lambda state: (
+                state["scale"]["count"] > 0 or not has_stepped(state["adam"])
+            )
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

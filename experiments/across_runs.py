@@ -1,10 +1,12 @@
 """Learn a policy across many training runs: each episode is a new network, new data and a new validation set.
 
     python experiments/across_runs.py
+    python experiments/across_runs.py --imitate 0.1 0.5
     python experiments/across_runs.py --algorithm ppo --actions mixture --history 3 --hidden 16
 
 Before each update of the policy, `episodes_per_update` runs of fresh seeds are played in parallel processes. The policy
 sees a summary of the last validation, or the states of the last few, and chooses once a phase; its return is E_0 - E_T.
+With `imitate` it begins as a curriculum that is fixed in advance, and learns to do better.
 What it is worth on seeds that it has not seen is measured by
 
     python experiments/leaderboard.py --policies runs/across-pgpe-pool-seed0
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 import permenv
 from agents import EpisodicAgent, Trajectory, collect
+from agents.episodic import Step
 from experiments.common.files import as_json
 from experiments.common.learned import LEARNERS, view
 from experiments.common.machine import machine
@@ -47,6 +50,7 @@ from permenv.pretraining import Record
 from permenv.training import resolve_device
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
+_DEMONSTRATIONS = 500_000  # added to the seed of the first episode; those of the curriculum to imitate begin there
 _RECENT = 5  # updates of the policy whose mean the progress bar shows
 
 
@@ -66,6 +70,11 @@ class Config(EnvOptions):
     """Number of states that it observes, those of the last validations; 0 for a summary of the last one."""
     hidden: int = 0
     """Units of its hidden layer; 0 for a linear policy."""
+    imitate: tuple[float, float] | None = None
+    """The curriculum with which the policy begins, as of `agents.EasiestFirst`: the share of Ψ in its first pool, and
+    the share of the iterations after which it is all of Ψ. By default the policy begins with half of Ψ."""
+    deviation: float | None = None
+    """Of the noise of "pgpe" in each parameter; by default that of the algorithm."""
     learning_rate: float | None = None
     """Of Adam; by default that of the algorithm."""
     discount: float = 0.97
@@ -95,10 +104,25 @@ class Config(EnvOptions):
             raise permenv.ConfigurationError(f"--discount {self.discount}: must lie in [0, 1]")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise permenv.ConfigurationError(f"--learning-rate {self.learning_rate}: must be above 0")
+        if self.deviation is not None and (self.algorithm != "pgpe" or not self.deviation > 0):
+            raise permenv.ConfigurationError(
+                f"--deviation {self.deviation} --algorithm {self.algorithm}: must be above 0, and is an option of pgpe"
+            )
+        if self.imitate is not None:
+            self._check_curriculum(*self.imitate)
         if self.algorithm == "pgpe" and (self.episodes % 2 or self.episodes_per_update % 2):
             raise permenv.ConfigurationError(
                 f"--episodes {self.episodes} --episodes-per-update {self.episodes_per_update}: pgpe plays pairs of "
                 f"runs; make both even"
+            )
+
+    def _check_curriculum(self, start: float, growth: float) -> None:
+        if not (0 < start <= 1 and 0 < growth <= 1):
+            raise permenv.ConfigurationError(f"--imitate {start} {growth}: both must be above 0 and at most 1")
+        if self.actions != "pool" or self.algorithm not in LEARNERS:
+            raise permenv.ConfigurationError(
+                f"--imitate {start} {growth} --actions {self.actions} --algorithm {self.algorithm}: a curriculum is "
+                f"imitated with --actions pool and --algorithm {' or '.join(LEARNERS)}"
             )
 
     @property
@@ -195,10 +219,14 @@ class _Log:
 def _ours(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     """Play the episodes of an update in parallel, and learn from them in this process."""
     agent = _make_agent(config, _make_view(config))
-    if saved:
-        agent.load_state_dict(saved["agent"])
-    log.save({"agent": agent.state_dict()})
     with make_executor(config.processes) as executor:
+        if saved:
+            agent.load_state_dict(saved["agent"])
+        elif config.imitate is not None:
+            first = config.first_episode + _DEMONSTRATIONS
+            seeds = range(first, first + config.episodes_per_update)
+            agent.imitate([job.result() for job in [executor.submit(_demonstrate, config, seed) for seed in seeds]])
+        log.save({"agent": agent.state_dict()})
         while log.played < config.episodes:
             first = config.first_episode + log.played
             count = min(config.episodes_per_update, config.episodes - log.played)
@@ -294,7 +322,8 @@ def _make_view(config: Config) -> gym.Env:
 
 
 def _make_agent(config: Config, env: gym.Env) -> EpisodicAgent:
-    options = {} if config.learning_rate is None else {"learning_rate": config.learning_rate}
+    given = {"learning_rate": config.learning_rate, "deviation": config.deviation}
+    options = {name: value for name, value in given.items() if value is not None}
     return LEARNERS[config.algorithm](
         env.observation_space,
         env.action_space,
@@ -312,6 +341,24 @@ def _episode(config: Config, state: dict[str, Any], seed: int) -> tuple[Trajecto
     agent.load_state_dict(state)
     trajectory = collect(env, agent, seed)
     return trajectory, errors_of(env.unwrapped.records, config.env)  # type: ignore[attr-defined]
+
+
+def _demonstrate(config: Config, seed: int) -> Trajectory:
+    """Play one run with the curriculum to imitate."""
+    assert config.imitate is not None
+    start, growth = config.imitate
+    env = _make_view(config)
+    tasks = env.action_space.shape or ()
+    steps: list[Step] = []
+    observation, _ = env.reset(seed=seed)
+    done = False
+    while not done:
+        share = start + (1 - start) * float(observation[-1]) / growth  # beyond all of Ψ too: linear in the progress
+        action = np.full(tasks, env.get_wrapper_attr("action_of")(share), np.float64)
+        after, reward, terminated, truncated, _ = env.step(action)
+        steps.append((np.array(observation, np.float64), action, float(reward)))
+        observation, done = after, terminated or truncated
+    return Trajectory.of(steps)
 
 
 def errors_of(records: Sequence[Record], config: permenv.Config) -> tuple[float, float]:

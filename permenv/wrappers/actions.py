@@ -214,6 +214,10 @@ class PoolAction(_DistributionAction):
         """
         return 1 - (1 - self.smallest) * (1 - self._clipped(action)) / 2
 
+    def action_of(self, share: float) -> float:
+        """Return the action that puts a share of Ψ in play, the inverse of `shares`; above 1 for a share above 1."""
+        return 1 - 2 * (1 - share) / (1 - self.smallest)
+
     def probabilities(self, action: Any) -> np.ndarray:
         """Return the probability of each group under an action in the current state.
 

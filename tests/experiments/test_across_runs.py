@@ -67,6 +67,35 @@ def test_it_resumes_to_the_same_numbers(options, learner, tmp_path):
     assert without_seconds(resumed) == without_seconds(whole)
 
 
+def test_it_begins_as_a_curriculum(options):
+    env = small(total_updates=4, free_iterations=0)
+    config = options(algorithm="pgpe", history=0, hidden=0, imitate=(0.1, 0.5), learning_rate=1e-9, episodes=2, env=env)
+    across_runs.main(config)
+    wrapped, agent = LearnedPolicy.find(config.folder).make(config.make(), seed=0)
+    observation, _ = wrapped.reset(seed=3)
+    shares = []
+    for _ in range(4):
+        action = agent.act(observation)
+        shares.append(wrapped.get_wrapper_attr("shares")(action).item())
+        observation = wrapped.step(action)[0]
+    np.testing.assert_allclose(shares, [0.1, 0.55, 1, 1], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"imitate": (0.0, 0.5)}, r"--imitate 0\.0 0\.5: both must be above 0"),
+        ({"imitate": (0.1, 0.5), "actions": "mixture"}, "is imitated with --actions pool"),
+        ({"imitate": (0.1, 0.5), "algorithm": "ppo"}, "--algorithm reinforce or pgpe"),
+        ({"deviation": 0.1, "algorithm": "reinforce"}, "is an option of pgpe"),
+        ({"deviation": 0.0, "algorithm": "pgpe"}, "must be above 0"),
+    ],
+)
+def test_impossible_options_are_refused(options, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        options(**changes)
+
+
 def test_parameter_noise_needs_pairs_of_episodes(options):
     with pytest.raises(ConfigurationError, match=r"--episodes 5 .*make both even"):
         options(algorithm="pgpe", episodes=5)

@@ -110,4 +110,6 @@ def resized(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     import cv2
 
     shrink = rows * columns < image.shape[0] * image.shape[1]
-    return cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
+    return cv2.resize(
+        np.ascontiguousarray(image), (columns, rows), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
+    )

@@ -116,7 +116,12 @@ class DetectionOptions:
     def small(cls) -> DetectionOptions:
         """For the trunk of the tiny preset and two CPU cores, at its own scale."""
         return cls(
-            short_side=240, long_side=430, hidden=256, stride=None, least_score=0.01, schedule=Schedule(800, 0.005, 600)
+            short_side=240,
+            long_side=430,
+            hidden=256,
+            stride=None,
+            least_score=0.01,
+            schedule=Schedule(600, 0.01, 450, largest_gradient=1.0),
         )
 
 
@@ -279,7 +284,7 @@ class FastRCNN(nn.Module):
             height, width = image.shape[:2]
             factor = min(self.options.short_side / min(height, width), self.options.long_side / max(height, width))
             pixels = resized(image, max(1, round(height * factor)), max(1, round(width * factor)))
-            inputs.append(network_input(np.ascontiguousarray(pixels)[None], device)[0])
+            inputs.append(network_input(pixels[None], device)[0])
             factors.append(factor)
         rows, columns = (max(each.shape[dim] for each in inputs) for dim in (1, 2))
         batch = torch.stack(

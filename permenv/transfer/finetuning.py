@@ -68,7 +68,8 @@ def fine_tune(
             rate = schedule.learning_rate * schedule.drop ** (iteration // schedule.drop_every)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
-            loss = loss_of_a_batch()
+            with torch.enable_grad():  # whatever mode the caller is in
+                loss = loss_of_a_batch()
             losses[iteration] = loss.item()
             if not np.isfinite(losses[iteration]):
                 raise FloatingPointError(

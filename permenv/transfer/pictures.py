@@ -80,7 +80,7 @@ def top_activations(
         height, width = image.shape[:2]
         factor = 1.0 if short_side is None else short_side / min(height, width)
         pixels = image if short_side is None else resized(image, round(height * factor), round(width * factor))
-        maps = layers(network_input(np.ascontiguousarray(pixels)[None], device))[0, torch.from_numpy(chosen).to(device)]
+        maps = layers(network_input(pixels[None], device))[0, torch.from_numpy(chosen).to(device)]
         highest, place = maps.flatten(1).max(1)
         values.append(highest.cpu().numpy())
         places.append(np.stack(np.divmod(place.cpu().numpy(), maps.shape[2]), axis=1))  # [u, (row, column)]

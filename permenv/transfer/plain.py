@@ -199,7 +199,8 @@ def network_input(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     Returns:
         (N, 3, H, W) float32, channels last.
     """
-    pixels = torch.as_tensor(images, device=device)
+    # a copy, since arrays may be read-only or mirrored views
+    pixels = (images if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))).to(device)
     return normalise(pixels[:, None])[:, 0].contiguous(memory_format=torch.channels_last)
 
 

@@ -125,7 +125,7 @@ def segmentation(
 
     def loss_of_a_batch() -> Tensor:
         rows = next(batches)
-        images = [network_input(np.ascontiguousarray(train.images[row])[None], device)[0] for row in rows]
+        images = [network_input(train.images[row][None], device)[0] for row in rows]
         masks = [torch.from_numpy(np.array(train.masks[row])).to(device) for row in rows]
         return pixel_loss(network(_padded(images, 0.0)), _padded(masks, VOID), len(classes))
 
@@ -194,7 +194,7 @@ class FullyConvolutional(nn.Module):
     @torch.no_grad()
     def predict(self, image: np.ndarray) -> np.ndarray:
         """The class of each pixel (H, W) int64 of an image (H, W, 3) uint8."""
-        scores = self(network_input(np.ascontiguousarray(image)[None], self.bilinear.device))
+        scores = self(network_input(image[None], self.bilinear.device))
         return scores[0].argmax(0).cpu().numpy()
 
 

@@ -191,6 +191,14 @@ def test_each_image_is_normalised_on_its_own():
     torch.testing.assert_close(both.mean((2, 3)), torch.zeros(2, 3), atol=1e-5, rtol=0)
 
 
+def test_read_only_and_mirrored_images_are_taken():
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 4, 6, 3), dtype=np.uint8)
+    expected = network_input(pixels[:, :, ::-1].copy(), torch.device("cpu"))
+    pixels.setflags(write=False)
+    torch.testing.assert_close(network_input(pixels[:, :, ::-1], torch.device("cpu")), expected)
+    torch.testing.assert_close(network_input(torch.tensor(pixels).flip(2), torch.device("cpu")), expected)
+
+
 def test_images_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="10 × 10 pixels are too small"):
         map_size(plain_trunk(BACKBONES["caffenet"](), stride=4), 10)

@@ -115,14 +115,8 @@ class DetectionOptions:
     @classmethod
     def small(cls) -> DetectionOptions:
         """For the trunk of the tiny preset and two CPU cores, at its own scale."""
-        return cls(
-            short_side=240,
-            long_side=430,
-            hidden=256,
-            stride=None,
-            least_score=0.01,
-            schedule=Schedule(600, 0.01, 450, largest_gradient=1.0),
-        )
+        schedule = Schedule(600, 0.01, 450, largest_gradient=1.0)
+        return cls(short_side=240, long_side=430, hidden=256, stride=None, least_score=0.01, schedule=schedule)
 
 
 @dataclass(frozen=True, eq=False)

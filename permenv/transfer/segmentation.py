@@ -69,7 +69,8 @@ class SegmentationOptions:
     @classmethod
     def small(cls) -> SegmentationOptions:
         """For the trunk of the tiny preset and two CPU cores, at its own scale."""
-        return cls(padding=50, batch=4, hidden=256, stride=None, schedule=Schedule(500, 0.02, 350))
+        schedule = Schedule(400, 0.02, 280, largest_gradient=1.0)
+        return cls(padding=50, batch=2, hidden=256, stride=None, schedule=schedule)
 
 
 @dataclass(frozen=True, eq=False)

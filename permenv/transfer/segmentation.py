@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from permenv.data.voc import VOID
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, network_input, plain_trunk, receptive_field
-from permenv.transfer.voc_metrics import VOID, class_iou, confusion, mean_iou
+from permenv.transfer.voc_metrics import class_iou, confusion, mean_iou
 
 _SCORE = "score"
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-VOID = 255
-"""Label of pixels that are not evaluated: borders of objects, and objects that are difficult."""
+from permenv.data.voc import VOID
 
 
 @dataclass(frozen=True)

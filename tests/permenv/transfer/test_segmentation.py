@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from permenv.data.voc import VOID
 from permenv.networks import BACKBONES
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.segmentation import (
@@ -17,7 +18,7 @@ from permenv.transfer.segmentation import (
     segmentation,
     upsampled,
 )
-from permenv.transfer.voc_metrics import VOID, confusion, mean_iou
+from permenv.transfer.voc_metrics import confusion, mean_iou
 
 CLASSES = ("background", "red", "green")
 OPTIONS = SegmentationOptions(

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from permenv.data.voc import VOID
 from permenv.transfer.voc_metrics import (
-    VOID,
     AveragePrecision,
     Detections,
     Truth,

@@ -101,7 +101,7 @@ def briefly(options, iterations):
 
 @pytest.mark.ci
 def test_every_protocol_runs_on_real_photos(devkit, trunk):
-    train, test = (voc_images(devkit, part).records[::12] for part in ("trainval", "test"))
+    train, test = (voc_images(devkit, part).records[::24] for part in ("trainval", "test"))
     sets = [labelled_images(each, progress=False) for each in (train, test)]
     options = briefly(ClassificationOptions.small(), 20)
     assert 0 < classification(trunk, *sets, VOC_CLASSES, options, progress=False).mean.all_point <= 1

@@ -167,7 +167,7 @@ def test_a_module_does_without_these_libraries(module, libraries):
 
 def test_matplotlib_is_imported_by_pictures_only():
     users = {name for name in MODULES if any(each.split(".")[0] == "matplotlib" for each in imports(name))}
-    assert {name for name in users if name.startswith("permenv")} == {"permenv.render"}
+    assert {name for name in users if name.startswith("permenv")} == {"permenv.render", "permenv.transfer.pictures"}
     assert not any(name.startswith("agents") for name in users)
 
 

@@ -1,0 +1,188 @@
+"""What units and fine-tuned networks respond to, as pictures (appendix I).
+
+`top_activations` and `activation_figure` are figures I.1 and I.2; `class_saliency` and `saliency_figure` are figure
+I.3. Figures are plain matplotlib objects that need no display.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from permenv.transfer.finetuning import resized
+from permenv.transfer.plain import FineTunedNetwork, network_input, receptive_field
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """Where units of a convolution respond most, in descending order.
+
+    Attributes:
+        units: (u,) int, channels of the convolution.
+        values: (u, top) activations after the ReLU.
+        images: (u, top) int, indices of the images.
+        boxes: (u, top, 4) int receptive fields [xmin, ymin, xmax, ymax] in pixels of the images, cut at their borders.
+    """
+
+    units: np.ndarray
+    values: np.ndarray
+    images: np.ndarray
+    boxes: np.ndarray
+
+
+@torch.no_grad()
+def top_activations(
+    trunk: nn.Sequential,
+    images: Sequence[np.ndarray],
+    *,
+    convolution: int = 5,
+    units: Sequence[int] | None = None,
+    top: int = 9,
+    short_side: int | None = None,
+    progress: bool = True,
+) -> Activations:
+    """Find the images, and the parts of them, that activate units most; each image counts once for a unit.
+
+    Args:
+        trunk: Plain trunk, see `plain_trunk`.
+        images: (H, W, 3) uint8 RGB, of any sizes; they may be decoded when they are asked for.
+        convolution: Its number from 1; conv5 by default.
+        units: Channels; all by default.
+        top: Images of each unit, at most their number.
+        short_side: Images are resized to this short side first; None to leave them as they are.
+        progress: Show a progress bar where stderr is a terminal.
+
+    Raises:
+        ValueError: If there is no such convolution or unit, or no image.
+    """
+    from tqdm import tqdm
+
+    layers = _up_to(trunk, convolution)
+    channels = next(layer for layer in reversed(layers) if isinstance(layer, nn.Conv2d)).out_channels
+    chosen = np.arange(channels) if units is None else np.asarray(units, dtype=np.int64)
+    if len(chosen) and not 0 <= chosen.min() <= chosen.max() < channels:
+        raise ValueError(f"units {chosen.tolist()} of convolution {convolution}: it has units 0 to {channels - 1}")
+    if not len(images):
+        raise ValueError("no images: pass at least one")
+    device = next(trunk.parameters()).device
+    field = receptive_field(layers)
+    values, places, factors, sizes = [], [], [], []
+    for image in tqdm(images, desc="activations", unit="image", disable=None if progress else True):
+        height, width = image.shape[:2]
+        factor = 1.0 if short_side is None else short_side / min(height, width)
+        pixels = image if short_side is None else resized(image, round(height * factor), round(width * factor))
+        maps = layers(network_input(pixels[None], device))[0, torch.from_numpy(chosen).to(device)]
+        highest, place = maps.flatten(1).max(1)
+        values.append(highest.cpu().numpy())
+        places.append(np.stack(np.divmod(place.cpu().numpy(), maps.shape[2]), axis=1))  # [u, (row, column)]
+        factors.append(factor)
+        sizes.append((width, height))
+    all_values = np.stack(values, axis=1)  # [u, N]
+    best = np.argsort(-all_values, axis=1, kind="stable")[:, :top]
+    centres = np.take_along_axis(np.stack(places, axis=1), best[:, :, None], axis=1)[:, :, ::-1] * field.stride
+    centres = centres + field.first  # [u, top, (x, y)] in pixels of the resized images
+    reach = (field.size - 1) / 2
+    corners = np.concatenate([centres - reach, centres + reach], axis=2) / np.array(factors)[best][:, :, None]
+    limits = np.tile(np.array(sizes)[best] - 1, 2)
+    boxes = np.clip(corners.round().astype(np.int64), 0, limits)
+    return Activations(chosen, np.take_along_axis(all_values, best, axis=1), best, boxes)
+
+
+def class_saliency(network: FineTunedNetwork, image: np.ndarray, label: int, side: int) -> np.ndarray:
+    """How much each pixel of an image changes the score of a class (Simonyan et al. 2014, section 3).
+
+    Args:
+        network: Fine-tuned on classification, see `classification`.
+        image: (H, W, 3) uint8 RGB; it is resized to the square that the network takes.
+        label: Index of the class.
+        side: Of that square in pixels.
+
+    Returns:
+        (side, side) float32: the absolute derivative of the score by the normalised input, of its channels the
+        largest.
+    """
+    device = next(network.parameters()).device
+    training = network.training
+    network.eval()
+    try:
+        with torch.enable_grad():
+            pixels = network_input(resized(image, side, side)[None], device).requires_grad_()
+            score = network(pixels)["score"][0, label]
+            (gradient,) = torch.autograd.grad(score, pixels)
+    finally:
+        network.train(training)
+    return gradient[0].abs().amax(0).cpu().numpy()
+
+
+def activation_figure(images: Sequence[np.ndarray], found: Activations) -> Figure:
+    """Draw the receptive fields of the top activations: a row for each unit."""
+    rows, columns = found.images.shape
+    figure, axes = _grid(rows, columns)
+    for row in range(rows):
+        for column in range(columns):
+            left, top, right, bottom = found.boxes[row, column]
+            image = images[found.images[row, column]]
+            axes[row, column].imshow(image[top : bottom + 1, left : right + 1])
+            axes[row, column].set_title(f"{found.values[row, column]:.2f}", fontsize=7)
+        axes[row, 0].set_ylabel(f"unit {found.units[row]}")
+    return figure
+
+
+def saliency_figure(
+    images: Sequence[np.ndarray], names: Sequence[str], maps: Mapping[str, Sequence[np.ndarray]]
+) -> Figure:
+    """Draw class saliency maps: a row for each image, a column for each network.
+
+    Args:
+        images: (H, W, 3) uint8 RGB.
+        names: The class of each map's row.
+        maps: By name of the network, a map of each image; each is drawn from 0 to its 99th percentile.
+    """
+    figure, axes = _grid(len(images), 1 + len(maps))
+    for row, image in enumerate(images):
+        axes[row, 0].imshow(image)
+        axes[row, 0].set_ylabel(names[row])
+        for column, each in enumerate(maps.values(), start=1):
+            highest = max(float(np.percentile(each[row], 99)), 1e-12)
+            axes[row, column].imshow(each[row], cmap="gray", vmin=0, vmax=highest)
+    for column, title in enumerate(["image", *maps]):
+        axes[0, column].set_title(title, fontsize=9)
+    return figure
+
+
+def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
+    """A figure of rows × columns pictures without ticks; `Axes` in an array."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.3 * columns + 0.5, 1.5 * rows), dpi=120, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for each in axes.flat:
+        _without_ticks(each)
+    return figure, axes
+
+
+def _without_ticks(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _up_to(trunk: nn.Sequential, convolution: int) -> nn.Sequential:
+    """The layers up to a convolution and the ReLU after it."""
+    layers = list(trunk)
+    places = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    if not 1 <= convolution <= len(places):
+        raise ValueError(f"convolution {convolution}: the trunk has {len(places)}")
+    end = places[convolution - 1] + 1
+    if end < len(layers) and isinstance(layers[end], nn.ReLU):
+        end += 1
+    return nn.Sequential(*layers[:end])

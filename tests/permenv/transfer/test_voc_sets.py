@@ -1,0 +1,116 @@
+"""From the devkit to the protocols: labels, boxes, masks, files that break; the protocols on real photos."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from permenv import DataError
+from permenv.data.voc import VOC_CLASSES, VocImage, VocObject, voc_images
+from permenv.networks import BACKBONES
+from permenv.transfer.classification import ClassificationOptions, classification
+from permenv.transfer.detection import DetectionOptions, detection
+from permenv.transfer.segmentation import SegmentationOptions, segmentation
+from permenv.transfer.voc_sets import detection_images, labelled_images, segmented_images
+
+CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
+
+
+@pytest.fixture
+def records(tmp_path):
+    """Three images with objects and masks; the third is damaged."""
+    made = []
+    for number, flags in enumerate([("cat", False), ("cat", True), ("dog", False)]):
+        image, mask = tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"
+        Image.new("RGB", (60, 40), (50 * number, 0, 0)).save(image)
+        Image.fromarray(np.full((40, 60), VOC_CLASSES.index(flags[0]) + 1, dtype=np.uint8)).save(mask)
+        objects = (VocObject(flags[0], (10.0, 5.0, 30.0, 25.0), flags[1], False),)
+        made.append(VocImage(str(number), image, 60, 40, objects, mask))
+    made[2].path.write_bytes(made[2].path.read_bytes()[:200])
+    return made
+
+
+def test_labels_are_those_of_the_devkit(records, caplog):
+    with caplog.at_level(logging.WARNING):
+        data = labelled_images(records, progress=False)
+    assert "1 of 3 images skipped: 2 (" in caplog.text
+    assert data.labels[:, CAT].tolist() == [1, 0]  # the second has a difficult one only
+    assert data.labels[:, DOG].tolist() == [-1, -1]
+    assert data.images[0].shape == (40, 60, 3)
+    assert len(data.images[1:]) == 1
+
+
+def test_boxes_contain_their_last_pixels(records):
+    data = detection_images(records[:2], {"0": np.array([[0, 0, 9, 9]]), "1": np.empty((0, 4))}, progress=False)
+    assert data.objects[0].boxes.tolist() == [[10, 5, 29, 24]]
+    assert data.objects[0].labels.tolist() == [CAT]
+    assert [each.difficult.tolist() for each in data.objects] == [[False], [True]]
+    assert data.proposals[0].tolist() == [[0, 0, 9, 9]]
+    assert len(detection_images(records[:2], windows=20, progress=False).proposals[1]) == 20
+
+
+def test_an_image_without_proposals_is_named(records):
+    with pytest.raises(DataError, match="no proposals for 1 of 2 images, such as 1"):
+        detection_images(records[:2], {"0": np.array([[0, 0, 9, 9]])}, progress=False)
+
+
+def test_masks_are_read_with_their_images(records):
+    data = segmented_images(records, progress=False)
+    assert len(data.images) == len(data.masks) == 2
+    assert (data.masks[0] == CAT + 1).all()
+
+
+def test_files_that_cannot_be_used_at_all_or_any_more_are_named(records):
+    with pytest.raises(DataError, match="none of 1 images"):
+        labelled_images(records[2:], progress=False)
+    data = labelled_images(records[:2], progress=False)
+    records[0].path.unlink()
+    with pytest.raises(DataError, match=r"0\.jpg cannot be read any more"):
+        data.images[0]
+
+
+# Real photos
+
+
+@pytest.fixture(scope="module")
+def devkit(real_data):
+    return real_data / "davis_voc"
+
+
+@pytest.fixture(scope="module")
+def trunk():
+    torch.manual_seed(0)
+    return BACKBONES["quarter-caffenet"]()
+
+
+@pytest.mark.ci
+def test_labels_agree_with_the_lists_of_the_devkit(devkit):
+    records = voc_images(devkit, "test").records
+    labels = labelled_images(records, progress=False).labels
+    for column, name in enumerate(VOC_CLASSES):
+        lines = (devkit / f"VOCdevkit/VOC2007/ImageSets/Main/{name}_test.txt").read_text().splitlines()
+        assert labels[:, column].tolist() == [int(line.split()[1]) for line in lines]
+
+
+def briefly(options, iterations):
+    return dataclasses.replace(options, schedule=dataclasses.replace(options.schedule, iterations=iterations))
+
+
+@pytest.mark.ci
+def test_every_protocol_runs_on_real_photos(devkit, trunk):
+    train, test = (voc_images(devkit, part).records[::24] for part in ("trainval", "test"))
+    sets = [labelled_images(each, progress=False) for each in (train, test)]
+    options = briefly(ClassificationOptions.small(), 20)
+    assert 0 < classification(trunk, *sets, VOC_CLASSES, options, progress=False).mean.all_point <= 1
+    found = [detection_images(each, windows=100, progress=False) for each in (train, test)]
+    result = detection(trunk, *found, VOC_CLASSES, briefly(DetectionOptions.small(), 5), progress=False)
+    assert 0 <= result.mean.all_point <= 1
+    masks = [
+        segmented_images(voc_images(devkit, part, "Segmentation").records[::40], progress=False)
+        for part in ("trainval", "test")
+    ]
+    options = briefly(SegmentationOptions.small(), 3)
+    assert 0 < segmentation(trunk, *masks, ("background", *VOC_CLASSES), options, progress=False).mean <= 1

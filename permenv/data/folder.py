@@ -152,11 +152,11 @@ def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
         raise DataError(f"{path} changed while it was read; start again when no process writes to the folder")
     if isinstance(content, str):
         return content
-    image = _decode(content)
+    image = decode(content)
     return image if isinstance(image, str) else centre_square(image, size)
 
 
-def _decode(content: bytes) -> np.ndarray | str:
+def decode(content: bytes) -> np.ndarray | str:
     """Decode to (H, W, 3) uint8 RGB, upright, or say why the content cannot be decoded.
 
     Raises:

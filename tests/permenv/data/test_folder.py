@@ -37,7 +37,7 @@ def no_decoding(monkeypatch):
     def decode(*_):
         raise AssertionError("decoded again")
 
-    return lambda: monkeypatch.setattr(folder, "_decode", decode)
+    return lambda: monkeypatch.setattr(folder, "decode", decode)
 
 
 def picture(height=30, width=40, seed=0):

@@ -44,7 +44,7 @@ def no_decoding(monkeypatch):
         raise AssertionError("decoded again")
 
     def forbid():
-        monkeypatch.setattr(folder, "_decode", decode)
+        monkeypatch.setattr(folder, "decode", decode)
         monkeypatch.setattr(cv2, "VideoCapture", decode)
 
     return forbid

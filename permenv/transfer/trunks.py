@@ -139,7 +139,8 @@ def load_trunk(source: str | Path, *, backbone: str | Backbone | None = None, se
         if bad:
             raise CheckpointError(f"{_some(bad)} of the trunk are not finite: use an earlier file")
         module.load_state_dict(weights, strict=False)
-    left_out = tuple(name for name in given if name.removeprefix(prefix) not in weights)
+    used = {prefix + name for name in weights}
+    left_out = tuple(name for name in given if name not in used)
     return _as_evaluated(module, chosen, str(path), tuple(weights), left_out)
 
 

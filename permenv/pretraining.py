@@ -23,14 +23,14 @@ from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
 from permenv.memory import check_memory
-from permenv.networks import eval_mode
+from permenv.networks import eval_mode, trunk_of
 from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
 from permenv.schema import shown
 from permenv.state import draw_members, group_members, group_permutations, summarise
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task, data_keywords, make_config, make_tasks
 from permenv.torch_state import default_torch_state
-from permenv.training import Batch, Trainer, resolve_device, spare_threads, trunk_of
+from permenv.training import Batch, Trainer, resolve_device, spare_threads
 from permenv.validation import Validation, validate
 
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does

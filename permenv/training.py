@@ -294,11 +294,3 @@ def _by_dtype(averaged: nn.Module, network: nn.Module) -> list[tuple[list[Tensor
 
 def _like(value: Any) -> Schema:
     return Array.like(value) if isinstance(value, Tensor) else Anything()  # modules may keep other state
-
-
-def trunk_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Extract the trunk from a trainer's `state_dict`: the averaged weights if there are any, else the live ones."""
-    averaged = state["averaged"]
-    network = state["network"] if averaged is None else averaged
-    prefix = "trunk." if averaged is None else "module.trunk."
-    return {name.removeprefix(prefix): value for name, value in network.items() if name.startswith(prefix)}

@@ -19,7 +19,7 @@ from agents import AGENTS
 from experiments import reinforce
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
-from permenv.training import trunk_of
+from permenv.networks import trunk_of
 from tests.experiments.helpers import arguments, job, metrics
 from tests.helpers import ROOT
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permenv import CheckpointError, ConfigurationError, checkpoint
-from permenv.training import trunk_of
+from permenv.networks import trunk_of
 from tests.helpers import (
     PARTS,
     SMALL,

@@ -38,7 +38,7 @@ NARROWER = {
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
     "permenv.training": {"config", "heads", "networks", "schema"},
     "permenv.validation": {"heads", "networks", "torch_state"},
-    "permenv.transfer": {"augment", "data", "networks"},
+    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks"},
     "permenv.pretraining": {
         *(
             "checkpoint",

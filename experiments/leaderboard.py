@@ -29,6 +29,7 @@ from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.sweep import over_seeds
 from permenv.training import resolve_device
+from permenv.wrappers import CrossEntropyReward
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,6 +50,9 @@ class Config(SweepOptions):
     curriculum: tuple[float, float] | None = None
     """The curriculum that is compared as well: the share of Ψ with which it begins, and the share of the updates after
     which it is all of Ψ. `experiments/studies/curricula.py` finds the best."""
+    cross_entropy: tuple[str, ...] = ()
+    """Agents that are compared once more, learning from the cross-entropy instead of the error
+    (`permenv.wrappers.CrossEntropyReward`)."""
     seeds: int = 10
     """Runs of each agent."""
     first_seed: int = 100
@@ -66,7 +70,7 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If an agent is unknown.
         RunFolderError: If the folder has runs of other settings.
     """
-    check_names(config.agents)
+    check_names((*config.agents, *config.cross_entropy))
     players: dict[str, str | LearnedPolicy] = {name: name for name in (*config.agents, _REFERENCE)}
     for folder in config.policies:
         for inverse in (False, True):
@@ -77,6 +81,8 @@ def main(config: Config) -> dict[str, Any]:
         start, growth = config.curriculum
         options = {"start": start, "updates": max(1, round(growth * config.env.total_updates))}
         variants[f"easiest-first ({start:g}, {growth:g})"] = {"player": "easiest-first", "options": options}
+    for name in config.cross_entropy:
+        variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True}
     found = over_seeds(_run, variants, config)
     figures = _figures(found)
     report = {
@@ -109,12 +115,17 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def _run(
-    player: str | LearnedPolicy, seed: int, environment: EnvOptions, options: Mapping[str, Any] = MappingProxyType({})
+    player: str | LearnedPolicy,
+    seed: int,
+    environment: EnvOptions,
+    options: Mapping[str, Any] = MappingProxyType({}),
+    cross_entropy: bool = False,
 ) -> dict[str, Any]:
     """Let one agent, with its options, or one frozen policy act in one run."""
     if isinstance(player, LearnedPolicy):
         return play_learned(player, environment.make(), seed=seed)
-    return play(player, environment.make(), seed=seed, **options)
+    env = environment.make()
+    return play(player, CrossEntropyReward(env) if cross_entropy else env, seed=seed, **options)
 
 
 def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Estimate]]:

@@ -46,6 +46,13 @@ def test_it_writes_a_table_and_a_picture(options, tmp_path):
     assert json.loads((tmp_path / "board.json").read_text()) == report
 
 
+def test_an_agent_can_learn_from_the_cross_entropy(options):
+    report = leaderboard.main(options(agents=(), cross_entropy=("reinforce",), seeds=1, updates=3))
+    assert {row["agent"] for row in report["agents"]} == {"random", "reinforce, cross-entropy"}
+    with pytest.raises(ConfigurationError, match="unknown agent 'sarsa'"):
+        leaderboard.main(options(cross_entropy=("sarsa",)))
+
+
 def test_it_compares_on_the_joint_task(options):
     report = leaderboard.main(options("spatiotemporal", agents=("exp3",), seeds=1))
     assert report["data"] == "embedded scenes, seed 0; embedded clips, seed 0"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import json
 import pickle
@@ -11,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from permenv import checkpoint
+from permenv.augment import normalise
 from permenv.checkpoint import CheckpointError
 from permenv.config import PRESETS, Backbone, ConfigurationError
 from permenv.data.files import read_regular
@@ -25,6 +29,7 @@ _CAFFENET_INPUT, _CAFFENET_STRIDE = 227, 4  # section 4.1 and appendix B: the st
 _OTHER_INPUT = 224  # of backbones that no preset has
 _COUNTER = "num_batches_tracked"  # of batch normalisation; evaluation does not use it
 _MOST_BYTES = 2**33
+_CHUNK = 64  # images in the trunk at once
 _SHOWN = 6  # names in an error
 
 
@@ -142,6 +147,38 @@ def load_trunk(source: str | Path, *, backbone: str | Backbone | None = None, se
     used = {prefix + name for name in weights}
     left_out = tuple(name for name in given if name not in used)
     return _as_evaluated(module, chosen, str(path), tuple(weights), left_out)
+
+
+@torch.no_grad()
+def with_measured_statistics(trunk: Trunk, images: np.ndarray) -> Trunk:
+    """Replace the running statistics of a trunk's batch normalisation by those of some images.
+
+    Untrained batch normalisation has a mean of 0 and a variance of 1, whatever its convolution returns, so that an
+    untrained trunk would be evaluated at a disadvantage that has nothing to do with its weights.
+
+    Args:
+        trunk: It is left as it is.
+        images: (N, S, S, 3) uint8, at the size at which the trunk is evaluated; N at least 1.
+
+    Returns:
+        The same trunk with other statistics: of each layer the mean over chunks of images.
+    """
+    module = copy.deepcopy(trunk.module)
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # the mean over all batches
+    module.train()
+    device = next(module.parameters()).device
+    for chunk in np.array_split(images, -(-len(images) // _CHUNK)):
+        pieces = normalise(torch.from_numpy(np.ascontiguousarray(chunk)).to(device)[:, None])[:, 0]
+        module(pieces.contiguous(memory_format=torch.channels_last))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    return dataclasses.replace(
+        trunk, module=module.eval(), source=f"{trunk.source}, batch statistics of {len(images)} images"
+    )
 
 
 def _make(backbone: str | Backbone, seed: int) -> nn.Module:

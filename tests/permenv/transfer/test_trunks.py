@@ -2,6 +2,7 @@
 
 import pickle
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -10,7 +11,7 @@ import permenv
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
 from permenv.networks import BACKBONES
-from permenv.transfer.trunks import load_trunk
+from permenv.transfer.trunks import load_trunk, with_measured_statistics
 from tests.helpers import every_task, small_backbone, small_run
 
 
@@ -181,3 +182,35 @@ def test_an_unknown_layer_is_named():
     trunk = load_trunk("random", backbone="two-convolutions")
     with pytest.raises(ConfigurationError, match="no layer 'conv9'; choose among conv1, conv2, pool5"):
         trunk.maps(torch.zeros(1, 3, 48, 48), ["conv9"])
+
+
+# Batch statistics
+
+
+def test_measured_statistics_are_those_of_the_first_convolution():
+    trunk = load_trunk("random", backbone="two-convolutions", seed=1)
+    images = np.random.default_rng(0).integers(0, 256, (40, 20, 20, 3), dtype=np.uint8)
+    measured = with_measured_statistics(trunk, images)
+    pixels = images.transpose(0, 3, 1, 2).astype(np.float64)
+    normalised = (pixels - pixels.mean((2, 3), keepdims=True)) / pixels.std((2, 3), keepdims=True)
+    with torch.no_grad():
+        maps = trunk.module[0](torch.from_numpy(normalised).float()).double()
+    norm = measured.module[1]
+    torch.testing.assert_close(norm.running_mean.double(), maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(norm.running_var.double(), maps.var((0, 2, 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_measured_statistics_leave_everything_else_as_it_was():
+    trunk = load_trunk("random", backbone="quarter-caffenet")
+    before = {name: value.clone() for name, value in trunk.module.state_dict().items()}
+    images = np.random.default_rng(0).integers(0, 256, (70, 108, 108, 3), dtype=np.uint8)  # two chunks
+    measured = with_measured_statistics(trunk, images)
+    assert same(trunk.module.state_dict(), before)
+    after = measured.module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items() if name.endswith(("weight", "bias")))
+    assert not any(torch.equal(after[name], value) for name, value in before.items() if "running" in name)
+    assert not measured.module.training
+    assert [layer.momentum for layer in measured.module.modules() if isinstance(layer, torch.nn.BatchNorm2d)] == [
+        0.1
+    ] * 5
+    assert measured.source == "random weights, seed 0, batch statistics of 70 images"

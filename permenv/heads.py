@@ -142,11 +142,7 @@ class TemporalHead(OrderingHead):
 
     def _frames(self, features: Tensor) -> Tensor:
         """fc6 (B, n, fc6) of pool5 features (B, n, features)."""
-        if self.relative:
-            features = features.float()  # bf16 is too coarse for a variance
-            variance, mean = torch.var_mean(features, dim=1, keepdim=True, correction=0)
-            features = (features - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()
-        return self.fc6(features)
+        return self.fc6(_relative(features) if self.relative else features)
 
     def _recur(self, projected: Tensor, levels: list[_Level]) -> Tensor:
         """The hidden states (v, leaves, lstm) at the end of every permutation, of projected inputs (v, n, 4 · lstm)."""
@@ -167,6 +163,55 @@ class TemporalHead(OrderingHead):
             hidden = leave.sigmoid() * cell.tanh()
         assert hidden is not None, "a permutation has at least one piece"
         return hidden
+
+
+class PairwiseHead(OrderingHead):
+    """fc6 for every piece, fc7 for every pair of positions, classifier of all pairs.
+
+    The head of order prediction networks: Lee, Huang, Singh, Yang, "Unsupervised Representation Learning by Sorting
+    Sequences", ICCV 2017, which the paper compares with. One fc7 sees all pairs; the classifier knows where they lie.
+
+    Args:
+        features: Length of a piece's flat pool5 features.
+        num_pieces: n, pieces a sample, at least 2.
+        num_permutations: |Ψ|, number of logits.
+        fc6: Width of the layer that is applied to each piece.
+        fc7: Width of the layer that is applied to each pair.
+        relative: See `TemporalHead`.
+    """
+
+    def __init__(
+        self, features: int, num_pieces: int, num_permutations: int, fc6: int, fc7: int, relative: bool = False
+    ):
+        super().__init__()
+        self.relative = relative
+        self.fc6 = nn.Sequential(nn.Linear(features, fc6), nn.ReLU())
+        self.fc7 = nn.Linear(2 * fc6, fc7)
+        self._first, self._second = np.triu_indices(num_pieces, 1)  # (pairs,) positions each
+        self.classifier = nn.Linear(len(self._first) * fc7, num_permutations)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
+        pieces = self.fc6(_relative(features) if self.relative else features)
+        pairs = torch.cat([pieces[:, self._first], pieces[:, self._second]], dim=2)  # [B, pairs, 2 · fc6]
+        return self.classifier(self.fc7(pairs).relu_().flatten(1))
+
+    def all_permutation_logits(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
+        """Yield the logits of every permutation of every sample, see `OrderingHead.all_permutation_logits`.
+
+        fc7 is computed once for every ordered pair of pieces.
+        """
+        pieces = self.fc6(_relative(features) if self.relative else features)
+        first, second = self.fc7.weight.chunk(2, dim=1)
+        # [V, n, n, fc7]: of piece i before piece j
+        table = ((pieces @ first.T)[:, :, None] + (pieces @ second.T)[:, None] + self.fc7.bias).relu_()
+        order = torch.tensor(permutations, device=features.device)
+        before, after = order[:, self._first], order[:, self._second]  # [|Ψ|, pairs]
+        rows = _rows_of(4 * (self.classifier.in_features + self.classifier.out_features), features.device)
+        for block in table.split(max(1, rows // len(order))):
+            for some, others in zip(before.split(rows), after.split(rows), strict=True):
+                stacked = block[:, some, others].flatten(2)  # [v, l, pairs · fc7]
+                yield _linear(stacked.flatten(0, 1), self.classifier.weight, self.classifier.bias)
 
 
 @dataclass(frozen=True)
@@ -195,6 +240,13 @@ def _prefixes(permutations: np.ndarray, device: torch.device) -> tuple[list[_Lev
         levels.append(_Level(torch.from_numpy(permutations[first, length - 1]).to(device), parents))
         found, nodes = inverse.reshape(-1), len(first)
     return levels, torch.from_numpy(found).to(device)
+
+
+def _relative(features: Tensor) -> Tensor:
+    """Features (B, n, features) relative to their mean over a sample's pieces, in units of their deviation."""
+    features = features.float()  # bf16 is too coarse for a variance
+    variance, mean = torch.var_mean(features, dim=1, keepdim=True, correction=0)
+    return (features - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()
 
 
 def _rows_of(row_bytes: int, device: torch.device) -> int:

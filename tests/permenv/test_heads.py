@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from permenv import heads
-from permenv.heads import OrderingHead, SpatialHead, TemporalHead, _prefixes
+from permenv.heads import OrderingHead, PairwiseHead, SpatialHead, TemporalHead, _prefixes
 from permenv.permutations import maximally_different
 
 FEATURES = 12  # of a piece
@@ -32,8 +32,14 @@ MAKERS = {
     "spatial": lambda num_pieces, count: SpatialHead(FEATURES, num_pieces, count, fc6=10, fc7=14),
     "temporal": lambda num_pieces, count: TemporalHead(FEATURES, count, fc6=10, lstm=14),
     "relative": lambda num_pieces, count: TemporalHead(FEATURES, count, fc6=10, lstm=14, relative=True),
+    "pairwise": lambda num_pieces, count: PairwiseHead(FEATURES, num_pieces, count, fc6=10, fc7=14),
+    "relative pairs": lambda num_pieces, count: PairwiseHead(
+        FEATURES, num_pieces, count, fc6=10, fc7=14, relative=True
+    ),
     "own": lambda num_pieces, count: OwnHead(FEATURES, num_pieces, count),
 }
+
+LEAST = {"pairwise": 2, "relative pairs": 2}  # pieces
 
 SETS = {
     "far apart": maximally_different(9, 40),
@@ -106,6 +112,18 @@ def test_the_temporal_head_classifies_the_output_of_its_lstm_after_the_last_fram
         torch.testing.assert_close(logits, head.classifier.weight @ output[0] + head.classifier.bias)
 
 
+def test_the_pairwise_head_sees_each_pair_of_positions():
+    head, features = make("pairwise", 4, 6), features_of(3, 4)
+    fc6, _ = head.fc6
+    for sample, logits in zip(features, head(features), strict=True):
+        pieces = [(fc6.weight @ piece + fc6.bias).clamp(min=0) for piece in sample]
+        pairs = [
+            (head.fc7.weight @ torch.cat(pair) + head.fc7.bias).clamp(min=0)
+            for pair in itertools.combinations(pieces, 2)
+        ]
+        torch.testing.assert_close(logits, head.classifier.weight @ torch.cat(pairs) + head.classifier.bias)
+
+
 def test_a_relative_head_sees_how_a_frame_differs_from_the_others_of_its_sample():
     head, plain = make("relative", 5, 6), make("temporal", 5, 6)
     plain.load_state_dict(head.state_dict())
@@ -141,6 +159,8 @@ def test_a_head_sees_the_order(kind):
 def test_all_permutations_equal_one_after_another(kind, name):
     permutations = SETS[name]
     count, num_pieces = permutations.shape
+    if num_pieces < LEAST.get(kind, 1):
+        pytest.skip("a single piece has no pairs")
     check(make(kind, num_pieces, count), features_of(3, num_pieces), permutations)
 
 
@@ -148,13 +168,14 @@ def test_all_permutations_equal_one_after_another(kind, name):
 @given(st.data(), st.integers(1, 6), st.integers(1, 4), st.integers(0, 9))
 @settings(deadline=None, max_examples=25)
 def test_all_permutations_equal_one_after_another_whatever_the_sizes(kind, data, num_pieces, samples, seed):
+    num_pieces = max(num_pieces, LEAST.get(kind, 1))
     orders = st.permutations(range(num_pieces)).map(tuple)
     permutations = np.array(data.draw(st.lists(orders, min_size=1, max_size=30, unique=True)))
     head = make(kind, num_pieces, len(permutations), seed)
     check(head, features_of(samples, num_pieces, seed), permutations)
 
 
-@pytest.mark.parametrize("kind", ["spatial", "temporal", "relative"])
+@pytest.mark.parametrize("kind", ["spatial", "temporal", "relative", "pairwise"])
 @pytest.mark.parametrize("chunk_bytes", [1, 2_000, 30_000, 2**26])
 def test_chunks_of_any_length_give_the_same(kind, chunk_bytes, monkeypatch):
     monkeypatch.setitem(heads._CHUNK_BYTES, "cpu", chunk_bytes)

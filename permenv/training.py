@@ -17,7 +17,7 @@ from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from permenv.config import Config, ConfigurationError
-from permenv.heads import HeadFactory, SpatialHead, TemporalHead
+from permenv.heads import HeadFactory, PairwiseHead, SpatialHead, TemporalHead
 from permenv.networks import BACKBONES, OrderingNetwork, build_network
 from permenv.schema import COUNT, Anything, Array, Either, Explained, Fields, OneOf, Schema, Where
 
@@ -228,7 +228,7 @@ class Trainer:
         part, task = parameter.split(".")[:2]
         if part == "trunk":
             return isinstance(self.config.backbone, str) and self.config.backbone in BACKBONES
-        return type(self.network.heads[task]) in (SpatialHead, TemporalHead)
+        return type(self.network.heads[task]) in (PairwiseHead, SpatialHead, TemporalHead)
 
     @torch.no_grad()
     def _descend(self) -> None:

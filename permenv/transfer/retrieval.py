@@ -69,7 +69,7 @@ def retrieval(
     if not (np.isfinite(query_features).all() and np.isfinite(features).all()):
         return None
     return nearest_neighbour_accuracy(
-        query_features, _class_names(query_images, query_rows), features, _class_names(images, rows), top
+        query_features, class_names(query_images, query_rows), features, class_names(images, rows), top
     )
 
 
@@ -172,6 +172,12 @@ def nearest_neighbour_accuracy(
     return {k: float(hits[:, :k].any(axis=1).mean()) for k in top}
 
 
+def class_names(images: StillImages, indices: np.ndarray) -> np.ndarray:
+    """Names of the classes (N,) of labelled images (N,)."""
+    assert images.labels is not None
+    return np.array([images.classes[label] for label in images.labels[indices]])
+
+
 def _labelled(
     data: StillImages | VideoClips, among: np.ndarray | None, frames: int, most: int | None
 ) -> tuple[StillImages, np.ndarray]:
@@ -186,8 +192,3 @@ def _labelled(
     indices = indices[images.labels[indices] >= 0]
     count = len(indices) if most is None else min(len(indices), most)
     return images, indices[np.arange(count) * len(indices) // max(1, count)]
-
-
-def _class_names(images: StillImages, indices: np.ndarray) -> np.ndarray:
-    assert images.labels is not None
-    return np.array([images.classes[label] for label in images.labels[indices]])

@@ -13,6 +13,7 @@ from permenv import PermShuffleEnv, StillImages, VideoClips
 from permenv.data.splits import official_split
 
 _FRAMES_A_CLIP = 10  # section 4.1
+_MOST = 10_000  # queries, and entries of the database: the search is repeated during a run
 
 log = logging.getLogger("permenv")
 
@@ -67,12 +68,13 @@ def _top1(base_env: PermShuffleEnv, name: str, queries: StillImages | VideoClips
     if queries is None or not isinstance(database, StillImages | VideoClips):
         return None
     found = retrieval(
-        base_env.run.trainer.eval_network,
+        base_env.run.trainer.eval_network.trunk,
         queries,
         database,
         query_indices=np.unique(held_out[:, 0]) if queries is database else None,
         database_indices=task.trainable(held_out),
         frames=_FRAMES_A_CLIP,
+        most=_MOST,
     )
     return None if found is None else found[1]
 

@@ -145,7 +145,7 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None) -> dict[str
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    task, network = base_env.tasks["spatial"], base_env.run.trainer.eval_network
+    task, trunk = base_env.tasks["spatial"], base_env.run.trainer.eval_network.trunk
     held_out = base_env.run.held_out["spatial"]
     sets: dict[str, tuple[StillImages, np.ndarray]] = {
         "train": (task.data, task.trainable(held_out)),
@@ -155,7 +155,7 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None) -> dict[str
     for name, (images, rows) in sets.items():
         assert images.labels is not None, "checked before training"
         labelled = rows[images.labels[rows] >= 0]
-        features[name] = pool_features(network, images, labelled)
+        features[name] = pool_features(trunk, images, labelled)
         labels[name] = np.array(images.classes)[images.labels[labelled]]
     nearest = nearest_neighbour_accuracy(features["test"], labels["test"], features["train"], labels["train"])[1]
     regression = GridSearchCV(

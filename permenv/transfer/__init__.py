@@ -9,6 +9,6 @@
 Functions from a network and labelled data to figures; they know neither environments nor agents.
 """
 
-from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features, retrieval, spread_frames
+from permenv.transfer.retrieval import nearest, nearest_neighbour_accuracy, pool_features, retrieval, spread_frames
 
-__all__ = ["nearest_neighbour_accuracy", "pool_features", "retrieval", "spread_frames"]
+__all__ = ["nearest", "nearest_neighbour_accuracy", "pool_features", "retrieval", "spread_frames"]

@@ -1,25 +1,32 @@
-"""What units and fine-tuned networks respond to, as pictures (appendix I).
+"""What units and networks respond to, as pictures (figure 3, appendix I).
 
-`top_activations` and `activation_figure` are figures I.1 and I.2; `class_saliency` and `saliency_figure` are figure
-I.3. Figures are plain matplotlib objects that need no display.
+`neighbour_figure` is figure 3; `top_activations` and `activation_figure` are figures I.1 and I.2; `class_saliency` and
+`saliency_figure` are figure I.3. Figures are plain matplotlib objects that need no display.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from permenv.data import StillImages
 from permenv.transfer.finetuning import resized
 from permenv.transfer.plain import FineTunedNetwork, network_input, receptive_field
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_RIGHT: dict[str, Any] = {"color": "#0072b2", "linewidth": 2.5, "linestyle": "solid"}
+_WRONG: dict[str, Any] = {"color": "#d55e00", "linewidth": 1.2, "linestyle": (0, (2, 2))}
+"""Frames: they differ in colour, width and line style, and the right ones have a mark besides."""
+
+_MARK = "✓"
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,6 +164,71 @@ def saliency_figure(
     for column, title in enumerate(["image", *maps]):
         axes[0, column].set_title(title, fontsize=9)
     return figure
+
+
+def neighbour_figure(
+    queries: StillImages, rows: np.ndarray, database: StillImages, found: Mapping[str, np.ndarray]
+) -> Figure:
+    """Draw queries and their nearest neighbours, from left to right, by several networks below each other (figure 3).
+
+    A neighbour of the query's class has a solid blue frame and a mark, another one a dashed orange frame.
+
+    Args:
+        queries: Labelled images.
+        rows: (Q,) int, which of them are shown.
+        database: Labelled images; classes are compared by name.
+        found: By name of the network, (Q, k) rows of the database, such as of `permenv.transfer.nearest`. The k of
+            all must be equal.
+
+    Raises:
+        ValueError: If images have no labels, or neighbours are not those of all queries.
+    """
+    from matplotlib.lines import Line2D
+
+    if queries.labels is None or database.labels is None:
+        raise ValueError("neighbours are right or wrong by their labels: pass labelled images")
+    shapes = {name: each.shape for name, each in found.items()}
+    k = next((shape[-1] for shape in shapes.values()), 0)
+    if set(shapes.values()) != {(len(rows), k)}:
+        raise ValueError(f"neighbours of {len(rows)} queries of shapes {shapes}: pass ({len(rows)}, k) of each network")
+    figure, axes = _grid(len(rows) * len(found), 1 + k)
+    for number, row in enumerate(rows):
+        own = queries.classes[queries.labels[row]]
+        for place, (name, its) in enumerate(found.items()):
+            line = axes[number * len(found) + place]
+            line[0].set_ylabel(name, fontsize=8)
+            if place == 0:
+                line[0].imshow(_pixels(queries, row))
+                line[0].set_title(own, fontsize=8)
+            for axis, neighbour in zip(line[1:], its[number], strict=True):
+                right = database.classes[database.labels[neighbour]] == own
+                axis.imshow(_pixels(database, neighbour))
+                _frame(axis, right)
+    for rank, axis in enumerate(axes[0, 1:], start=1):
+        axis.set_title(f"Top{rank}", fontsize=8)
+    styles = {f"same class {_MARK}": _RIGHT, "another class": _WRONG}
+    lines = [Line2D([], [], **style) for style in styles.values()]
+    figure.legend(lines, list(styles), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    return figure
+
+
+def _pixels(images: StillImages, row: int) -> np.ndarray:
+    return images.take(np.array([row]), torch.device("cpu"))[0].numpy()
+
+
+def _frame(axes: Axes, right: bool) -> None:
+    """Show whether a neighbour is of the right class."""
+    for spine in axes.spines.values():
+        spine.set(visible=True, **(_RIGHT if right else _WRONG))
+    if right:
+        box: dict[str, Any] = {
+            "boxstyle": "circle,pad=0.15",
+            "facecolor": "white",
+            "edgecolor": _RIGHT["color"],
+            "linewidth": 0.8,
+        }
+        place: dict[str, Any] = {"horizontalalignment": "left", "verticalalignment": "top", "transform": axes.transAxes}
+        axes.text(0.05, 0.95, _MARK, fontsize=7, color=_RIGHT["color"], bbox=box, **place)
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:

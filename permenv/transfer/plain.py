@@ -132,10 +132,10 @@ class FineTunedNetwork(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         self.trunk = trunk
         self.pool5 = pool5
-        self.fc6 = _linear(channels * pool5[0] * pool5[1], hidden, None, generator)
-        self.fc7 = _linear(hidden, hidden, None, generator)
+        self.fc6 = linear_layer(channels * pool5[0] * pool5[1], hidden, None, generator)
+        self.fc7 = linear_layer(hidden, hidden, None, generator)
         self.outputs = nn.ModuleDict(
-            {name: _linear(hidden, number, deviation, generator) for name, (number, deviation) in outputs.items()}
+            {name: linear_layer(hidden, number, deviation, generator) for name, (number, deviation) in outputs.items()}
         )
         self.dropout = SeededDropout(dropout, seed)
 
@@ -204,6 +204,22 @@ def network_input(images: np.ndarray | Tensor, device: torch.device) -> Tensor:
     return normalise(pixels[:, None])[:, 0].contiguous(memory_format=torch.channels_last)
 
 
+def linear_layer(inputs: int, outputs: int, deviation: float | None, generator: torch.Generator) -> nn.Linear:
+    """A linear layer with normal weights and without biases at the start. The global generator is not used.
+
+    Args:
+        inputs: Numbers that it takes.
+        outputs: Numbers that it gives.
+        deviation: Of the weights; None for He's.
+        generator: Source of the draws, on the CPU.
+    """
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    with torch.no_grad():
+        layer.weight.normal_(std=(2 / inputs) ** 0.5 if deviation is None else deviation, generator=generator)
+        layer.bias.zero_()
+    return layer
+
+
 def _leaves(trunk: nn.Module) -> list[nn.Module]:
     """The layers of a trunk in their order."""
     if isinstance(trunk, nn.Sequential):
@@ -228,15 +244,6 @@ def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
         folded.weight = nn.Parameter((convolution.weight.double() * scale[:, None, None, None]).float())
         folded.bias = nn.Parameter(bias.float())
     return folded
-
-
-def _linear(inputs: int, outputs: int, deviation: float | None, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with normal weights, of He's deviation by default. The global generator is not used."""
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
-    with torch.no_grad():
-        layer.weight.normal_(std=(2 / inputs) ** 0.5 if deviation is None else deviation, generator=generator)
-        layer.bias.zero_()
-    return layer
 
 
 def _side(value: object, layer: nn.Module) -> int:

@@ -1,4 +1,10 @@
-"""Nearest-neighbour search with pool5 features (section 4.1, Table 1)."""
+"""Nearest-neighbour search with pool5 features (section 4.1, Table 1).
+
+"Images of the test set are used as queries and the images of the training set as the retrieval targets." These are
+whole images of a folder by class, objects of VOC (`permenv.transfer.voc_sets.object_crops`), or 10 frames a video. A
+protocol passes the module of a `permenv.transfer.trunks.Trunk` and images of its size, a run the trunk of its network
+and the images that it is trained on.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +16,17 @@ from torch import nn
 
 from permenv.augment import normalise
 from permenv.data import StillImages, VideoClips
-from permenv.networks import OrderingNetwork, eval_mode
+from permenv.networks import eval_mode
+
+TABLE_1 = (1, 5, 10, 20, 50)
+"""The k's of Table 1."""
 
 _MAP_SIDE = 6
 _CHUNK = 64  # images in the trunk at once
 
 
 def retrieval(
-    network: OrderingNetwork,
+    trunk: nn.Module,
     queries: StillImages | VideoClips,
     database: StillImages | VideoClips,
     *,
@@ -25,59 +34,70 @@ def retrieval(
     database_indices: np.ndarray | None = None,
     top: Sequence[int] = (1,),
     frames: int = 10,
-    most: int = 10_000,
+    most: int | None = None,
+    progress: bool = False,
 ) -> dict[int, float] | None:
     """Search the nearest neighbours of labelled images or frames among others.
 
     Unlabelled images are left out. Classes are compared by name, so queries and database may number them differently.
 
     Args:
-        network: Φ; its trunk is used.
+        trunk: Takes images (N, 3, h, w) to the map pool5.
         queries: Images or clips whose class is to be found. Each of the `frames` of a clip is a query of its own.
         database: Images or clips that are searched; likewise.
         query_indices: (Q,) int, which images or clips are queries; by default all.
         database_indices: (D,) int, which are searched; by default all.
         top: The k's.
         frames: Evenly spaced frames of a clip.
-        most: At most so many queries, and as many entries of the database; evenly spaced, if there are more.
+        most: At most so many queries, and as many entries of the database; evenly spaced, if there are more. By
+            default all.
+        progress: Show progress bars where stderr is a terminal.
 
     Returns:
         By k, the share of queries with their own class among the k nearest neighbours, in [0, 1]. None if queries or
         database have no labels, or if features are not finite.
+
+    Raises:
+        ValueError: If the database has fewer entries than the largest k.
     """
     query_images, query_rows = _labelled(queries, query_indices, frames, most)
     images, rows = _labelled(database, database_indices, frames, most)
     if not len(query_rows) or not len(rows):
         return None
-    query_features, features = pool_features(network, query_images, query_rows), pool_features(network, images, rows)
+    query_features = pool_features(trunk, query_images, query_rows, progress=progress)
+    features = pool_features(trunk, images, rows, progress=progress)
     if not (np.isfinite(query_features).all() and np.isfinite(features).all()):
         return None
     return nearest_neighbour_accuracy(
-        query_features, _class_names(query_images, query_rows), features, _class_names(images, rows), top
+        query_features, class_names(query_images, query_rows), features, class_names(images, rows), top
     )
 
 
 @torch.no_grad()
-def pool_features(network: OrderingNetwork, data: StillImages, indices: np.ndarray) -> np.ndarray:
+def pool_features(trunk: nn.Module, data: StillImages, indices: np.ndarray, *, progress: bool = False) -> np.ndarray:
     """Compute pool5 features of whole images, or of whole frames.
 
     An image goes through the trunk in one piece, normalised as a piece is, at the scale of training. A pool5 map of
     more than 6 × 6, the size that the paper evaluates (227 × 227 pixels at stride 4), is averaged down to it.
 
     Args:
-        network: Φ; its trunk is used.
+        trunk: Takes images (N, 3, h, w) to the map pool5.
         data: The images; of clips, their `frames`.
         indices: (N,) int, which of them.
+        progress: Show a progress bar where stderr is a terminal.
 
     Returns:
         (N, features) float32.
     """
-    device = next(network.parameters()).device
-    with eval_mode(network):
+    from tqdm import tqdm
+
+    device = next(trunk.parameters()).device
+    chunks = np.array_split(indices, max(1, -(-len(indices) // _CHUNK)))
+    with eval_mode(trunk):
         parts = []
-        for chunk in np.array_split(indices, max(1, -(-len(indices) // _CHUNK))):
+        for chunk in tqdm(chunks, desc="features", unit="batch", disable=None if progress else True):
             image = normalise(data.take(chunk, device)[:, None])[:, 0]  # [b, 3, S, S]
-            pool5 = network.trunk(image.contiguous(memory_format=torch.channels_last))
+            pool5 = trunk(image.contiguous(memory_format=torch.channels_last))
             pool5 = nn.functional.adaptive_avg_pool2d(
                 pool5, (min(pool5.shape[2], _MAP_SIDE), min(pool5.shape[3], _MAP_SIDE))
             )
@@ -103,6 +123,31 @@ def spread_frames(clips: VideoClips, among: np.ndarray, count: int) -> np.ndarra
     return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
 
+def nearest(queries: np.ndarray, database: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the nearest neighbours of features among others, by cosine distance.
+
+    The distance is 1 - cos, in [0, 2]; of features that are all zero it is 1.
+
+    Args:
+        queries: (Q, features).
+        database: (D, features).
+        k: How many neighbours, at least 1.
+
+    Returns:
+        (Q, k) int64, rows of the database in ascending distance, and (Q, k) these distances.
+
+    Raises:
+        ValueError: If the database has fewer than k entries.
+    """
+    from sklearn.neighbors import NearestNeighbors  # slow to import
+
+    if not 1 <= k <= len(database):
+        raise ValueError(f"the {k} nearest of {len(database)} entries: pass a k from 1 to their number")
+    search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(database)
+    distances, indices = search.kneighbors(queries)
+    return indices, distances
+
+
 def nearest_neighbour_accuracy(
     queries: np.ndarray,
     query_labels: np.ndarray,
@@ -122,18 +167,21 @@ def nearest_neighbour_accuracy(
     Returns:
         By k, the accuracy in [0, 1].
     """
-    from sklearn.neighbors import NearestNeighbors  # slow to import
-
-    search = NearestNeighbors(n_neighbors=max(top), metric="cosine", algorithm="brute").fit(database)
-    neighbours = database_labels[search.kneighbors(queries, return_distance=False)]  # [Q, max k]
-    hits = neighbours == query_labels[:, None]
+    indices, _ = nearest(queries, database, max(top))
+    hits = database_labels[indices] == query_labels[:, None]  # [Q, max k]
     return {k: float(hits[:, :k].any(axis=1).mean()) for k in top}
 
 
+def class_names(images: StillImages, indices: np.ndarray) -> np.ndarray:
+    """Names of the classes (N,) of labelled images (N,)."""
+    assert images.labels is not None
+    return np.array([images.classes[label] for label in images.labels[indices]])
+
+
 def _labelled(
-    data: StillImages | VideoClips, among: np.ndarray | None, frames: int, most: int
+    data: StillImages | VideoClips, among: np.ndarray | None, frames: int, most: int | None
 ) -> tuple[StillImages, np.ndarray]:
-    """Return images, and the indices of at most `most` labelled ones, evenly spaced."""
+    """Return images, and the indices of the labelled ones, of more than `most` evenly spaced ones."""
     indices = np.arange(len(data)) if among is None else among
     if isinstance(data, VideoClips):
         images, indices = data.frames, spread_frames(data, indices, frames)
@@ -142,10 +190,5 @@ def _labelled(
     if images.labels is None:
         return images, np.empty(0, dtype=np.int64)
     indices = indices[images.labels[indices] >= 0]
-    count = min(len(indices), most)
+    count = len(indices) if most is None else min(len(indices), most)
     return images, indices[np.arange(count) * len(indices) // max(1, count)]
-
-
-def _class_names(images: StillImages, indices: np.ndarray) -> np.ndarray:
-    assert images.labels is not None
-    return np.array([images.classes[label] for label in images.labels[indices]])

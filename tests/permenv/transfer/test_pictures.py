@@ -6,8 +6,15 @@ import torch
 from torch import nn
 
 from permenv import render
+from permenv.data import StillImages
 from permenv.networks import BACKBONES
-from permenv.transfer.pictures import activation_figure, class_saliency, saliency_figure, top_activations
+from permenv.transfer.pictures import (
+    activation_figure,
+    class_saliency,
+    neighbour_figure,
+    saliency_figure,
+    top_activations,
+)
 from permenv.transfer.plain import FineTunedNetwork, map_size, network_input, plain_trunk, receptive_field
 
 
@@ -106,3 +113,37 @@ def test_figures_show_every_unit_and_every_network(trunk):
     assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "random", "trained"]
     assert figure.axes[3].get_ylabel() == "dog"
     assert render.to_array(figure).std() > 0
+
+
+def labelled(labels, classes, seed):
+    pixels = torch.from_numpy(np.stack(noise(len(labels), seed, (12, 12))))
+    return StillImages(pixels, np.array(labels), classes, "images", "")
+
+
+def test_neighbours_of_the_right_class_have_another_frame_and_a_mark():
+    queries = labelled([0, 1, 0], ("cat", "dog"), 0)
+    database = labelled([0, 0, 1, 1], ("dog", "cat"), 1)  # numbered in another way
+    found = {"trained": np.array([[3, 1], [0, 2]]), "random": np.array([[0, 1], [2, 3]])}
+    figure = neighbour_figure(queries, np.array([2, 1]), database, found)
+    grid = np.array(figure.axes).reshape(4, 3)
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["trained", "random"] * 2
+    assert [axes.get_title() for axes in grid[0]] == ["cat", "Top1", "Top2"]
+    assert grid[2, 0].get_title() == "dog"
+    assert (grid[0, 0].images[0].get_array() == queries.pixels[2].numpy()).all()
+    expected = {(0, 1): (3, True), (0, 2): (1, False), (1, 1): (0, False), (2, 1): (0, True), (3, 2): (3, False)}
+    for place, (row, right) in expected.items():
+        axes = grid[place]
+        assert (axes.images[0].get_array() == database.pixels[row].numpy()).all()
+        assert [text.get_text() for text in axes.texts] == ["✓"] * right
+        assert {spine.get_linestyle() in ("-", "solid") for spine in axes.spines.values()} == {right}
+    assert render.to_array(figure).std() > 0
+
+
+def test_neighbours_of_other_queries_are_refused():
+    data = labelled([0, 1], ("cat", "dog"), 0)
+    with pytest.raises(ValueError, match=r"neighbours of 1 queries of shapes .*: pass \(1, k\)"):
+        neighbour_figure(data, np.array([0]), data, {"one": np.zeros((2, 5), int)})
+    with pytest.raises(ValueError, match="pass labelled images"):
+        neighbour_figure(
+            StillImages(data.pixels, None, (), "", ""), np.array([0]), data, {"one": np.zeros((1, 1), int)}
+        )

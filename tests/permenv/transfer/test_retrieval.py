@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from permenv.data import StillImages, VideoClips
-from permenv.transfer import nearest_neighbour_accuracy, pool_features, retrieval, spread_frames
+from permenv.transfer import nearest, nearest_neighbour_accuracy, pool_features, retrieval, spread_frames
+from permenv.transfer.retrieval import TABLE_1
+from permenv.transfer.trunks import load_trunk
 
 
 def clips_of(lengths):
@@ -32,15 +34,15 @@ def test_no_clips_have_no_frames():
 def test_a_frame_has_the_features_that_it_has_as_an_image(make_env):
     env = make_env()
     env.reset(seed=0)
-    network = env.unwrapped.run.trainer.eval_network
+    trunk = env.unwrapped.run.trainer.eval_network.trunk
     clips = clips_of([4, 4])
     rows = spread_frames(clips, np.array([1]), 2)
-    features = pool_features(network, clips.frames, rows)
+    features = pool_features(trunk, clips.frames, rows)
     assert features.dtype == np.float32
     for row, feature in zip(rows, features, strict=True):
         alone = StillImages(clips.frames.pixels[row : row + 1], None, (), "one frame", "")
-        assert pool_features(network, alone, np.array([0]))[0] == pytest.approx(feature, abs=1e-5)
-    assert network.training  # left as it was found
+        assert pool_features(trunk, alone, np.array([0]))[0] == pytest.approx(feature, abs=1e-5)
+    assert trunk.training  # left as it was found
 
 
 def test_the_nearest_neighbour_is_found_by_direction():
@@ -50,6 +52,49 @@ def test_the_nearest_neighbour_is_found_by_direction():
     assert accuracy == {1: pytest.approx(2 / 3), 2: 1.0}
 
 
+def cosine_distance(one, other):
+    dot = sum(a * b for a, b in zip(one, other, strict=True))
+    lengths = sum(a * a for a in one) ** 0.5 * sum(b * b for b in other) ** 0.5
+    return 1 - dot / lengths if lengths else 1.0
+
+
+@pytest.fixture
+def features():
+    """Features of queries and of a database, with their classes; one of each is all zero."""
+    rng = np.random.default_rng(0)
+    queries, database = rng.standard_normal((7, 5)), rng.standard_normal((60, 5))
+    queries[3], database[8] = 0, 0
+    return queries, rng.choice(list("abcd"), 7), database, rng.choice(list("abcd"), 60)
+
+
+def test_the_nearest_are_those_of_a_search_by_loops(features):
+    queries, _, database, _ = features
+    indices, distances = nearest(queries, database, 6)
+    assert indices.shape == distances.shape == (7, 6)
+    for query, places, found in zip(queries, indices, distances, strict=True):
+        every = [cosine_distance(query, entry) for entry in database]
+        assert found == pytest.approx(sorted(every)[:6])
+        assert found == pytest.approx([every[place] for place in places])
+        assert len(set(places)) == 6
+
+
+def test_accuracies_are_those_of_table_1_by_loops(features):
+    queries, own, database, classes = (np.delete(each, 3, 0) for each in features)  # ties may be broken anyhow
+    accuracy = nearest_neighbour_accuracy(queries, own, database, classes, top=TABLE_1)
+    for k in TABLE_1:
+        right = 0
+        for query, its in zip(queries, own, strict=True):
+            ranked = sorted(range(59), key=lambda place, query=query: cosine_distance(query, database[place]))
+            right += its in [classes[place] for place in ranked[:k]]
+        assert accuracy[k] == pytest.approx(right / 6)
+    assert list(accuracy) == list(TABLE_1)
+
+
+def test_more_neighbours_than_entries_are_refused(features):
+    with pytest.raises(ValueError, match="the 61 nearest of 60 entries"):
+        nearest(features[0], features[2], 61)
+
+
 def images(labels, classes=("bend", "walk"), seed=0):
     """Return images, one for each label."""
     pixels = np.random.default_rng(seed).integers(0, 256, (len(labels), 96, 96, 3), dtype=np.uint8)
@@ -57,46 +102,55 @@ def images(labels, classes=("bend", "walk"), seed=0):
 
 
 @pytest.fixture
-def network(make_env):
-    """Return an untrained network."""
+def trunk(make_env):
+    """Return an untrained trunk."""
     env = make_env()
     env.reset(seed=0)
-    return env.unwrapped.run.trainer.eval_network
+    return env.unwrapped.run.trainer.eval_network.trunk
 
 
-def test_an_image_retrieves_itself_whatever_number_its_class_has(network):
+def test_an_image_retrieves_itself_whatever_number_its_class_has(trunk):
     database = images([0, 1, 0, 1])
     queries = StillImages(database.pixels, np.array([1, 0, 1, 0]), ("walk", "bend"), "the same images", "")
-    assert retrieval(network, queries, database) == {1: 1.0}
+    assert retrieval(trunk, queries, database) == {1: 1.0}
     others = StillImages(database.pixels, np.array([1, 0, 1, 0]), ("bend", "walk"), "the same images", "")
-    assert retrieval(network, others, database) == {1: 0.0}
+    assert retrieval(trunk, others, database) == {1: 0.0}
 
 
-def test_indices_choose_queries_and_database(network):
+def test_indices_choose_queries_and_database(trunk):
     data = images([0, 1, 1, 0])
-    found = retrieval(network, data, data, query_indices=np.array([0]), database_indices=np.array([1, 2]), top=(1, 2))
+    found = retrieval(trunk, data, data, query_indices=np.array([0]), database_indices=np.array([1, 2]), top=(1, 2))
     assert found == {1: 0.0, 2: 0.0}
 
 
-def test_without_labels_there_is_nothing_to_evaluate(network):
+def test_without_labels_there_is_nothing_to_evaluate(trunk):
     labelled, unlabelled = images([0, 1]), images([-1, -1])
-    assert retrieval(network, unlabelled, labelled) is None
-    assert retrieval(network, labelled, unlabelled) is None
-    assert retrieval(network, StillImages(labelled.pixels, None, (), "none", ""), labelled) is None
-    assert retrieval(network, labelled, labelled, query_indices=np.array([], dtype=np.int64)) is None
+    assert retrieval(trunk, unlabelled, labelled) is None
+    assert retrieval(trunk, labelled, unlabelled) is None
+    assert retrieval(trunk, StillImages(labelled.pixels, None, (), "none", ""), labelled) is None
+    assert retrieval(trunk, labelled, labelled, query_indices=np.array([], dtype=np.int64)) is None
 
 
-def test_features_that_are_not_finite_cannot_be_compared(network):
+def test_features_that_are_not_finite_cannot_be_compared(trunk):
     with torch.no_grad():
-        next(network.parameters()).fill_(float("nan"))
-    assert retrieval(network, images([0, 1]), images([0, 1])) is None
+        next(trunk.parameters()).fill_(float("nan"))
+    assert retrieval(trunk, images([0, 1]), images([0, 1])) is None
 
 
-def test_frames_of_clips_are_queries_and_entries(network):
+def test_frames_of_clips_are_queries_and_entries(trunk):
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 96, 96, 3), dtype=np.uint8))
     frames = StillImages(pixels, np.repeat([0, 1], 4), ("bend", "walk"), "clips", "")
     clips = VideoClips(frames, np.array([0, 4, 8]), ("a", "b"))
-    assert retrieval(network, clips, clips, frames=2) == {1: 1.0}
-    assert retrieval(network, clips, clips, frames=2, most=3) == {1: 1.0}
+    assert retrieval(trunk, clips, clips, frames=2) == {1: 1.0}
+    assert retrieval(trunk, clips, clips, frames=2, most=3) == {1: 1.0}
     apart = {"query_indices": np.array([0]), "database_indices": np.array([1])}
-    assert retrieval(network, clips, clips, **apart) == {1: 0.0}
+    assert retrieval(trunk, clips, clips, **apart) == {1: 0.0}
+
+
+def test_a_trunk_of_a_protocol_is_searched_with_all_images_of_its_size():
+    trunk = load_trunk("random", backbone="two-convolutions")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, trunk.input_size, trunk.input_size, 3), dtype=np.uint8)
+    data = StillImages(torch.from_numpy(pixels), np.array([0, 1, 2, 0, 1, -1]), ("a", "b", "c"), "images", "")
+    assert retrieval(trunk.module, data, data, top=(1, 5)) == {1: 1.0, 5: 1.0}
+    features = pool_features(trunk.module, data, np.arange(6))
+    assert nearest(features, features, 1)[0][:, 0].tolist() == list(range(6))

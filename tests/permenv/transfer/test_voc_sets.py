@@ -14,7 +14,7 @@ from permenv.networks import BACKBONES
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.detection import DetectionOptions, detection
 from permenv.transfer.segmentation import SegmentationOptions, segmentation
-from permenv.transfer.voc_sets import detection_images, labelled_images, segmented_images
+from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
 
 CAT, DOG = VOC_CLASSES.index("cat"), VOC_CLASSES.index("dog")
 
@@ -55,6 +55,45 @@ def test_boxes_contain_their_last_pixels(records):
 def test_an_image_without_proposals_is_named(records):
     with pytest.raises(DataError, match="no proposals for 1 of 2 images, such as 1"):
         detection_images(records[:2], {"0": np.array([[0, 0, 9, 9]])}, progress=False)
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """An image whose left half is red and whose right half is green, with boxes of 20 × 10, 20 × 20 and 5 × 5."""
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, :30, 0], image[:, 30:, 1] = 200, 200
+    Image.fromarray(image).save(tmp_path / "halves.jpg", quality=100, subsampling=0)
+    boxes = [("cat", (10, 5, 30, 15)), ("dog", (30, 5, 50.5, 25)), ("cow", (0, 0, 5, 5)), ("sheep", (0, 0, 60, 40))]
+    objects = [VocObject(name, box, name == "sheep", False) for name, box in boxes]
+    return VocImage("halves", tmp_path / "halves.jpg", 60, 40, tuple(objects))
+
+
+def test_objects_are_cut_out_and_resized_to_squares(halves, records):
+    crops = object_crops([halves, records[0]], 16, smallest=200, progress=False)
+    assert crops.pixels.shape == (3, 16, 16, 3)
+    assert [crops.classes[label] for label in crops.labels] == ["cat", "dog", "cat"]  # neither difficult nor small
+    colours = crops.pixels.float().mean((1, 2)).tolist()
+    assert colours[0] == pytest.approx([200, 0, 0], abs=3)
+    assert colours[1] == pytest.approx([0, 200, 0], abs=3)
+    assert crops.fingerprint == object_crops([halves, records[0]], 16, smallest=200, progress=False).fingerprint
+    assert crops.fingerprint != object_crops([halves, records[0]], 16, smallest=201, progress=False).fingerprint
+
+
+def test_a_crop_holds_the_pixels_of_its_box(halves):
+    whole = np.asarray(Image.open(halves.path)).astype(int)
+    halves = dataclasses.replace(halves, objects=(VocObject("cat", (20.0, 5.0, 40.0, 25.0), False, False),))
+    crop = object_crops([halves], 20, smallest=400, progress=False).pixels[0].numpy()
+    assert np.abs(crop - whole[5:25, 20:40]).max() < 5  # decoders differ a little
+
+
+def test_images_that_break_and_boxes_that_are_small_are_named(records, caplog):
+    with caplog.at_level(logging.WARNING):
+        crops = object_crops(records, 8, smallest=400, progress=False)
+    assert crops.labels.tolist() == [CAT]
+    assert "1 of 3 images skipped: 2 (" in caplog.text
+    assert crops.skipped[0][0] == "2"
+    with pytest.raises(DataError, match="3 images have no object of at least 10000 pixels"):
+        object_crops(records, 8, progress=False)
 
 
 def test_masks_are_read_with_their_images(records):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.augment import normalise
+from permenv.networks import eval_mode
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d)
 
@@ -104,14 +105,15 @@ def receptive_field(trunk: nn.Module) -> ReceptiveField:
 
 
 class FineTunedNetwork(nn.Module):
-    """A plain trunk with new layers fc6 and fc7, and linear outputs: the network of Table 4.
+    """A trunk with new layers fc6 and fc7, and linear outputs: the network of Tables 3 and 4.
 
     Hidden layers start with He's normal distribution, outputs with normal weights; all biases with zero.
 
     Args:
-        trunk: Plain trunk, see `plain_trunk`; it becomes a part of this network.
+        trunk: Such as a plain one, see `plain_trunk`; it becomes a part of this network.
         pool5: Rows and columns of the map that fc6 takes; CaffeNet's is (6, 6).
         outputs: By name, the number of outputs and the deviation of their initial weights.
+        channels: Of the map; by default those of the last convolution, as is true of a plain trunk.
         hidden: Units of fc6 and fc7.
         dropout: Share of the units of fc6 and fc7 that are dropped in training.
         seed: Decides the initial weights and the dropped units.
@@ -119,16 +121,18 @@ class FineTunedNetwork(nn.Module):
 
     def __init__(
         self,
-        trunk: nn.Sequential,
+        trunk: nn.Module,
         pool5: tuple[int, int],
         outputs: dict[str, tuple[int, float]],
         *,
+        channels: int | None = None,
         hidden: int = 4096,
         dropout: float = 0.5,
         seed: int = 0,
     ):
         super().__init__()
-        channels = [layer.out_channels for layer in trunk if isinstance(layer, nn.Conv2d)][-1]
+        if channels is None:
+            channels = [layer.out_channels for layer in trunk.modules() if isinstance(layer, nn.Conv2d)][-1]
         generator = torch.Generator().manual_seed(seed)
         self.trunk = trunk
         self.pool5 = pool5
@@ -175,18 +179,23 @@ class SeededDropout(nn.Module):
 
 
 def map_size(trunk: nn.Module, side: int) -> tuple[int, int]:
-    """Rows and columns of a trunk's feature map of a square image.
+    """Rows and columns of a trunk's feature map of a square image, see `map_shape`."""
+    return map_shape(trunk, side)[1:]
+
+
+def map_shape(trunk: nn.Module, side: int) -> tuple[int, int, int]:
+    """Channels, rows and columns of a trunk's feature map of a square image.
 
     Raises:
         ValueError: If the image is too small for the trunk.
     """
     device = next(trunk.parameters()).device
     try:
-        with torch.no_grad():
-            _, _, rows, columns = trunk(torch.zeros(1, 3, side, side, device=device)).shape
+        with torch.no_grad(), eval_mode(trunk):  # this image must not enter the batch statistics
+            _, channels, rows, columns = trunk(torch.zeros(1, 3, side, side, device=device)).shape
     except RuntimeError as error:
         raise ValueError(f"images of {side} × {side} pixels are too small for this trunk: {error}") from error
-    return rows, columns
+    return channels, rows, columns
 
 
 def network_input(images: np.ndarray | Tensor, device: torch.device) -> Tensor:

@@ -1,4 +1,4 @@
-"""The protocols of Table 4 with the paper's sizes: CaffeNet, its layers, an iteration of each."""
+"""The protocols of Tables 3 and 4 with the paper's sizes: CaffeNet, its layers, an iteration of each."""
 
 import dataclasses
 
@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from permenv.data import StillImages, VideoClips
 from permenv.networks import BACKBONES
+from permenv.transfer.action_recognition import ActionOptions, ActionSplit, action_recognition
 from permenv.transfer.classification import ClassificationOptions, LabelledImages, classification
 from permenv.transfer.detection import DetectionImages, DetectionOptions, Objects, detection
 from permenv.transfer.segmentation import SegmentationOptions, SegmentedImages, segmentation
+from permenv.transfer.trunks import load_trunk
 
 pytestmark = pytest.mark.ci
 CLASSES = tuple(f"class {number}" for number in range(20))
@@ -62,3 +65,14 @@ def test_segmentation(trunk, photo):
     result = segmentation(trunk, data, data, ("background", *CLASSES), briefly(SegmentationOptions(), batch=1))
     assert result.losses[0] == pytest.approx(np.log(21), abs=1e-4)  # the score layer starts with zero
     assert result.counts.sum() == 375 * 500
+
+
+def test_action_recognition():
+    trunk = load_trunk("random")
+    frames = np.random.default_rng(0).integers(0, 256, (4, 259, 259, 3), dtype=np.uint8)
+    images = StillImages(frames, np.array([0, 0, 100, 100]), tuple(f"class {n}" for n in range(101)), "clips", "digest")
+    clips = VideoClips(images, np.array([0, 2, 4]), ("a", "b"))
+    split = ActionSplit(1, np.arange(2), np.arange(1))
+    (result,) = action_recognition(trunk, clips, [split], briefly(ActionOptions(), batch=2)).splits
+    assert result.losses[0] == pytest.approx(np.log(101), rel=0.5)
+    assert result.scores.shape == (1, 101)

@@ -1,0 +1,327 @@
+"""The paper's evaluation protocols by name: what each needs, its settings, its figures, and the paper's own.
+
+A protocol is a function of a trunk and folders of data. "paper" are the sizes of the paper and of the works that it
+cites; "small" those for the tiny trunk and two CPU cores, a few minutes each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from permenv import ConfigurationError, StillImages, image_folder, video_folder
+from permenv.data.folder import centre_square
+from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, voc_images
+from permenv.transfer.action_recognition import ActionOptions, action_recognition
+from permenv.transfer.action_splits import read_actions
+from permenv.transfer.classification import ClassificationOptions, classification
+from permenv.transfer.detection import DetectionOptions, detection
+from permenv.transfer.probes import LinearOptions, NonLinearOptions, linear_probe, nonlinear_probe
+from permenv.transfer.proposals import selective_search
+from permenv.transfer.retrieval import retrieval
+from permenv.transfer.segmentation import SegmentationOptions, segmentation
+from permenv.transfer.trunks import Trunk, with_measured_statistics
+from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
+
+Setting = Literal["paper", "small"]
+_TOP = (1, 5, 10, 20, 50)
+_FRAMES = 10  # of a video, section 4.1
+_PARTS = ("trainval", "test")  # of VOC 2007
+_MEASURED = 256  # images that give the batch statistics of an untrained trunk
+
+
+@dataclass(frozen=True)
+class Data:
+    """Folders of data.
+
+    Attributes:
+        images: Training images, a folder for each class.
+        eval_images: Test images, likewise.
+        videos: Videos, a folder for each class, with the lists of their official splits.
+        voc: `VOCdevkit/VOC2007` or the like: classification, detection, objects.
+        voc_segmentation: The release with masks, by default `voc`.
+        proposals: Folder of the files released with Fast R-CNN, voc_2007_trainval.mat and voc_2007_test.mat; None for
+            windows that are made here.
+    """
+
+    images: Path | None = None
+    eval_images: Path | None = None
+    videos: Path | None = None
+    voc: Path | None = None
+    voc_segmentation: Path | None = None
+    proposals: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One evaluation.
+
+    Attributes:
+        trunk: What is evaluated.
+        data: Folders.
+        setting: Sizes.
+        seed: Decides new weights and mini-batches.
+        device: Where to compute.
+        share: Of the training iterations or epochs, in (0, 1]: to try a protocol out.
+        measure: Whether the trunk's batch statistics are measured on the protocol's training images first.
+    """
+
+    trunk: Trunk
+    data: Data
+    setting: Setting
+    seed: int
+    device: torch.device
+    share: float = 1.0
+    measure: bool = False
+
+    def prepared(self, images: Callable[[], np.ndarray]) -> Trunk:
+        """The trunk on the device, with the statistics of training images if asked for.
+
+        Args:
+            images: Returns some of them, (N, S, S, 3) uint8; of larger ones the centre of the trunk's size is used.
+        """
+        trunk = dataclasses.replace(self.trunk, module=self.trunk.module.to(self.device))
+        if not self.measure:
+            return trunk
+        pixels, side = images(), self.trunk.input_size
+        margin = max(0, pixels.shape[1] - side) // 2
+        return with_measured_statistics(trunk, pixels[:, margin : margin + side, margin : margin + side])
+
+    def options(self, kind: Any) -> Any:
+        """A protocol's options in this setting, with the share of iterations that is asked for."""
+        options = kind.small() if self.setting == "small" else kind()
+        if self.share == 1:
+            return options
+        if hasattr(options, "epochs"):
+            return dataclasses.replace(options, epochs=max(1, round(options.epochs * self.share)))
+        schedule = options.schedule
+        shorter = {name: max(1, round(getattr(schedule, name) * self.share)) for name in ("iterations", "drop_every")}
+        return dataclasses.replace(options, schedule=dataclasses.replace(schedule, **shorter))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol.
+
+    Attributes:
+        title: In words.
+        table: Of the paper.
+        needs: Names of fields of `Data`.
+        run: Returns figures by name, shares in [0, 1].
+        paper: The paper's figures in percent: by initialisation, by the name of the figure.
+    """
+
+    title: str
+    table: str
+    needs: tuple[str, ...]
+    run: Callable[[Job], dict[str, float]]
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def check(self, name: str, data: Data) -> None:
+        """Check that the data are given.
+
+        Raises:
+            ConfigurationError: If not.
+        """
+        for need in self.needs:
+            if getattr(data, need) is None:
+                raise ConfigurationError(f"protocol {name!r} needs --{need.replace('_', '-')}: name the folder")
+
+
+def _tops(found: dict[int, float] | None) -> dict[str, float]:
+    """Figures of Table 1; NaN where features are not finite."""
+    return {f"top {k}": float("nan") if found is None else found[k] for k in _TOP}
+
+
+def _class_folders(job: Job) -> tuple[StillImages, StillImages]:
+    train, test = job.data.images, job.data.eval_images
+    assert train is not None, "checked by `Protocol.check`"
+    assert test is not None, "likewise"
+    return image_folder(train, job.trunk.input_size), image_folder(test, job.trunk.input_size)
+
+
+def _retrieve_images(job: Job) -> dict[str, float]:
+    database, queries = _class_folders(job)
+    trunk = job.prepared(lambda: _some(database))
+    return _tops(retrieval(trunk.module, queries, database, top=_TOP, progress=True))
+
+
+def _retrieve_objects(job: Job) -> dict[str, float]:
+    database, queries = (object_crops(each, job.trunk.input_size) for each in _records(job))
+    trunk = job.prepared(lambda: _some(database))
+    return _tops(retrieval(trunk.module, queries, database, top=_TOP, progress=True))
+
+
+def _retrieve_frames(job: Job) -> dict[str, float]:
+    assert job.data.videos is not None, "checked by `Protocol.check`"
+    database, queries = (
+        video_folder(job.data.videos, job.trunk.input_size, _FRAMES, split=1, part=part) for part in ("train", "test")
+    )
+    trunk = job.prepared(lambda: _some(database.frames))
+    return _tops(retrieval(trunk.module, queries, database, top=_TOP, frames=_FRAMES, progress=True))
+
+
+def _probe_linearly(job: Job) -> dict[str, float]:
+    train, test = _class_folders(job)
+    trunk = job.prepared(lambda: _some(train))
+    found = linear_probe(trunk, train, test, job.options(LinearOptions), seed=job.seed, device=job.device)
+    return {layer: each.accuracy for layer, each in found.items()}
+
+
+def _probe_nonlinearly(job: Job) -> dict[str, float]:
+    train, test = _class_folders(job)
+    trunk = job.prepared(lambda: _some(train))
+    found = nonlinear_probe(trunk, train, test, job.options(NonLinearOptions), seed=job.seed, device=job.device)
+    return {found.layer: found.accuracy}
+
+
+def _recognise_actions(job: Job) -> dict[str, float]:
+    assert job.data.videos is not None, "checked by `Protocol.check`"
+    clips, splits = read_actions(job.data.videos, job.trunk.input_size)
+    trunk = job.prepared(lambda: _some(clips.frames))
+    found = action_recognition(trunk, clips, splits, job.options(ActionOptions), seed=job.seed, device=job.device)
+    return {"accuracy": found.accuracy, **{f"split {each.number}": each.accuracy for each in found.splits}}
+
+
+def _classify(job: Job) -> dict[str, float]:
+    records = _records(job)
+    train, test = (labelled_images(each) for each in records)
+    trunk, options = job.prepared(lambda: _squares(records[0], job)), job.options(ClassificationOptions)
+    found = classification(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
+    return {"mAP, 11 points": found.mean.eleven_point, "mAP, all points": found.mean.all_point}
+
+
+def _detect(job: Job) -> dict[str, float]:
+    records, folder = _records(job), job.data.proposals
+    published = [None if folder is None else selective_search(folder / f"voc_2007_{part}.mat") for part in _PARTS]
+    train, test = (detection_images(each, boxes) for each, boxes in zip(records, published, strict=True))
+    trunk, options = job.prepared(lambda: _squares(records[0], job)), job.options(DetectionOptions)
+    found = detection(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
+    return {"mAP, 11 points": found.mean.eleven_point, "mAP, all points": found.mean.all_point}
+
+
+def _segment(job: Job) -> dict[str, float]:
+    root, parts = job.data.voc, _PARTS
+    if job.data.voc_segmentation is not None:
+        root, parts = job.data.voc_segmentation, ("train", "val")  # the masks of VOC 2012's test are not published
+    assert root is not None, "checked by `Protocol.check`"
+    records = [voc_images(root, part, "Segmentation").records for part in parts]
+    train, test = (segmented_images(each) for each in records)
+    trunk, options = job.prepared(lambda: _squares(records[0], job)), job.options(SegmentationOptions)
+    classes = ("background", *VOC_CLASSES)
+    found = segmentation(trunk.module, train, test, classes, options, seed=job.seed, device=job.device)
+    return {"mean IoU": found.mean}
+
+
+def _records(job: Job) -> list[tuple[VocImage, ...]]:
+    """The images of trainval and of test."""
+    assert job.data.voc is not None, "checked by `Protocol.check`"
+    return [voc_images(job.data.voc, part).records for part in _PARTS]
+
+
+def _some(images: StillImages) -> np.ndarray:
+    return images.take(_spread(len(images)), torch.device("cpu")).numpy()
+
+
+def _squares(records: Sequence[VocImage], job: Job) -> np.ndarray:
+    pixels = [load_voc_image(records[row]) for row in _spread(len(records))]
+    return np.stack([centre_square(each, job.trunk.input_size) for each in pixels if not isinstance(each, str)])
+
+
+def _spread(number: int) -> np.ndarray:
+    return np.unique(np.linspace(0, number - 1, _MEASURED).astype(np.int64))
+
+
+_CLASS_FOLDERS = ("images", "eval_images")
+_RANDOM, _JIGSAW, _OPN, _OURS = "random", "jigsaw", "OPN", "S+T+P"
+
+
+def _of_tops(*numbers: float) -> dict[str, float]:
+    return {f"top {k}": number for k, number in zip(_TOP, numbers, strict=True)}
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "retrieval-images": Protocol("nearest neighbours of images", "as Table 1", _CLASS_FOLDERS, _retrieve_images),
+    "retrieval-objects": Protocol(
+        "nearest neighbours of objects",
+        "Table 1, Pascal",
+        ("voc",),
+        _retrieve_objects,
+        {
+            _RANDOM: _of_tops(17.6, 61.6, 75.5, 85.5, 94.2),
+            _JIGSAW: _of_tops(39.2, 71.6, 82.2, 89.5, 96.0),
+            _OPN: _of_tops(33.2, 67.1, 78.5, 87.0, 94.6),
+            _OURS: _of_tops(54.3, 73.0, 83.0, 89.9, 96.2),
+        },
+    ),
+    "retrieval-videos": Protocol(
+        "nearest neighbours of frames",
+        "Table 1, UCF-101",
+        ("videos",),
+        _retrieve_frames,
+        {
+            _RANDOM: _of_tops(18.8, 25.7, 30.0, 35.0, 43.3),
+            _JIGSAW: _of_tops(19.7, 28.5, 33.5, 40.0, 49.4),
+            _OPN: _of_tops(19.9, 28.7, 34.0, 40.6, 51.6),
+            _OURS: _of_tops(25.7, 36.2, 42.2, 49.2, 59.5),
+        },
+    ),
+    "linear": Protocol(
+        "linear classifier of frozen features",
+        "Table 2",
+        _CLASS_FOLDERS,
+        _probe_linearly,
+        {_RANDOM: {"pool5": 14.1}, _JIGSAW: {"pool5": 27.1}, _OURS: {"pool5": 36.5}},
+    ),
+    "nonlinear": Protocol(
+        "two-layer classifier of frozen features",
+        "Table 2",
+        _CLASS_FOLDERS,
+        _probe_nonlinearly,
+        {_RANDOM: {"pool5": 12.0}, _OPN: {"pool5": 29.6}, _JIGSAW: {"pool5": 34.6}, _OURS: {"pool5": 38.2}},
+    ),
+    "actions": Protocol(
+        "action recognition, mean of three splits",
+        "Table 3",
+        ("videos",),
+        _recognise_actions,
+        {
+            f"{name}, {data}": {"accuracy": figure}
+            for data, figures in (("UCF-101", (47.8, 51.5, 56.3, 58.6)), ("HMDB-51", (16.3, 22.5, 22.1, 25.0)))
+            for name, figure in zip((_RANDOM, _JIGSAW, _OPN, _OURS), figures, strict=True)
+        },
+    ),
+    "classification": Protocol(
+        "multi-label classification",
+        "Table 4 i",
+        ("voc",),
+        _classify,
+        {
+            name: {"mAP, 11 points": figure}
+            for name, figure in ((_RANDOM, 53.3), (_OPN, 63.8), (_JIGSAW, 67.6), (_OURS, 74.2))
+        },
+    ),
+    "detection": Protocol(
+        "detection by Fast R-CNN",
+        "Table 4 ii",
+        ("voc",),
+        _detect,
+        {
+            name: {"mAP, 11 points": figure}
+            for name, figure in ((_RANDOM, 43.4), (_OPN, 46.9), (_JIGSAW, 53.2), (_OURS, 52.8))
+        },
+    ),
+    "segmentation": Protocol(
+        "segmentation by FCN-32s",
+        "Table 4 iii",
+        ("voc",),
+        _segment,
+        {name: {"mean IoU": figure} for name, figure in ((_RANDOM, 19.8), (_JIGSAW, 37.6), (_OURS, 42.8))},
+    ),
+}

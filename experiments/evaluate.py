@@ -1,0 +1,312 @@
+"""What a trained network's features are worth: the protocols of the paper's Tables 1 to 4, on a checkpoint.
+
+    python experiments/evaluate.py runs/spatial-reinforce-seed0 random --images set/train --eval-images set/val
+    python experiments/evaluate.py runs/spatial-reinforce-seed0 random --voc VOCdevkit/VOC2007
+    python experiments/evaluate.py model.safetensors --protocols actions retrieval-videos --videos UCF-101/videos
+
+A source is a run folder or checkpoint of any task, a state dict of torch or safetensors of such a trunk, "random" for
+initial weights, or "timm/NAME". By default all protocols are run for which data are given. CaffeNet is evaluated as in
+the paper, at 227 × 227 pixels and stride 4 of its first convolution, any other trunk as it was trained.
+
+An untrained trunk's batch statistics are measured on training images of each protocol first: as they come, mean 0 and
+variance 1, they would be a disadvantage of their own (`permenv.transfer.trunks.with_measured_statistics`).
+
+Each evaluation is written to the folder `runs` when it ends and is not run again: the script can be killed and started
+again at any time. Writes `runs/evaluation.json`, `.csv` and `.md`, a table for each protocol beside the paper's rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+
+from experiments.common.files import write_json, write_text
+from experiments.common.machine import machine
+from experiments.common.options import require_at_least
+from experiments.common.processes import make_executor
+from experiments.common.protocols import PROTOCOLS, Data, Job, Setting
+from experiments.common.run_folder import CHECKPOINT, as_csv
+from experiments.common.script import run_script
+from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.sweep import sweep
+from permenv import CheckpointError, ConfigurationError
+from permenv.training import resolve_device
+from permenv.transfer.trunks import Trunk, load_trunk
+
+_RANDOM, _TIMM = "random", "timm/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The options."""
+
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """What is evaluated: run folders, checkpoints, state dicts, "random", "timm/NAME"."""
+    protocols: tuple[str, ...] = ()
+    """Which protocols; by default those that the data allow. The choice: retrieval-images, retrieval-objects,
+    retrieval-videos, linear, nonlinear, actions, classification, detection, segmentation."""
+    images: Path | None = None
+    """Training images, a folder for each class."""
+    eval_images: Path | None = None
+    """Test images, a folder for each class."""
+    videos: Path | None = None
+    """Videos, a folder for each class, with the lists of the official splits of UCF-101 or HMDB-51."""
+    voc: Path | None = None
+    """VOCdevkit/VOC2007 or a folder above it."""
+    voc_segmentation: Path | None = None
+    """VOCdevkit/VOC2012, whose lists train and val have masks; by default those of --voc, trainval and test."""
+    proposals: Path | None = None
+    """Folder with voc_2007_trainval.mat and voc_2007_test.mat, as released with Fast R-CNN; by default windows that are
+    made from edges."""
+    setting: Literal["auto", "paper", "small"] = "auto"
+    """Sizes of the protocols: the paper's, or for two CPU cores; "auto" is the paper's for CaffeNet only."""
+    backbone: str | None = None
+    """Of "random", and of a state dict that does not say its own; by default that of the first file, or caffenet."""
+    statistics: Literal["auto", "own", "measured"] = "auto"
+    """Batch statistics: the source's own, or measured on training images; "auto" measures those of untrained trunks."""
+    share: float = 1.0
+    """Share of the training iterations of each protocol, in (0, 1]: to try it out."""
+    seeds: int = 1
+    """Repetitions of each protocol; of "random" also other weights."""
+    first_seed: int = 0
+    """The first of the seeds."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    processes: int = 0
+    """Evaluations at once, a process of one thread each; 0 runs one after the other with all threads."""
+    runs: Path = Path("runs/evaluations")
+    """Folder with the result of each evaluation."""
+    out: Path = Path("runs/evaluation")
+    """Where to write the .json, .csv and .md."""
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            ConfigurationError: If one is out of range.
+        """
+        require_at_least(self, seeds=1, first_seed=0, processes=0)
+        if not 0 < self.share <= 1:
+            raise ConfigurationError(f"--share {self.share}: must be above 0 and at most 1")
+
+    @property
+    def saved(self) -> str | None:
+        """What is saved so far."""
+        return f"{self.runs} holds the finished evaluations" if any(self.runs.glob("*.json")) else None
+
+    @property
+    def data(self) -> Data:
+        """The folders of data."""
+        names = (field.name for field in dataclasses.fields(Data))
+        return Data(**{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something to evaluate.
+
+    Attributes:
+        name: What tables call it.
+        given: What `load_trunk` takes.
+        digest: Of the file's content, so that a file that has changed is evaluated again; "" without a file.
+        backbone: Of the weights; None for what the file says.
+    """
+
+    name: str
+    given: str
+    digest: str
+    backbone: str | None
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether its weights are initial ones."""
+        return self.given == _RANDOM or self.given.startswith(_TIMM)
+
+    def load(self, seed: int) -> Trunk:
+        """Load the trunk; the seed decides initial weights."""
+        return load_trunk(self.given, backbone=self.backbone, seed=seed)
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, compare, print and write.
+
+    Raises:
+        ConfigurationError: If a protocol is unknown or lacks data, or there is no source.
+        CheckpointError: If a source cannot be read.
+        DataError: If data cannot be used.
+    """
+    sources, names = find_sources(config.sources, config.backbone), _protocols(config)
+    for source in sources:
+        print(f"{source.name}: {source.load(config.first_seed).describe()}", flush=True)
+    device = str(resolve_device(config.device))
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    jobs = {
+        f"{source.name}-{name}-seed{seed}": {
+            "protocol": name,
+            "source": source,
+            "data": config.data,
+            "setting": config.setting,
+            "statistics": config.statistics,
+            "share": config.share,
+            "seed": seed,
+            "device": device,
+        }
+        for name in names
+        for source in sources
+        for seed in seeds
+    }
+    with make_executor(config.processes) as executor:
+        found = sweep(evaluate, jobs, executor=executor, folder=config.runs)
+    rows = [
+        {
+            "protocol": name,
+            "source": source.name,
+            "figures": [found[f"{source.name}-{name}-seed{seed}"] for seed in seeds],
+        }
+        for name in names
+        for source in sources
+    ]
+    report = {
+        "machine": machine(resolve_device(config.device), threads=1 if config.processes else None),
+        "options": dataclasses.asdict(config),
+        "interval": INTERVAL,
+        "rows": rows,
+    }
+    write_json(config.out.with_suffix(".json"), report)
+    write_text(config.out.with_suffix(".csv"), as_csv(list(_long(rows))))
+    tables = "\n\n".join(as_table(name, [row for row in rows if row["protocol"] == name]) for name in names)
+    write_text(config.out.with_suffix(".md"), tables + "\n")
+    print(f"\n{tables}\n\nwritten to {config.out}.json, .csv and .md")
+    return report
+
+
+def evaluate(
+    protocol: str, source: Source, data: Data, setting: str, statistics: str, share: float, seed: int, device: str
+) -> dict[str, float]:
+    """Evaluate one source by one protocol.
+
+    Returns:
+        Figures by name.
+
+    Raises:
+        ConfigurationError: If the protocol does not allow the trunk.
+    """
+    trunk = source.load(seed)
+    chosen: Setting = ("paper" if trunk.name == "caffenet" else "small") if setting == "auto" else setting  # type: ignore[assignment]
+    measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
+    try:
+        return PROTOCOLS[protocol].run(Job(trunk, data, chosen, seed, torch.device(device), share, measure))
+    except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
+        raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
+
+
+def find_sources(given: Sequence[str], backbone: str | None) -> list[Source]:
+    """Find what is to be evaluated, and give it short, different names.
+
+    Raises:
+        ConfigurationError: If there is none, or one is there twice.
+        CheckpointError: If a file is missing or holds no trunk.
+    """
+    if not given:
+        raise ConfigurationError('there is nothing to evaluate: name run folders, checkpoints or "random"')
+    found: list[Source] = []
+    trunks: list[str] = []  # of the files
+    for text in given:
+        if text == _RANDOM or text.startswith(_TIMM):
+            found.append(Source(text.replace("/", "-"), text, "", None))
+            continue
+        path = Path(text).expanduser()
+        name = path.resolve().name if path.is_dir() else path.stem
+        path = path / CHECKPOINT if path.is_dir() else path
+        own, trunk = _load(path, backbone)
+        trunks.append(trunk.name)
+        found.append(Source(name, str(path), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), own))
+    names = [source.name for source in found]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise ConfigurationError(f"several sources are called {min(twice)!r}: give the files or folders other names")
+    initial = backbone or next(iter(trunks), None)
+    return [dataclasses.replace(each, backbone=initial) if each.given == _RANDOM else each for each in found]
+
+
+def _load(path: Path, backbone: str | None) -> tuple[str | None, Trunk]:
+    """Load a file's trunk; also return the backbone that it needs to be told, None if none."""
+    try:
+        return None, load_trunk(path)
+    except CheckpointError:
+        if backbone is None or not path.is_file():
+            raise
+        return backbone, load_trunk(path, backbone=backbone)
+
+
+def _protocols(config: Config) -> list[str]:
+    """The protocols to run.
+
+    Raises:
+        ConfigurationError: If one is unknown or lacks data, or no data are given.
+    """
+    unknown = [name for name in config.protocols if name not in PROTOCOLS]
+    if unknown:
+        raise ConfigurationError(f"--protocols {unknown[0]!r}: choose from {', '.join(PROTOCOLS)}")
+    for name in config.protocols:
+        PROTOCOLS[name].check(name, config.data)
+    allowed = [
+        name for name, each in PROTOCOLS.items() if all(getattr(config, need) is not None for need in each.needs)
+    ]
+    if not allowed:
+        raise ConfigurationError("no data are given: name folders with --images and --eval-images, --voc or --videos")
+    return list(dict.fromkeys(config.protocols)) or allowed
+
+
+def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """One line a figure."""
+    for row in rows:
+        for figure in row["figures"][0]:
+            values = [each[figure] for each in row["figures"]]
+            columns = mean_of(values).as_columns("value")
+            yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values), **columns}
+
+
+def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the Markdown table of a protocol.
+
+    Args:
+        protocol: Its name.
+        rows: "source", and "figures" of each repetition, of one or more sources.
+    """
+    about = PROTOCOLS[protocol]
+    columns = list(rows[0]["figures"][0])
+    repetitions = f", mean [{INTERVAL}]" if len(rows[0]["figures"]) > 1 else ""
+    lines = [
+        f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
+        "",
+        "| | " + " | ".join(columns) + " |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    for row in rows:
+        shown = [_in_percent([each[column] for each in row["figures"]]) for column in columns]
+        lines.append(f"| {row['source']} | " + " | ".join(shown) + " |")
+    for name, figures in about.paper.items():
+        shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
+        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _in_percent(values: Sequence[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "not finite"
+    found = mean_of(values)
+    interval = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if len(values) > 1 else ""
+    return f"{100 * found.value:.1f}{interval}"
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

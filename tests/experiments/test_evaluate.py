@@ -1,0 +1,125 @@
+"""The protocols from the command line: all of them on trees like the releases, sources, tables, resuming, errors."""
+
+import csv
+import dataclasses
+import json
+
+import pytest
+
+from experiments import evaluate, reinforce
+from experiments.common.protocols import PROTOCOLS
+from experiments.common.sweep import JobError
+from permenv import CheckpointError, ConfigurationError
+from tests.experiments import releases
+from tests.experiments.helpers import job
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Return a function that makes options of a short evaluation."""
+
+    def make(*sources, **changes):
+        files = {"runs": tmp_path / "runs", "out": tmp_path / "evaluation"}
+        short = {"share": 0.004, "device": "cpu", "backbone": "two-convolutions"}
+        return evaluate.Config(sources=sources, **{**short, **files, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    train, val = releases.imagenet(tmp_path_factory.mktemp("imagenet"))
+    return {"images": train, "eval_images": val}
+
+
+@pytest.mark.ci
+def test_every_protocol_runs_on_trees_like_the_original_releases(options, images, tmp_path, capsys):
+    data = {**images, "voc": releases.voc(tmp_path), "videos": releases.ucf(tmp_path)}
+    report = evaluate.main(options("random", **data))
+    assert [row["protocol"] for row in report["rows"]] == list(PROTOCOLS)
+    for row in report["rows"]:
+        (figures,) = row["figures"]
+        assert all(0 <= value <= 1 for value in figures.values()), row
+        for paper in PROTOCOLS[row["protocol"]].paper.values():
+            assert paper.keys() <= figures.keys(), "the paper's row has a column of its own"
+    assert "| *S+T+P in the paper* | 54.3 |" in capsys.readouterr().out
+
+
+def test_a_run_is_compared_with_random_weights(options, images, tmp_path, capsys):
+    reinforce.main(job(tmp_path / "mine", updates=1))
+    config = options(
+        str(tmp_path / "mine"), "random", **images, protocols=("retrieval-images",), seeds=2, backbone=None
+    )
+    report = evaluate.main(config)
+    assert [row["source"] for row in report["rows"]] == ["mine", "random"]
+    mine, random = (row["figures"] for row in report["rows"])
+    assert mine[0] == mine[1], "nothing is trained"
+    assert random[0] != random[1], "other weights"
+    assert json.loads((tmp_path / "evaluation.json").read_text())["rows"] == report["rows"]
+    with (tmp_path / "evaluation.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert {(line["source"], line["figure"]) for line in lines} >= {("mine", "top 1"), ("random", "top 50")}
+    table = (tmp_path / "evaluation.md").read_text()
+    assert "| mine |" in table
+    shown = capsys.readouterr().out
+    assert "mine: quarter-caffenet from" in shown
+    assert "random: quarter-caffenet from random weights" in shown, "of the run's backbone"
+
+
+def test_it_continues_where_it_was_stopped_and_repeats_a_source_that_has_changed(options, images, tmp_path):
+    reinforce.main(job(tmp_path / "mine", updates=1))
+    config = options(str(tmp_path / "mine"), "random", **images, protocols=("retrieval-images",))
+    first = evaluate.main(config)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
+    missing = tmp_path / "runs" / "random-retrieval-images-seed0.json"
+    missing.unlink()
+    assert evaluate.main(config)["rows"] == first["rows"]
+    assert [path for path, time in files.items() if path.stat().st_mtime_ns != time] == [missing]
+
+
+def test_the_statistics_of_untrained_trunks_are_measured_unless_told_otherwise(options, images, tmp_path):
+    found = [
+        evaluate.main(
+            options("random", **images, protocols=("retrieval-images",), statistics=each, runs=tmp_path / each)
+        )["rows"][0]["figures"]
+        for each in ("auto", "measured", "own")
+    ]
+    assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("sources", "changes", "message"),
+    [
+        ((), {}, "there is nothing to evaluate"),
+        (("random",), {}, "no data are given"),
+        (("random",), {"protocols": ("table 9",)}, "--protocols 'table 9': choose from retrieval-images"),
+        (("random",), {"protocols": ("actions",)}, "protocol 'actions' needs --videos"),
+        (("random", "random"), {"images": ".", "eval_images": "."}, "several sources are called 'random'"),
+    ],
+)
+def test_impossible_evaluations_are_refused(options, sources, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        evaluate.main(options(*sources, **changes))
+
+
+def test_numbers_out_of_range_are_refused(options):
+    with pytest.raises(ConfigurationError, match=r"--share 1\.5: must be above 0 and at most 1"):
+        options("random", share=1.5)
+    with pytest.raises(ConfigurationError, match="--seeds 0"):
+        options("random", seeds=0)
+
+
+def test_a_source_that_is_missing_is_named(options, images, tmp_path):
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors cannot be read"):
+        evaluate.main(options(str(tmp_path / "nothing.safetensors"), **images))
+
+
+def test_a_protocol_that_does_not_allow_a_trunk_is_named(options, images, monkeypatch):
+    def refuse(_):
+        raise ValueError("a layer Tanh in the trunk")
+
+    monkeypatch.setitem(PROTOCOLS, "linear", dataclasses.replace(PROTOCOLS["linear"], run=refuse))
+    with pytest.raises(JobError, match="protocol 'linear' of random: a layer Tanh in the trunk"):
+        evaluate.main(options("random", **images, protocols=("linear",)))

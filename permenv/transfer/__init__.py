@@ -1,10 +1,13 @@
 """Transfer: what the learned features are worth, one module a protocol.
 
+- `trunks`: the trunk that a protocol starts from.
 - `retrieval`: nearest-neighbour search with pool5 features (section 4.1, Table 1).
+- `probes`: linear and non-linear classifiers on frozen features (section 4.2, Table 2).
 - `classification`, `detection`, `segmentation`: fine-tuning on PASCAL VOC (section 4.2, Table 4). They share `plain`,
   the trunk without batch normalisation and its new layers, `finetuning`, the SGD, and `voc_metrics`, the figures;
-  `voc_sets`, what they take, from the devkit; detection has `roi_pooling`, `proposals` and `boxes` of its own.
-- `pictures`: top activations and class saliency (appendix I).
+  `voc_sets`, what they and retrieval take, from the devkit; detection has `roi_pooling`, `proposals` and `boxes` of
+  its own.
+- `pictures`: nearest neighbours (figure 3), top activations and class saliency (appendix I).
 
 Functions from a network and labelled data to figures; they know neither environments nor agents.
 """

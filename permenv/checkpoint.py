@@ -48,7 +48,7 @@ class CheckpointError(RuntimeError):
 
 
 def write(path: str | Path, tree: dict[str, Any]) -> None:
-    """Save a tree, atomically. What an earlier write that was killed left beside the file is removed.
+    """Save a tree, see `write_bytes`.
 
     Args:
         path: The file; its folder is made if need be, a file of that name is replaced.
@@ -64,6 +64,19 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
     metadata = {"format": FORMAT, "tree": body, "checksum": _checksum(body, tensors)}
     # not `save_file`: its file has a random name, so that a kill leaves it for good, and is readable by its owner only
     content = safetensors.torch.save(tensors, metadata)
+    write_bytes(path, content)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically. What an earlier write that was killed left beside it is removed.
+
+    Args:
+        path: The file; its folder is made if need be, a file of that name is replaced.
+        content: What it is to hold.
+
+    Raises:
+        OSError: If the file cannot be written; a file of that name is then as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

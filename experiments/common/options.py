@@ -82,14 +82,9 @@ class EnvOptions:
 
     @property
     def data(self) -> str:
-        """The data in words; of a folder, the last two names."""
-
-        def name(folder: Path | None, kind: str) -> str:
-            if folder is None:
-                return f"embedded {kind}, seed {self.env.scenes_seed}"
-            return "/".join(folder.absolute().parts[-2:])
-
-        scenes, clips = name(self.images, "scenes"), name(self.videos, "clips")
+        """The data in words, see `data_name`."""
+        scenes = data_name(self.images, "scenes", self.env.scenes_seed)
+        clips = data_name(self.videos, "clips", self.env.scenes_seed)
         return {"spatial": scenes, "temporal": clips}.get(self.task, f"{scenes}; {clips}")
 
     @property
@@ -221,6 +216,11 @@ class SweepOptions(EnvOptions):
         """What the sweep has saved so far."""
         found = self.runs is not None and any(self.runs.glob("*.json"))
         return f"{self.runs} holds the finished runs" if found else None
+
+
+def data_name(folder: Path | None, embedded: str, seed: int) -> str:
+    """Name data in words: of a folder, its last two names; without one, what is embedded and its seed."""
+    return f"embedded {embedded}, seed {seed}" if folder is None else "/".join(folder.absolute().parts[-2:])
 
 
 def require_at_least(options: Any, **least: int) -> None:

@@ -7,7 +7,10 @@
   the trunk without batch normalisation and its new layers, `finetuning`, the SGD, and `voc_metrics`, the figures;
   `voc_sets`, what they and retrieval take, from the devkit; detection has `roi_pooling`, `proposals` and `boxes` of
   its own.
+- `action_recognition`: fine-tuning on single frames of UCF-101 and HMDB-51 (section 4.2, Table 3), with the trunk's
+  batch normalisation and the new layers of `plain`; `action_splits`, the clips and their official splits.
 - `pictures`: nearest neighbours (figure 3), top activations and class saliency (appendix I).
+- `export`: a trunk as a file for others, with a model card.
 
 Functions from a network and labelled data to figures; they know neither environments nor agents.
 """

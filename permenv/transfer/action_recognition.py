@@ -44,6 +44,7 @@ from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
 from permenv.transfer.trunks import Trunk
 
 _SCORE = "score"
+_DEVIATION = 0.001  # of the last layer's initial weights, that of Wang et al.
 _CHUNK = 64  # crops in the network at once, in testing
 _STEPS = 4  # places of crops are multiples of a quarter of the way that a crop can go
 _CORNERS_AND_CENTRE = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
@@ -250,7 +251,7 @@ def _network(trunk: Trunk, classes: int, options: ActionOptions, seed: int) -> F
     return FineTunedNetwork(
         module,
         (rows, columns),
-        {_SCORE: (classes, 0.01)},
+        {_SCORE: (classes, _DEVIATION)},
         channels=channels,
         hidden=options.hidden,
         dropout=options.dropout,

@@ -74,5 +74,5 @@ def test_action_recognition():
     clips = VideoClips(images, np.array([0, 2, 4]), ("a", "b"))
     split = ActionSplit(1, np.arange(2), np.arange(1))
     (result,) = action_recognition(trunk, clips, [split], briefly(ActionOptions(), batch=2)).splits
-    assert result.losses[0] == pytest.approx(np.log(101), rel=0.5)
+    assert result.losses[0] == pytest.approx(np.log(101), rel=0.2)  # the last layer starts near zero
     assert result.scores.shape == (1, 101)

@@ -18,7 +18,6 @@ again at any time. Writes `runs/evaluation.json`, `.csv` and `.md`, a table for 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -33,15 +32,13 @@ from experiments.common.machine import machine
 from experiments.common.options import require_at_least
 from experiments.common.processes import make_executor
 from experiments.common.protocols import PROTOCOLS, Data, Job, Setting
-from experiments.common.run_folder import CHECKPOINT, as_csv
+from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
+from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import sweep
-from permenv import CheckpointError, ConfigurationError
+from permenv import ConfigurationError
 from permenv.training import resolve_device
-from permenv.transfer.trunks import Trunk, load_trunk
-
-_RANDOM, _TIMM = "random", "timm/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,32 +104,6 @@ class Config:
         """The folders of data."""
         names = (field.name for field in dataclasses.fields(Data))
         return Data(**{name: getattr(self, name) for name in names})
-
-
-@dataclass(frozen=True)
-class Source:
-    """Something to evaluate.
-
-    Attributes:
-        name: What tables call it.
-        given: What `load_trunk` takes.
-        digest: Of the file's content, so that a file that has changed is evaluated again; "" without a file.
-        backbone: Of the weights; None for what the file says.
-    """
-
-    name: str
-    given: str
-    digest: str
-    backbone: str | None
-
-    @property
-    def is_untrained(self) -> bool:
-        """Whether its weights are initial ones."""
-        return self.given == _RANDOM or self.given.startswith(_TIMM)
-
-    def load(self, seed: int) -> Trunk:
-        """Load the trunk; the seed decides initial weights."""
-        return load_trunk(self.given, backbone=self.backbone, seed=seed)
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -206,45 +177,6 @@ def evaluate(
         return PROTOCOLS[protocol].run(Job(trunk, data, chosen, seed, torch.device(device), share, measure))
     except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
         raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
-
-
-def find_sources(given: Sequence[str], backbone: str | None) -> list[Source]:
-    """Find what is to be evaluated, and give it short, different names.
-
-    Raises:
-        ConfigurationError: If there is none, or one is there twice.
-        CheckpointError: If a file is missing or holds no trunk.
-    """
-    if not given:
-        raise ConfigurationError('there is nothing to evaluate: name run folders, checkpoints or "random"')
-    found: list[Source] = []
-    trunks: list[str] = []  # of the files
-    for text in given:
-        if text == _RANDOM or text.startswith(_TIMM):
-            found.append(Source(text.replace("/", "-"), text, "", None))
-            continue
-        path = Path(text).expanduser()
-        name = path.resolve().name if path.is_dir() else path.stem
-        path = path / CHECKPOINT if path.is_dir() else path
-        own, trunk = _load(path, backbone)
-        trunks.append(trunk.name)
-        found.append(Source(name, str(path), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), own))
-    names = [source.name for source in found]
-    twice = {name for name in names if names.count(name) > 1}
-    if twice:
-        raise ConfigurationError(f"several sources are called {min(twice)!r}: give the files or folders other names")
-    initial = backbone or next(iter(trunks), None)
-    return [dataclasses.replace(each, backbone=initial) if each.given == _RANDOM else each for each in found]
-
-
-def _load(path: Path, backbone: str | None) -> tuple[str | None, Trunk]:
-    """Load a file's trunk; also return the backbone that it needs to be told, None if none."""
-    try:
-        return None, load_trunk(path)
-    except CheckpointError:
-        if backbone is None or not path.is_file():
-            raise
-        return backbone, load_trunk(path, backbone=backbone)
 
 
 def _protocols(config: Config) -> list[str]:

@@ -148,13 +148,13 @@ def _class_folders(job: Job) -> tuple[StillImages, StillImages]:
 
 def _retrieve_images(job: Job) -> dict[str, float]:
     database, queries = _class_folders(job)
-    trunk = job.prepared(lambda: _some(database))
+    trunk = job.prepared(lambda: some_of(database))
     return _tops(retrieval(trunk.module, queries, database, top=_TOP, progress=True))
 
 
 def _retrieve_objects(job: Job) -> dict[str, float]:
     database, queries = (object_crops(each, job.trunk.input_size) for each in _records(job))
-    trunk = job.prepared(lambda: _some(database))
+    trunk = job.prepared(lambda: some_of(database))
     return _tops(retrieval(trunk.module, queries, database, top=_TOP, progress=True))
 
 
@@ -163,20 +163,20 @@ def _retrieve_frames(job: Job) -> dict[str, float]:
     database, queries = (
         video_folder(job.data.videos, job.trunk.input_size, _FRAMES, split=1, part=part) for part in ("train", "test")
     )
-    trunk = job.prepared(lambda: _some(database.frames))
+    trunk = job.prepared(lambda: some_of(database.frames))
     return _tops(retrieval(trunk.module, queries, database, top=_TOP, frames=_FRAMES, progress=True))
 
 
 def _probe_linearly(job: Job) -> dict[str, float]:
     train, test = _class_folders(job)
-    trunk = job.prepared(lambda: _some(train))
+    trunk = job.prepared(lambda: some_of(train))
     found = linear_probe(trunk, train, test, job.options(LinearOptions), seed=job.seed, device=job.device)
     return {layer: each.accuracy for layer, each in found.items()}
 
 
 def _probe_nonlinearly(job: Job) -> dict[str, float]:
     train, test = _class_folders(job)
-    trunk = job.prepared(lambda: _some(train))
+    trunk = job.prepared(lambda: some_of(train))
     found = nonlinear_probe(trunk, train, test, job.options(NonLinearOptions), seed=job.seed, device=job.device)
     return {found.layer: found.accuracy}
 
@@ -184,7 +184,7 @@ def _probe_nonlinearly(job: Job) -> dict[str, float]:
 def _recognise_actions(job: Job) -> dict[str, float]:
     assert job.data.videos is not None, "checked by `Protocol.check`"
     clips, splits = read_actions(job.data.videos, job.trunk.input_size)
-    trunk = job.prepared(lambda: _some(clips.frames))
+    trunk = job.prepared(lambda: some_of(clips.frames))
     found = action_recognition(trunk, clips, splits, job.options(ActionOptions), seed=job.seed, device=job.device)
     return {"accuracy": found.accuracy, **{f"split {each.number}": each.accuracy for each in found.splits}}
 
@@ -192,7 +192,10 @@ def _recognise_actions(job: Job) -> dict[str, float]:
 def _classify(job: Job) -> dict[str, float]:
     records = _records(job)
     train, test = (labelled_images(each) for each in records)
-    trunk, options = job.prepared(lambda: _squares(records[0], job)), job.options(ClassificationOptions)
+    trunk, options = (
+        job.prepared(lambda: some_squares(records[0], job.trunk.input_size)),
+        job.options(ClassificationOptions),
+    )
     found = classification(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
     return {"mAP, 11 points": found.mean.eleven_point, "mAP, all points": found.mean.all_point}
 
@@ -201,7 +204,7 @@ def _detect(job: Job) -> dict[str, float]:
     records, folder = _records(job), job.data.proposals
     published = [None if folder is None else selective_search(folder / f"voc_2007_{part}.mat") for part in _PARTS]
     train, test = (detection_images(each, boxes) for each, boxes in zip(records, published, strict=True))
-    trunk, options = job.prepared(lambda: _squares(records[0], job)), job.options(DetectionOptions)
+    trunk, options = job.prepared(lambda: some_squares(records[0], job.trunk.input_size)), job.options(DetectionOptions)
     found = detection(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
     return {"mAP, 11 points": found.mean.eleven_point, "mAP, all points": found.mean.all_point}
 
@@ -213,7 +216,10 @@ def _segment(job: Job) -> dict[str, float]:
     assert root is not None, "checked by `Protocol.check`"
     records = [voc_images(root, part, "Segmentation").records for part in parts]
     train, test = (segmented_images(each) for each in records)
-    trunk, options = job.prepared(lambda: _squares(records[0], job)), job.options(SegmentationOptions)
+    trunk, options = (
+        job.prepared(lambda: some_squares(records[0], job.trunk.input_size)),
+        job.options(SegmentationOptions),
+    )
     classes = ("background", *VOC_CLASSES)
     found = segmentation(trunk.module, train, test, classes, options, seed=job.seed, device=job.device)
     return {"mean IoU": found.mean}
@@ -225,13 +231,15 @@ def _records(job: Job) -> list[tuple[VocImage, ...]]:
     return [voc_images(job.data.voc, part).records for part in _PARTS]
 
 
-def _some(images: StillImages) -> np.ndarray:
+def some_of(images: StillImages) -> np.ndarray:
+    """Return evenly spread images to measure batch statistics on, (N, S, S, 3) uint8."""
     return images.take(_spread(len(images)), torch.device("cpu")).numpy()
 
 
-def _squares(records: Sequence[VocImage], job: Job) -> np.ndarray:
+def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:
+    """Return the same of VOC's images: their centre squares, resized to `side`."""
     pixels = [load_voc_image(records[row]) for row in _spread(len(records))]
-    return np.stack([centre_square(each, job.trunk.input_size) for each in pixels if not isinstance(each, str)])
+    return np.stack([centre_square(each, side) for each in pixels if not isinstance(each, str)])
 
 
 def _spread(number: int) -> np.ndarray:

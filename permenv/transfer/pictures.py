@@ -130,8 +130,8 @@ def class_saliency(network: FineTunedNetwork, image: np.ndarray, label: int, sid
     return gradient[0].abs().amax(0).cpu().numpy()
 
 
-def activation_figure(images: Sequence[np.ndarray], found: Activations) -> Figure:
-    """Draw the receptive fields of the top activations: a row for each unit."""
+def activation_figure(images: Sequence[np.ndarray], found: Activations, names: Sequence[str] | None = None) -> Figure:
+    """Draw the receptive fields of the top activations: a row for each unit, by default named by its number."""
     rows, columns = found.images.shape
     figure, axes = _grid(rows, columns)
     for row in range(rows):
@@ -140,7 +140,7 @@ def activation_figure(images: Sequence[np.ndarray], found: Activations) -> Figur
             image = images[found.images[row, column]]
             axes[row, column].imshow(image[top : bottom + 1, left : right + 1])
             axes[row, column].set_title(f"{found.values[row, column]:.2f}", fontsize=7)
-        axes[row, 0].set_ylabel(f"unit {found.units[row]}")
+        axes[row, 0].set_ylabel(f"unit {found.units[row]}" if names is None else names[row], fontsize=8)
     return figure
 
 

@@ -1,0 +1,247 @@
+"""What features are worth: networks of equal budgets, several seeds, by every protocol of Tables 1 to 4.
+
+    python experiments/studies/features.py
+    python experiments/studies/features.py --protocols retrieval-objects linear --networks untrained jigsaw
+
+`NETWORKS` are trained for the same number of SGD iterations, on the same data, with random permutations: the paper's
+tasks and the joint one, order prediction networks, and a network that sees the labels; beside them an untrained one,
+whose batch statistics are measured. Then `experiments/evaluate.py`'s protocols are run on each. The images are
+Imagenette, the videos Weizmann actions laid out as UCF-101, VOC's devkit holds frames of DAVIS: stand-ins, see the
+README of the data.
+
+Networks and evaluations that are done are kept in the folder `runs`. Writes `experiments/results/features.json` and
+`.md` and prints the tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import agents
+from agents.rollout import rollout
+from experiments.common.files import replacing, write_json, write_text
+from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.order_prediction import NAME as ORDER_PREDICTION
+from experiments.common.processes import make_executor
+from experiments.common.protocols import PROTOCOLS, Data
+from experiments.common.script import run_script
+from experiments.common.sources import Source, find_sources
+from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.sweep import sweep
+from experiments.evaluate import as_table, evaluate
+from experiments.studies.shared import heading, in_words, iterations_of
+from permenv import Config as Numbers
+from permenv import ConfigurationError, PermShuffleEnv, image_folder
+from permenv.training import resolve_device
+from permenv.transfer.finetuning import Schedule
+from permenv.transfer.supervised import SupervisedOptions, supervised
+from permenv.transfer.trunks import load_trunk
+
+UNTRAINED, SUPERVISED = "untrained", "supervised"
+TASKS = {"jigsaw": "spatial", ORDER_PREDICTION: ORDER_PREDICTION, "temporal": "temporal", "joint": "spatiotemporal"}
+"""By network, the task that it is trained on."""
+NETWORKS = (UNTRAINED, *TASKS, SUPERVISED)
+_RATE = 0.02  # of the supervised network, which has no task's own
+_IMAGES, _VIDEOS = ("spatial", "spatiotemporal"), ("temporal", "spatiotemporal", ORDER_PREDICTION)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SweepOptions):
+    """The options."""
+
+    networks: tuple[str, ...] = NETWORKS
+    """Which networks."""
+    protocols: tuple[str, ...] = tuple(PROTOCOLS)
+    """Which protocols of `experiments/evaluate.py`."""
+    images: Path | None = Path("../shared/data/imagenette/train")
+    """Training images, a folder for each class."""
+    eval_images: Path | None = Path("../shared/data/imagenette/val")
+    """Test images, a folder for each class."""
+    videos: Path | None = Path("../shared/data/actions/videos")
+    """Videos, a folder for each class, with the lists of three splits; networks are trained on the first."""
+    voc: Path | None = Path("../shared/data/davis_voc")
+    """VOCdevkit/VOC2007 or a folder above it."""
+    share: float = 1.0
+    """Share of the iterations of each protocol, in (0, 1]: to try it out."""
+    seeds: int = 3
+    """Networks of each kind."""
+    first_seed: int = 500
+    """The first of the seeds, of networks and protocols."""
+    runs: Path | None = Path("runs/features")
+    """Folder of the networks and of the results of each protocol; what is there is not run again."""
+    out: Path = Path("experiments/results/features")
+    """Where to write the .json and .md."""
+
+    @property
+    def folders(self) -> Data:
+        """What the protocols take."""
+        return Data(images=self.images, eval_images=self.eval_images, videos=self.videos, voc=self.voc)
+
+    def on(self, task: str) -> EnvOptions:
+        """The environment of a task: its own learning rate, the same number of updates."""
+        return EnvOptions(
+            preset=self.preset,
+            task=task,
+            images=self.images if task in _IMAGES else None,
+            videos=self.videos if task in _VIDEOS else None,
+            device=self.device,
+            updates=self.env.total_updates,
+        )
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train and evaluate what is missing, print and write.
+
+    Raises:
+        ConfigurationError: If a network or protocol is unknown, or data are missing.
+        DataError: If data cannot be used.
+    """
+    for name, given, known in (("networks", config.networks, NETWORKS), ("protocols", config.protocols, PROTOCOLS)):
+        unknown = [each for each in given if each not in known]
+        if unknown:
+            raise ConfigurationError(f"--{name} {unknown[0]!r}: choose from {', '.join(known)}")
+    for name in config.protocols:
+        PROTOCOLS[name].check(name, config.folders)
+    assert config.runs is not None, "it has a default"
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    trained = [network for network in config.networks if network != UNTRAINED]
+    weights = {
+        f"{network}-seed{seed}": config.runs / f"{network}-seed{seed}.pt" for network in trained for seed in seeds
+    }
+    with make_executor(config.processes) as executor:
+        learned = sweep(
+            train,
+            {
+                f"{network}-seed{seed}": {
+                    "network": network,
+                    "options": config.on(TASKS.get(network, "spatial")),
+                    "seed": seed,
+                    "path": weights[f"{network}-seed{seed}"],
+                }
+                for seed in seeds
+                for network in trained
+            },
+            executor=executor,
+            folder=config.runs / "networks",
+        )
+        jobs = {
+            f"{network}-{protocol}-seed{seed}": {
+                "protocol": protocol,
+                "source": _source(weights.get(f"{network}-seed{seed}"), config.env),
+                "data": config.folders,
+                "setting": "auto",
+                "statistics": "auto",
+                "share": config.share,
+                "seed": seed,
+                "device": str(resolve_device(config.device)),
+            }
+            for seed in seeds
+            for protocol in config.protocols
+            for network in config.networks
+        }
+        found = sweep(evaluate, jobs, executor=executor, folder=config.runs / "protocols")
+    rows = [
+        {
+            "protocol": protocol,
+            "source": network,
+            "figures": [found[f"{network}-{protocol}-seed{seed}"] for seed in seeds],
+        }
+        for protocol in config.protocols
+        for network in config.networks
+    ]
+    report = {
+        **heading(config),
+        "first_seed": config.first_seed,
+        "interval": INTERVAL,
+        "networks": {name: learned[name] for name in weights},
+        "rows": rows,
+        "gains": list(gains(rows)),
+    }
+    tables = [as_table(name, [row for row in rows if row["protocol"] == name]) for name in config.protocols]
+    text = "\n\n".join([_gains_in_words(report), *tables])
+    write_json(config.out.with_suffix(".json"), report)
+    write_text(config.out.with_suffix(".md"), text + "\n")
+    print(f"{text}\n\nwritten to {config.out}.json and .md")
+    return report
+
+
+def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str, float]:
+    """Train one network, and write the weights of its trunk.
+
+    Returns:
+        By ordering task E at the end; "seconds".
+    """
+    start, figures = time.perf_counter(), {}
+    if network == SUPERVISED:
+        weights = _train_on_labels(options, seed)
+    else:
+        env = options.make()
+        base_env = env.unwrapped
+        assert isinstance(base_env, PermShuffleEnv)
+        rollout(env, agents.make("random", env, seed=seed), seed=seed, learn=False)
+        weights = base_env.run.trainer.eval_network.trunk.state_dict()
+        figures = dict(base_env.records[-1].errors)
+    with replacing(path) as temporary:
+        torch.save({name: value.cpu().contiguous() for name, value in weights.items()}, temporary)
+    return {**figures, "seconds": time.perf_counter() - start}
+
+
+def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
+    """As many iterations of as many images, cut out of larger ones as frames are."""
+    numbers, device = options.env, resolve_device(options.device)
+    assert isinstance(numbers.backbone, str), "a preset's"
+    assert options.images is not None, "checked by the protocols"
+    trunk = load_trunk("random", backbone=numbers.backbone, seed=seed)
+    images = image_folder(options.images, round(trunk.input_size * 256 / 224))
+    iterations = iterations_of(numbers, numbers.total_updates)
+    chosen = SupervisedOptions(
+        batch=numbers.batch_size, hidden=numbers.fc7, schedule=Schedule(iterations, _RATE, -(-2 * iterations // 3))
+    )
+    return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()
+
+
+def _source(path: Path | None, numbers: Numbers) -> Source:
+    """A network's weights, or untrained ones."""
+    assert isinstance(numbers.backbone, str), "a preset's"
+    (source,) = find_sources(("random" if path is None else str(path),), numbers.backbone)
+    return source
+
+
+def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Compare each network's first figure of a protocol with that of the untrained network of the same seed."""
+    untrained = {row["protocol"]: row["figures"] for row in rows if row["source"] == UNTRAINED}
+    for row in rows:
+        if row["source"] == UNTRAINED or row["protocol"] not in untrained:
+            continue
+        figure = _main_figure(row["figures"][0])
+        pairs = zip(row["figures"], untrained[row["protocol"]], strict=True)
+        more = mean_of([own[figure] - theirs[figure] for own, theirs in pairs])
+        yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, **more.as_columns("gain")}
+
+
+def _main_figure(figures: Mapping[str, float]) -> str:
+    """The one that the paper compares: of the linear classifiers that on pool5, else the first."""
+    return "pool5" if "pool5" in figures else next(iter(figures))
+
+
+def _gains_in_words(report: dict[str, Any]) -> str:
+    lines = [
+        f"{in_words(report)}; percentage points above an untrained network of the same seed, mean [{INTERVAL}]",
+        "",
+        "| protocol | figure | network | gain |",
+        "|---|---|---|---|",
+    ]
+    for row in report["gains"]:
+        shown = "{gain:+.1%} [{gain_low:+.1%}, {gain_high:+.1%}]".format(**row).replace("%", "")
+        lines.append(f"| {row['protocol']} | {row['figure']} | {row['source']} | {shown} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -8,10 +8,10 @@ jigsaw puzzles, ECCV 2016: "a two layer neural network" over the frozen features
 network is frozen up to a layer, and the layers after it are trained from random weights. So it is here, if a layer
 before pool5 is named; but after pool5 there is one hidden layer instead of fc6 and fc7.
 
-What differs from both: features are computed once, not once an epoch, so that whole images are seen instead of random
-mirrored crops, normalised each on its own as in the self-supervised task. They are kept in half precision. The learning
-rate, and with it how the features are scaled, does not come from the sources: features of each layer are divided by one
-number, and the rate is chosen on a part of the training images.
+What differs from both: features are computed once, not once an epoch, so that images are seen whole, without random
+crops and mirroring; each is normalised on its own as in the self-supervised task, and batch normalisation of frozen
+layers keeps its running statistics. Features are kept in half precision. Those of a layer are divided by one number,
+and the learning rate is chosen on a part of the training images, so that layers and trunks of any scale compare.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class LinearOptions(ProbeOptions):
     @classmethod
     def small(cls) -> LinearOptions:
         """For the trunk of the tiny preset, thousands of images and two CPU cores."""
-        return cls(rates=(1.0, 5.0, 25.0), epochs=10, batch=128)
+        return cls(rates=(1.0, 5.0, 25.0), epochs=6, batch=128)
 
 
 @dataclass(frozen=True)

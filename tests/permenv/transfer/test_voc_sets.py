@@ -13,6 +13,7 @@ from permenv.data.voc import VOC_CLASSES, VocImage, VocObject, voc_images
 from permenv.networks import BACKBONES
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.detection import DetectionOptions, detection
+from permenv.transfer.retrieval import TABLE_1, retrieval
 from permenv.transfer.segmentation import SegmentationOptions, segmentation
 from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
 
@@ -132,6 +133,17 @@ def test_labels_agree_with_the_lists_of_the_devkit(devkit):
     for column, name in enumerate(VOC_CLASSES):
         lines = (devkit / f"VOCdevkit/VOC2007/ImageSets/Main/{name}_test.txt").read_text().splitlines()
         assert labels[:, column].tolist() == [int(line.split()[1]) for line in lines]
+
+
+@pytest.mark.ci
+def test_objects_are_retrieved(devkit, trunk):
+    """170 and 242 objects, of which these have 10,000 pixels; none is difficult."""
+    queries, database = (
+        object_crops(voc_images(devkit, part).records, 108, progress=False) for part in ("test", "trainval")
+    )
+    assert (len(queries), len(database)) == (78, 177)
+    found = retrieval(trunk, queries, database, top=TABLE_1)
+    assert 0.3 < found[1] <= found[5] <= found[10] <= found[20] <= found[50] <= 1
 
 
 def briefly(options, iterations):

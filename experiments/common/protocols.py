@@ -24,13 +24,12 @@ from permenv.transfer.classification import ClassificationOptions, classificatio
 from permenv.transfer.detection import DetectionOptions, detection
 from permenv.transfer.probes import LinearOptions, NonLinearOptions, linear_probe, nonlinear_probe
 from permenv.transfer.proposals import selective_search
-from permenv.transfer.retrieval import retrieval
+from permenv.transfer.retrieval import TABLE_1, retrieval
 from permenv.transfer.segmentation import SegmentationOptions, segmentation
 from permenv.transfer.trunks import Trunk, with_measured_statistics
 from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
 
 Setting = Literal["paper", "small"]
-_TOP = (1, 5, 10, 20, 50)
 _FRAMES = 10  # of a video, section 4.1
 _PARTS = ("trainval", "test")  # of VOC 2007
 _MEASURED = 256  # images that give the batch statistics of an untrained trunk
@@ -136,7 +135,7 @@ class Protocol:
 
 def _tops(found: dict[int, float] | None) -> dict[str, float]:
     """Figures of Table 1; NaN where features are not finite."""
-    return {f"top {k}": float("nan") if found is None else found[k] for k in _TOP}
+    return {f"top {k}": float("nan") if found is None else found[k] for k in TABLE_1}
 
 
 def _class_folders(job: Job) -> tuple[StillImages, StillImages]:
@@ -149,13 +148,13 @@ def _class_folders(job: Job) -> tuple[StillImages, StillImages]:
 def _retrieve_images(job: Job) -> dict[str, float]:
     database, queries = _class_folders(job)
     trunk = job.prepared(lambda: some_of(database))
-    return _tops(retrieval(trunk.module, queries, database, top=_TOP, progress=True))
+    return _tops(retrieval(trunk.module, queries, database, top=TABLE_1, progress=True))
 
 
 def _retrieve_objects(job: Job) -> dict[str, float]:
     database, queries = (object_crops(each, job.trunk.input_size) for each in _records(job))
     trunk = job.prepared(lambda: some_of(database))
-    return _tops(retrieval(trunk.module, queries, database, top=_TOP, progress=True))
+    return _tops(retrieval(trunk.module, queries, database, top=TABLE_1, progress=True))
 
 
 def _retrieve_frames(job: Job) -> dict[str, float]:
@@ -164,7 +163,7 @@ def _retrieve_frames(job: Job) -> dict[str, float]:
         video_folder(job.data.videos, job.trunk.input_size, _FRAMES, split=1, part=part) for part in ("train", "test")
     )
     trunk = job.prepared(lambda: some_of(database.frames))
-    return _tops(retrieval(trunk.module, queries, database, top=_TOP, frames=_FRAMES, progress=True))
+    return _tops(retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True))
 
 
 def _probe_linearly(job: Job) -> dict[str, float]:
@@ -251,7 +250,7 @@ _RANDOM, _JIGSAW, _OPN, _OURS = "random", "jigsaw", "OPN", "S+T+P"
 
 
 def _of_tops(*numbers: float) -> dict[str, float]:
-    return {f"top {k}": number for k, number in zip(_TOP, numbers, strict=True)}
+    return {f"top {k}": number for k, number in zip(TABLE_1, numbers, strict=True)}
 
 
 PROTOCOLS: Mapping[str, Protocol] = {

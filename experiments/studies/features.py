@@ -133,7 +133,7 @@ def main(config: Config) -> dict[str, Any]:
         jobs = {
             f"{network}-{protocol}-seed{seed}": {
                 "protocol": protocol,
-                "source": _source(weights.get(f"{network}-seed{seed}"), config.env),
+                "source": source_of(weights.get(f"{network}-seed{seed}"), config.env),
                 "data": config.folders,
                 "setting": "auto",
                 "statistics": "auto",
@@ -171,6 +171,11 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
+def weights_of(runs: Path, network: str, seed: int) -> Path:
+    """Return where the weights of a network's trunk are."""
+    return runs / f"{network}-seed{seed}.pt"
+
+
 def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str, float]:
     """Train one network, and write the weights of its trunk.
 
@@ -206,7 +211,7 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()
 
 
-def _source(path: Path | None, numbers: Numbers) -> Source:
+def source_of(path: Path | None, numbers: Numbers) -> Source:
     """A network's weights, or untrained ones."""
     assert isinstance(numbers.backbone, str), "a preset's"
     (source,) = find_sources(("random" if path is None else str(path),), numbers.backbone)

@@ -37,7 +37,7 @@ from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import sweep
-from permenv import ConfigurationError
+from permenv import ConfigurationError, DataError
 from permenv.training import resolve_device
 
 
@@ -169,12 +169,15 @@ def evaluate(
 
     Raises:
         ConfigurationError: If the protocol does not allow the trunk.
+        DataError: If data cannot be used.
     """
     trunk = source.load(seed)
     chosen: Setting = ("paper" if trunk.name == "caffenet" else "small") if setting == "auto" else setting  # type: ignore[assignment]
     measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
     try:
         return PROTOCOLS[protocol].run(Job(trunk, data, chosen, seed, torch.device(device), share, measure))
+    except (ConfigurationError, DataError):
+        raise
     except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
         raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
 

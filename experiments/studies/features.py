@@ -34,7 +34,7 @@ from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import sweep
-from experiments.evaluate import as_table, evaluate
+from experiments.evaluate import as_table, evaluate, in_columns
 from experiments.studies.shared import heading, in_words, iterations_of
 from permenv import Config as Numbers
 from permenv import ConfigurationError, PermShuffleEnv, image_folder
@@ -150,7 +150,7 @@ def main(config: Config) -> dict[str, Any]:
         {
             "protocol": protocol,
             "source": network,
-            "figures": [found[f"{network}-{protocol}-seed{seed}"] for seed in seeds],
+            **in_columns([found[f"{network}-{protocol}-seed{seed}"] for seed in seeds]),
         }
         for protocol in config.protocols
         for network in config.networks

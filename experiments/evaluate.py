@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,7 @@ from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import sweep
-from permenv import ConfigurationError
+from permenv import ConfigurationError, DataError
 from permenv.training import resolve_device
 
 
@@ -140,7 +141,7 @@ def main(config: Config) -> dict[str, Any]:
         {
             "protocol": name,
             "source": source.name,
-            "figures": [found[f"{source.name}-{name}-seed{seed}"] for seed in seeds],
+            **in_columns([found[f"{source.name}-{name}-seed{seed}"] for seed in seeds]),
         }
         for name in names
         for source in sources
@@ -161,22 +162,31 @@ def main(config: Config) -> dict[str, Any]:
 
 def evaluate(
     protocol: str, source: Source, data: Data, setting: str, statistics: str, share: float, seed: int, device: str
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Evaluate one source by one protocol.
 
     Returns:
-        Figures by name.
+        "figures" by name, and "seconds".
 
     Raises:
         ConfigurationError: If the protocol does not allow the trunk.
+        DataError: If data cannot be used.
     """
-    trunk = source.load(seed)
+    start, trunk = time.perf_counter(), source.load(seed)
     chosen: Setting = ("paper" if trunk.name == "caffenet" else "small") if setting == "auto" else setting  # type: ignore[assignment]
     measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
     try:
-        return PROTOCOLS[protocol].run(Job(trunk, data, chosen, seed, torch.device(device), share, measure))
+        figures = PROTOCOLS[protocol].run(Job(trunk, data, chosen, seed, torch.device(device), share, measure))
+    except (ConfigurationError, DataError):
+        raise
     except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
         raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
+    return {"figures": figures, "seconds": time.perf_counter() - start}
+
+
+def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the figures and the seconds of the repetitions of an evaluation."""
+    return {name: [each[name] for each in results] for name in ("figures", "seconds")}
 
 
 def _protocols(config: Config) -> list[str]:
@@ -204,7 +214,8 @@ def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for figure in row["figures"][0]:
             values = [each[figure] for each in row["figures"]]
             columns = mean_of(values).as_columns("value")
-            yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values), **columns}
+            names = {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values)}
+            yield {**names, **columns, "seconds": sum(row["seconds"]) / len(values)}
 
 
 def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
@@ -212,7 +223,7 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
 
     Args:
         protocol: Its name.
-        rows: "source", and "figures" of each repetition, of one or more sources.
+        rows: "source", and "figures" and "seconds" of each repetition, of one or more sources.
     """
     about = PROTOCOLS[protocol]
     columns = list(rows[0]["figures"][0])
@@ -220,15 +231,16 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
     lines = [
         f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
         "",
-        "| | " + " | ".join(columns) + " |",
-        "|---" * (1 + len(columns)) + "|",
+        "| | " + " | ".join(columns) + " | seconds |",
+        "|---" * (2 + len(columns)) + "|",
     ]
     for row in rows:
         shown = [_in_percent([each[column] for each in row["figures"]]) for column in columns]
-        lines.append(f"| {row['source']} | " + " | ".join(shown) + " |")
+        seconds = sum(row["seconds"]) / len(row["seconds"])
+        lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
     for name, figures in about.paper.items():
         shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
-        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " |")
+        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " | |")
     return "\n".join(lines)
 
 

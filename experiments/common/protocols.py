@@ -7,6 +7,7 @@ cites; "small" those for the tiny trunk and two CPU cores, a few minutes each.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from permenv import ConfigurationError, StillImages, image_folder, video_folder
+from permenv import ConfigurationError, StillImages, VideoClips, image_folder, video_folder
 from permenv.data.folder import centre_square
 from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, voc_images
 from permenv.transfer.action_recognition import ActionOptions, action_recognition
@@ -133,48 +134,47 @@ class Protocol:
                 raise ConfigurationError(f"protocol {name!r} needs --{need.replace('_', '-')}: name the folder")
 
 
-def _tops(found: dict[int, float] | None) -> dict[str, float]:
-    """Figures of Table 1; NaN where features are not finite."""
+def class_folders(data: Data, side: int) -> tuple[StillImages, StillImages]:
+    """Read images of train and of test."""
+    assert data.images is not None, "checked by `Protocol.check`"
+    assert data.eval_images is not None, "likewise"
+    return image_folder(data.images, side), image_folder(data.eval_images, side)
+
+
+def objects(data: Data, side: int) -> tuple[StillImages, StillImages]:
+    """Cut the objects out of VOC's trainval and test."""
+    train, test = (object_crops(each, side) for each in _records(data))
+    return train, test
+
+
+def clips_of_split_1(data: Data, side: int) -> tuple[VideoClips, VideoClips]:
+    """Read the frames of the training and of the test list."""
+    assert data.videos is not None, "checked by `Protocol.check`"
+    return (
+        video_folder(data.videos, side, _FRAMES, split=1, part="train"),
+        video_folder(data.videos, side, _FRAMES, split=1, part="test"),
+    )
+
+
+def _retrieve(
+    load: Callable[[Data, int], tuple[StillImages | VideoClips, StillImages | VideoClips]], job: Job
+) -> dict[str, float]:
+    database, queries = load(job.data, job.trunk.input_size)
+    trunk = job.prepared(lambda: some_of(database))
+    found = retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True)
+    # where features are not finite there is no figure
     return {f"top {k}": float("nan") if found is None else found[k] for k in TABLE_1}
 
 
-def _class_folders(job: Job) -> tuple[StillImages, StillImages]:
-    train, test = job.data.images, job.data.eval_images
-    assert train is not None, "checked by `Protocol.check`"
-    assert test is not None, "likewise"
-    return image_folder(train, job.trunk.input_size), image_folder(test, job.trunk.input_size)
-
-
-def _retrieve_images(job: Job) -> dict[str, float]:
-    database, queries = _class_folders(job)
-    trunk = job.prepared(lambda: some_of(database))
-    return _tops(retrieval(trunk.module, queries, database, top=TABLE_1, progress=True))
-
-
-def _retrieve_objects(job: Job) -> dict[str, float]:
-    database, queries = (object_crops(each, job.trunk.input_size) for each in _records(job))
-    trunk = job.prepared(lambda: some_of(database))
-    return _tops(retrieval(trunk.module, queries, database, top=TABLE_1, progress=True))
-
-
-def _retrieve_frames(job: Job) -> dict[str, float]:
-    assert job.data.videos is not None, "checked by `Protocol.check`"
-    database, queries = (
-        video_folder(job.data.videos, job.trunk.input_size, _FRAMES, split=1, part=part) for part in ("train", "test")
-    )
-    trunk = job.prepared(lambda: some_of(database.frames))
-    return _tops(retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True))
-
-
 def _probe_linearly(job: Job) -> dict[str, float]:
-    train, test = _class_folders(job)
+    train, test = class_folders(job.data, job.trunk.input_size)
     trunk = job.prepared(lambda: some_of(train))
     found = linear_probe(trunk, train, test, job.options(LinearOptions), seed=job.seed, device=job.device)
     return {layer: each.accuracy for layer, each in found.items()}
 
 
 def _probe_nonlinearly(job: Job) -> dict[str, float]:
-    train, test = _class_folders(job)
+    train, test = class_folders(job.data, job.trunk.input_size)
     trunk = job.prepared(lambda: some_of(train))
     found = nonlinear_probe(trunk, train, test, job.options(NonLinearOptions), seed=job.seed, device=job.device)
     return {found.layer: found.accuracy}
@@ -183,13 +183,13 @@ def _probe_nonlinearly(job: Job) -> dict[str, float]:
 def _recognise_actions(job: Job) -> dict[str, float]:
     assert job.data.videos is not None, "checked by `Protocol.check`"
     clips, splits = read_actions(job.data.videos, job.trunk.input_size)
-    trunk = job.prepared(lambda: some_of(clips.frames))
+    trunk = job.prepared(lambda: some_of(clips))
     found = action_recognition(trunk, clips, splits, job.options(ActionOptions), seed=job.seed, device=job.device)
     return {"accuracy": found.accuracy, **{f"split {each.number}": each.accuracy for each in found.splits}}
 
 
 def _classify(job: Job) -> dict[str, float]:
-    records = _records(job)
+    records = _records(job.data)
     train, test = (labelled_images(each) for each in records)
     trunk, options = (
         job.prepared(lambda: some_squares(records[0], job.trunk.input_size)),
@@ -200,7 +200,7 @@ def _classify(job: Job) -> dict[str, float]:
 
 
 def _detect(job: Job) -> dict[str, float]:
-    records, folder = _records(job), job.data.proposals
+    records, folder = _records(job.data), job.data.proposals
     published = [None if folder is None else selective_search(folder / f"voc_2007_{part}.mat") for part in _PARTS]
     train, test = (detection_images(each, boxes) for each, boxes in zip(records, published, strict=True))
     trunk, options = job.prepared(lambda: some_squares(records[0], job.trunk.input_size)), job.options(DetectionOptions)
@@ -224,14 +224,15 @@ def _segment(job: Job) -> dict[str, float]:
     return {"mean IoU": found.mean}
 
 
-def _records(job: Job) -> list[tuple[VocImage, ...]]:
+def _records(data: Data) -> list[tuple[VocImage, ...]]:
     """The images of trainval and of test."""
-    assert job.data.voc is not None, "checked by `Protocol.check`"
-    return [voc_images(job.data.voc, part).records for part in _PARTS]
+    assert data.voc is not None, "checked by `Protocol.check`"
+    return [voc_images(data.voc, part).records for part in _PARTS]
 
 
-def some_of(images: StillImages) -> np.ndarray:
-    """Return evenly spread images to measure batch statistics on, (N, S, S, 3) uint8."""
+def some_of(data: StillImages | VideoClips) -> np.ndarray:
+    """Return evenly spread images, or frames, to measure batch statistics on, (N, S, S, 3) uint8."""
+    images = data.frames if isinstance(data, VideoClips) else data
     return images.take(_spread(len(images)), torch.device("cpu")).numpy()
 
 
@@ -254,12 +255,14 @@ def _of_tops(*numbers: float) -> dict[str, float]:
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "retrieval-images": Protocol("nearest neighbours of images", "as Table 1", _CLASS_FOLDERS, _retrieve_images),
+    "retrieval-images": Protocol(
+        "nearest neighbours of images", "as Table 1", _CLASS_FOLDERS, functools.partial(_retrieve, class_folders)
+    ),
     "retrieval-objects": Protocol(
         "nearest neighbours of objects",
         "Table 1, Pascal",
         ("voc",),
-        _retrieve_objects,
+        functools.partial(_retrieve, objects),
         {
             _RANDOM: _of_tops(17.6, 61.6, 75.5, 85.5, 94.2),
             _JIGSAW: _of_tops(39.2, 71.6, 82.2, 89.5, 96.0),
@@ -271,7 +274,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "nearest neighbours of frames",
         "Table 1, UCF-101",
         ("videos",),
-        _retrieve_frames,
+        functools.partial(_retrieve, clips_of_split_1),
         {
             _RANDOM: _of_tops(18.8, 25.7, 30.0, 35.0, 43.3),
             _JIGSAW: _of_tops(19.7, 28.5, 33.5, 40.0, 49.4),

@@ -34,7 +34,7 @@ from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import sweep
-from experiments.evaluate import as_table, evaluate
+from experiments.evaluate import as_table, evaluate, in_columns
 from experiments.studies.shared import heading, in_words, iterations_of
 from permenv import Config as Numbers
 from permenv import ConfigurationError, PermShuffleEnv, image_folder
@@ -133,7 +133,7 @@ def main(config: Config) -> dict[str, Any]:
         jobs = {
             f"{network}-{protocol}-seed{seed}": {
                 "protocol": protocol,
-                "source": _source(weights.get(f"{network}-seed{seed}"), config.env),
+                "source": source_of(weights.get(f"{network}-seed{seed}"), config.env),
                 "data": config.folders,
                 "setting": "auto",
                 "statistics": "auto",
@@ -150,7 +150,7 @@ def main(config: Config) -> dict[str, Any]:
         {
             "protocol": protocol,
             "source": network,
-            "figures": [found[f"{network}-{protocol}-seed{seed}"] for seed in seeds],
+            **in_columns([found[f"{network}-{protocol}-seed{seed}"] for seed in seeds]),
         }
         for protocol in config.protocols
         for network in config.networks
@@ -169,6 +169,11 @@ def main(config: Config) -> dict[str, Any]:
     write_text(config.out.with_suffix(".md"), text + "\n")
     print(f"{text}\n\nwritten to {config.out}.json and .md")
     return report
+
+
+def weights_of(runs: Path, network: str, seed: int) -> Path:
+    """Return where the weights of a network's trunk are."""
+    return runs / f"{network}-seed{seed}.pt"
 
 
 def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str, float]:
@@ -206,7 +211,7 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()
 
 
-def _source(path: Path | None, numbers: Numbers) -> Source:
+def source_of(path: Path | None, numbers: Numbers) -> Source:
     """A network's weights, or untrained ones."""
     assert isinstance(numbers.backbone, str), "a preset's"
     (source,) = find_sources(("random" if path is None else str(path),), numbers.backbone)

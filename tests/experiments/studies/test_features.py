@@ -1,11 +1,15 @@
-"""The study of features, as small as it goes, on trees like the original releases."""
+"""The studies of features, as small as they go, on trees like the original releases."""
 
+import dataclasses
 import json
 
+import numpy as np
 import pytest
+import torch
 
-from experiments.studies import features
-from permenv import ConfigurationError, make_config
+from experiments.studies import conditions, features
+from permenv import ConfigurationError, StillImages, make_config
+from permenv.networks import BACKBONES
 from tests.experiments import releases
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -58,3 +62,43 @@ def test_unknown_names_are_refused(options):
         features.main(options(networks=("alexnet",)))
     with pytest.raises(ConfigurationError, match="--protocols 'table 9': choose from retrieval-images"):
         features.main(options(protocols=("table 9",)))
+
+
+# Conditions
+
+
+@pytest.mark.ci
+def test_each_condition_is_one_change(options, tmp_path, capsys):
+    config = options(networks=("untrained", "jigsaw"), protocols=(), seeds=1)
+    features.main(config)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    report = conditions.main(conditions.Config(**{**fields, "sets": ("images",), "out": tmp_path / "conditions.json"}))
+    assert [row["network"] for row in report["rows"]] == ["untrained", "jigsaw"]
+    for row in report["rows"]:
+        assert row["top 1"].keys() == set(conditions.CONDITIONS)
+        assert all(0 <= value <= 1 for values in row["top 1"].values() for value in values)
+    untrained = report["rows"][0]["top 1"]
+    assert untrained["as evaluated"] == untrained["measured statistics"], "they are measured in any case"
+    assert "| images | jigsaw |" in capsys.readouterr().out
+
+
+def test_grey_images_have_no_colour_and_keep_their_luma():
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 5, 3), dtype=np.uint8)
+    found = conditions.grey(StillImages(torch.from_numpy(pixels), None, (), "photos", "0"))
+    expected = np.rint(0.299 * pixels[..., 0] + 0.587 * pixels[..., 1] + 0.114 * pixels[..., 2])
+    for channel in range(3):
+        np.testing.assert_allclose(found.pixels[..., channel].numpy(), expected, atol=1)
+
+
+def test_half_the_stride_gives_a_map_of_twice_the_side():
+    module = BACKBONES["two-convolutions"]().eval()
+    denser = conditions.at_half_the_stride(module)
+    images = torch.zeros(1, 3, 64, 64)
+    assert denser(images).shape[2] == 2 * module(images).shape[2]
+    assert torch.equal(denser[0].weight, module[0].weight)
+
+
+def test_networks_that_are_not_trained_are_named(options, tmp_path):
+    config = conditions.Config(runs=tmp_path / "nothing", networks=("jigsaw",), seeds=1)
+    with pytest.raises(ConfigurationError, match=r"jigsaw-seed500\.pt: run experiments/studies/features\.py first"):
+        conditions.main(config)

@@ -51,7 +51,7 @@ def test_the_network_is_trained_until_it_has_the_error(tmp_path):
 def test_an_error_that_is_never_reached_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(figure_4, "MOST_BEFORE", 1)
     config = options(figure_4.Config, tmp_path, env=EPISODE)
-    with pytest.raises(RuntimeError, match="after 1 updates and was never 0.1; raise --start-error"):
+    with pytest.raises(RuntimeError, match=r"after 1 updates and was never 0\.1; raise --start-error"):
         figure_4._save_checkpoint(config.environment, 0, 0.1, tmp_path / "never")
 
 

@@ -138,7 +138,7 @@ def _figure(report: dict[str, Any], task: Task) -> Figure:
 
     iterations, columns = report["iterations_before"], 2 * EXAMPLES
     picture = Figure(figsize=(6 + 1.1 * columns, 1.2 * len(iterations) + 0.6), dpi=120, layout="constrained")
-    left, right = picture.subfigures(1, 2, width_ratios=(6, 1.1 * columns))
+    left, right = picture.subfigures(1, 2, squeeze=False, width_ratios=(6, 1.1 * columns))[0]
     axis, chosen = left.subplots(), np.mean(report["chosen"], axis=0)
     width = 0.8 / (len(iterations) + 1)
     axis.bar(np.arange(len(report["random"])), report["random"], width, color="grey", label="random")

@@ -167,7 +167,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(6 * len(report["policies"]), 4), dpi=120, layout="constrained")
+    picture = Figure(figsize=(1.5 + 5 * len(report["policies"]), 4), dpi=120, layout="constrained")
     for axis, (name, row) in zip(
         picture.subplots(1, len(report["policies"]), squeeze=False)[0], report["policies"].items(), strict=True
     ):
@@ -182,7 +182,7 @@ def _figure(report: dict[str, Any]) -> Figure:
             axis.axhline(share, color="black", linewidth=0.6, linestyle="dotted")
         axis.set(title=f"{name}, mean of {report['seeds']} seeds", xlabel="update", ylim=(0, 1))
     picture.axes[0].set_ylabel("share of the choices; dotted: random")
-    picture.axes[0].legend(loc="upper left", fontsize=8)
+    picture.axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     return picture
 
 

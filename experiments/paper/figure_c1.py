@@ -17,9 +17,14 @@ with the same error E, then e_x would be a binomial share, Var_x(e_x) = E (1 - E
 
     Var(E) = E (1 - E) / (V \|Ψ\|).                                   (binomial)
 
-By the law of total variance, with independent answers given x, Var_x(e_x) is the binomial's mean plus the variance of
-how difficult samples are: the difference between the two predictions is what samples differ by. Measuring more
-permutations does not help where the first term decides; more samples do, and double as many lower the deviation by 29%.
+The two differ by what is not equal. Let the answers be independent with an error p_xl for sample x and permutation l.
+By the law of total variance, and since the mean of p (1 - p) is E (1 - E) - Var(p),
+
+    Var_x(e_x) = Var_x(mean_l p_xl) + [E (1 - E) - Var_xl(p_xl)] / \|Ψ\|.
+
+Where samples differ in difficulty, the first term adds to the binomial's; where only permutations do, the last one
+takes from it: a network that always answers alike has the same error on every sample. Measuring more permutations
+lowers only what is divided by \|Ψ\|; twice as many samples lower the deviation by 29%.
 
 E is a mean over samples, so one validation of a pool that is held out of training has that of all sets; the sets of a
 size share no sample. A job that is done is kept in the folder `runs`. Writes `experiments/results/figure-c1.json` and

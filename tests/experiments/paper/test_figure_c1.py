@@ -28,27 +28,30 @@ def test_the_deviation_is_compared_with_two_predictions(tmp_path, capsys):
     assert "| 5 | 0." in capsys.readouterr().out
 
 
-def made_up(difficulties, samples, rng, permutations=50):
-    """Draw e_x of samples whose chance of an error is drawn from `difficulties`, for each of 50 permutations."""
-    return rng.binomial(permutations, difficulties(samples)) / permutations
+def chances(kind, samples, rng):
+    """Chances of an error for samples and 50 permutations, (samples, 50): their mean is 0.6."""
+    differing = {"nothing": np.array(0.6), "samples": rng.uniform(0.2, 1.0, (samples, 1)), "permutations": _FIXED}
+    return np.broadcast_to(differing[kind], (samples, 50))
 
 
-@pytest.mark.parametrize("equal", [True, False])
-def test_the_predictions_hold_on_made_up_data(equal):
-    """Where samples are equally difficult both are right, else that of the variance between samples."""
-    rng = np.random.default_rng(0)
+_FIXED = np.linspace(0.2, 1.0, 50)[None]
+"""Chances that differ between permutations, and are the same for all samples."""
 
-    def difficulties(shape):
-        return np.full(shape, 0.6) if equal else rng.uniform(0.2, 1.0, shape)
 
-    measured = made_up(difficulties, (20_000, 30), rng).mean(axis=1).var(ddof=1)  # E of many sets of 30
-    found = figure_c1.predicted_variances(made_up(difficulties, 20_000, rng), 50, 30)
-    assert found["between samples"] == pytest.approx(measured, rel=0.05)
-    if equal:
-        assert found["binomial"] == pytest.approx(measured, rel=0.05)
-    else:
-        assert found["binomial"] == pytest.approx(0.6 * 0.4 / 50 / 30, rel=0.02)
-        assert measured > 5 * found["binomial"]
+@pytest.mark.parametrize("differing", ["nothing", "samples", "permutations"])
+def test_the_predictions_on_made_up_data(differing):
+    """The variance between samples is right; the binomial's only where samples and permutations are alike."""
+    rng, size = np.random.default_rng(0), 10
+    p = chances(differing, 40_000, rng)
+    sample_errors = (rng.random(p.shape) < p).mean(axis=1)
+    measured = sample_errors.reshape(-1, size).mean(axis=1).var(ddof=1)  # of E of 4000 sets
+    found = figure_c1.predicted_variances(sample_errors[:1000], 50, size)
+    assert found["between samples"] == pytest.approx(measured, rel=0.12)
+    assert found["binomial"] == pytest.approx(0.6 * 0.4 / 50 / size, rel=0.02)
+    by_the_law = p.mean(axis=1).var() + (0.6 * 0.4 - p.var()) / 50
+    assert measured == pytest.approx(by_the_law / size, rel=0.1)
+    ratio = measured / found["binomial"]
+    assert {"nothing": 0.9 < ratio < 1.1, "samples": ratio > 5, "permutations": ratio < 0.85}[differing]
 
 
 def test_the_error_of_a_set_is_the_mean_over_its_samples():

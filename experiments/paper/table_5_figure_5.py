@@ -1,7 +1,7 @@
 """Table 5 and figure 5: the ablation of tasks and policy, by nearest neighbours during training and by fine-tuning.
 
     python experiments/paper/table_5_figure_5.py
-    python experiments/paper/table_5_figure_5.py --search objects --voc VOCdevkit/VOC2007 --videos UCF-101/videos
+    python experiments/paper/table_5_figure_5.py --search objects --runs runs/table-5-objects
 
 S is the spatial task, T the temporal one, S+T both at once, S&T first S, then T from its trunk, each half as long; +P
 is with the policy, here REINFORCE within the run. All networks have the same number of SGD iterations; one of the joint

@@ -90,7 +90,7 @@ def shuffle_figure(originals: np.ndarray, pieces: np.ndarray, captions: Sequence
     axes = figure.subplots(2, count, squeeze=False)
     for column in range(count):
         axes[0, column].imshow(originals[column])
-        axes[1, column].imshow(_tile(pieces[column], grid))
+        axes[1, column].imshow(tiled(pieces[column], grid))
         axes[1, column].set_xlabel(captions[column], fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
@@ -127,7 +127,7 @@ def frames_figure(originals: np.ndarray, pieces: np.ndarray, orders: np.ndarray,
     return figure
 
 
-def _tile(pieces: np.ndarray, grid: int, gap: int = 2) -> np.ndarray:
+def tiled(pieces: np.ndarray, grid: int, gap: int = 2) -> np.ndarray:
     """Lay pieces (n, h, w, 3) out on a grid, with white gaps."""
     _, height, width, _ = pieces.shape
     white = 255 if pieces.dtype == np.uint8 else 1

@@ -35,6 +35,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
+from experiments.paper.shared import base_of, find_policy, policy_in
 from permenv import PermShuffleEnv
 from permenv.training import resolve_device
 
@@ -71,8 +72,7 @@ def main(config: Config) -> dict[str, Any]:
         CheckpointError: If the folder holds no policy.
         RunFolderError: If `runs` has results of other settings.
     """
-    policy = None if config.policy is None else LearnedPolicy.find(config.policy)
-    name = "reinforce" if policy is None else policy.name
+    name, policy = find_policy(config.policy)
     found = over_seeds(_run, {name: {"policy": policy}}, config)[name]
     report = {
         "machine": machine(resolve_device(config.device), threads=1),
@@ -100,9 +100,8 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
         "epoch" and "quarter", their iterations, and "accuracies": by checkpoint, by length and by kind.
     """
     episode, quarter, env = _with_epochs(environment)
-    base_env = env.unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
-    view, agent = (env, agents.make("reinforce", env, seed=seed)) if policy is None else policy.make(env, seed=seed)
+    base_env = base_of(env)
+    view, agent = policy_in(env, policy, seed)
     observation, _ = view.reset(seed=seed)
     accuracies: dict[str, dict[str, dict[str, float]]] = {}
     done = 0
@@ -127,8 +126,7 @@ def _with_epochs(environment: EnvOptions) -> tuple[int, int, gym.Env]:
         The updates of an episode, of about as many iterations as before; those of a quarter of it; and the environment,
         which allows for both, since the last copies continue beyond the end of the episode.
     """
-    base_env = environment.make().unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
+    base_env = base_of(environment.make())
     config, task = base_env.config, next(iter(base_env.tasks.values()))
     epoch = max(1, (len(task.data) - config.num_validation) // config.batch_size)
     iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,31 +131,7 @@ def main(config: Config) -> dict[str, Any]:
             executor=executor,
             folder=config.runs / "networks",
         )
-        jobs = {
-            f"{network}-{protocol}-seed{seed}": {
-                "protocol": protocol,
-                "source": source_of(weights.get(f"{network}-seed{seed}"), config.env),
-                "data": config.folders,
-                "setting": "auto",
-                "statistics": "auto",
-                "share": config.share,
-                "seed": seed,
-                "device": str(resolve_device(config.device)),
-            }
-            for seed in seeds
-            for protocol in config.protocols
-            for network in config.networks
-        }
-        found = sweep(evaluate, jobs, executor=executor, folder=config.runs / "protocols")
-    rows = [
-        {
-            "protocol": protocol,
-            "source": network,
-            **in_columns([found[f"{network}-{protocol}-seed{seed}"] for seed in seeds]),
-        }
-        for protocol in config.protocols
-        for network in config.networks
-    ]
+        rows = evaluate_all(config, weights, executor)
     report = {
         **heading(config),
         "first_seed": config.first_seed,
@@ -169,6 +146,46 @@ def main(config: Config) -> dict[str, Any]:
     write_text(config.out.with_suffix(".md"), text + "\n")
     print(f"{text}\n\nwritten to {config.out}.json and .md")
     return report
+
+
+def evaluate_all(config: Config, weights: Mapping[str, Path], executor: Executor) -> list[dict[str, Any]]:
+    """Evaluate all networks by all protocols.
+
+    Args:
+        config: The options.
+        weights: By NETWORK-seedSEED, the weights of the trunk; a network that has none is untrained.
+        executor: Runs the evaluations; those in the folder `runs` are not run again.
+
+    Returns:
+        A row for each protocol and network: "protocol", "source", and by seed "figures" and "seconds".
+    """
+    assert config.runs is not None, "it has a default"
+    seeds = range(config.first_seed, config.first_seed + config.seeds)
+    jobs = {
+        f"{network}-{protocol}-seed{seed}": {
+            "protocol": protocol,
+            "source": source_of(weights.get(f"{network}-seed{seed}"), config.env),
+            "data": config.folders,
+            "setting": "auto",
+            "statistics": "auto",
+            "share": config.share,
+            "seed": seed,
+            "device": str(resolve_device(config.device)),
+        }
+        for seed in seeds
+        for protocol in config.protocols
+        for network in config.networks
+    }
+    found = sweep(evaluate, jobs, executor=executor, folder=config.runs / "protocols")
+    return [
+        {
+            "protocol": protocol,
+            "source": network,
+            **in_columns([found[f"{network}-{protocol}-seed{seed}"] for seed in seeds]),
+        }
+        for protocol in config.protocols
+        for network in config.networks
+    ]
 
 
 def weights_of(runs: Path, network: str, seed: int) -> Path:
@@ -192,9 +209,14 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
         rollout(env, agents.make("random", env, seed=seed), seed=seed, learn=False)
         weights = base_env.run.trainer.eval_network.trunk.state_dict()
         figures = dict(base_env.records[-1].errors)
+    write_trunk(path, weights)
+    return {**figures, "seconds": time.perf_counter() - start}
+
+
+def write_trunk(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the weights of a trunk, atomically."""
     with replacing(path) as temporary:
         torch.save({name: value.cpu().contiguous() for name, value in weights.items()}, temporary)
-    return {**figures, "seconds": time.perf_counter() - start}
 
 
 def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:

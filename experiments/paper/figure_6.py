@@ -1,0 +1,179 @@
+"""Figure 6: the error of every spatial permutation over the joint task's training, with the policy and without.
+
+    python experiments/paper/figure_6.py
+
+Each row of the picture is a permutation, each column a validation; rows are sorted by their mean error over time. The
+paper sees a uniform improvement without the policy and an uneven one with it (section 4.3), in one run each of CaffeNet
+on ImageNet and UCF-101 with 1000 permutations; it gives no numbers. Here it is the nano preset (500 permutations of
+each task) on embedded scenes and clips, with REINFORCE within the run.
+
+How uneven the errors are is measured as their standard deviation over the permutations. A share of V samples scatters
+even where all permutations are equally difficult; its variance, e (1 - e) / (V - 1) for the error e, is subtracted.
+
+A job that is done is kept in the folder `runs`. Writes `experiments/results/figure-6.json`, with the deciles over the
+permutations at each validation, and `.png`, the first seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tyro
+
+import agents
+from agents.rollout import rollout
+from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.script import run_script
+from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.sweep import over_seeds
+from experiments.paper.shared import base_of, publish_with_picture
+from experiments.studies.shared import heading, in_words
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NETWORKS = {"S+T+P": "reinforce", "S+T": "random"}
+"""By the paper's name, the agent."""
+TASK = "spatial"
+"""Whose permutations are shown."""
+MOMENTS = {"half": 0.5, "end": 1.0}
+"""Shares of the run at which figures are given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(SweepOptions):
+    """The options."""
+
+    preset: Preset = "nano"
+    task: tyro.conf.Suppress[str] = "spatiotemporal"
+    seeds: int = 5
+    """Runs of each."""
+    first_seed: int = 720
+    """The first of the seeds."""
+    runs: Path | None = Path("runs/figure-6")
+    """Folder with the result of each run; a run whose result is there is not run again."""
+    out: Path = Path("experiments/results/figure-6.json")
+    """JSON file; the picture lies beside it."""
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Run what is missing, print and write.
+
+    Raises:
+        RuntimeError: If a run diverges.
+    """
+    found = over_seeds(_run, {name: {"agent": agent} for name, agent in NETWORKS.items()}, config)
+    samples = config.env.num_validation
+    rows = {name: _row([np.array(run["errors"]) for run in runs], samples) for name, runs in found.items()}
+    ours, theirs = rows.values()
+    report = {
+        **heading(config),
+        "first_seed": config.first_seed,
+        "interval": INTERVAL,
+        "validated": found["S+T"][0]["iterations"],
+        "networks": rows,
+        "differences": {
+            f"{figure}_{moment}": mean_of(
+                np.array(ours["by_seed"][figure])[:, place] - np.array(theirs["by_seed"][figure])[:, place]
+            )
+            for figure in ("error", "spread")
+            for place, moment in enumerate(MOMENTS)
+        },
+    }
+    publish_with_picture(report, _in_words(report), _figure(found), config.out)
+    return report
+
+
+def spread(errors: np.ndarray, samples: int) -> np.ndarray:
+    """Return the standard deviation over the permutations of their true errors.
+
+    Args:
+        errors: (..., |Ψ|), the share of the samples on which each permutation was not recognised.
+        samples: V, at least 2.
+
+    Returns:
+        (...), the deviation after the variance of shares of V samples is subtracted; 0 where less is left.
+    """
+    noise = (errors * (1 - errors)).mean(axis=-1) / (samples - 1)
+    return np.sqrt(np.maximum(0, errors.var(axis=-1, ddof=1) - noise))
+
+
+def sorted_rows(errors: np.ndarray) -> np.ndarray:
+    """Turn errors (validations, |Ψ|) into rows of permutations (|Ψ|, validations), highest mean error first."""
+    return errors.T[np.argsort(-errors.mean(axis=0), kind="stable")]
+
+
+def _run(agent: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
+    """Train one network.
+
+    Returns:
+        "iterations" of the validations, and "errors", (validations, |Ψ|).
+    """
+    env = environment.make()
+    base_env, player = base_of(env), agents.make(agent, env, seed=seed)
+    observation, _ = env.reset(seed=seed)
+
+    def look() -> tuple[int, list[float]]:
+        return base_env.run.iteration, base_env.validation[TASK].permutation_errors.tolist()
+
+    seen = [look()]
+    last = rollout(env, player, observation=observation, on_update=lambda _: seen.append(look()))
+    if last.terminated:
+        raise RuntimeError(f"seed {seed} diverged: lower the learning rate")
+    iterations, errors = zip(*seen, strict=True)
+    return {"iterations": iterations, "errors": errors}
+
+
+def _row(runs: list[np.ndarray], samples: int) -> dict[str, Any]:
+    """Return the figures of the runs of one network, whose errors are (validations, |Ψ|) each."""
+    places = [round(share * (len(runs[0]) - 1)) for share in MOMENTS.values()]
+    by_seed = {
+        "error": [run.mean(axis=1)[places].tolist() for run in runs],
+        "spread": [spread(run, samples)[places].tolist() for run in runs],
+    }
+    return {
+        **{
+            f"{figure}_{moment}": mean_of(np.array(values)[:, place])
+            for figure, values in by_seed.items()
+            for place, moment in enumerate(MOMENTS)
+        },
+        "by_seed": by_seed,
+        "deciles": [np.quantile(run, np.linspace(0, 1, 11), axis=1).T.round(4).tolist() for run in runs],
+    }
+
+
+def _figure(found: dict[str, list[dict[str, Any]]]) -> Figure:
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(5 * len(found), 5), dpi=120, layout="constrained")
+    axes = picture.subplots(1, len(found), sharey=True)
+    for axis, (name, runs) in zip(axes, found.items(), strict=True):
+        rows, last = sorted_rows(np.array(runs[0]["errors"])), runs[0]["iterations"][-1]
+        shown = axis.imshow(
+            rows, aspect="auto", vmin=0, vmax=1, cmap="viridis", interpolation="none", extent=(0, last, len(rows), 0)
+        )
+        axis.set(title=name, xlabel="SGD iteration")
+    axes[0].set_ylabel("permutation, by mean error")
+    picture.colorbar(shown, ax=axes, label="error")
+    return picture
+
+
+def _in_words(report: dict[str, Any]) -> str:
+    columns = {f"{figure}_{moment}": f"{figure}, {moment}" for figure in ("error", "spread") for moment in MOMENTS}
+    lines = [
+        f"{in_words(report)}; spatial permutations of the joint task, mean [{report['interval']}]",
+        "",
+        "| network | " + " | ".join(columns.values()) + " |",
+        "|---" * (1 + len(columns)) + "|",
+    ]
+    rows = {**report["networks"], "difference": report["differences"]}
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{Estimate(*row[column]):.3f}" for column in columns) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

@@ -1,0 +1,40 @@
+"""Figure 6."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.paper import figure_6
+from tests.experiments.paper.helpers import is_a_picture, options
+
+FEW = {"num_scenes": 40, "num_clips": 16, "total_updates": 2}
+
+
+def test_the_errors_of_the_joint_task_are_compared(tmp_path, capsys):
+    config = options(figure_6.Config, tmp_path, env=FEW)
+    report = figure_6.main(config)
+    assert json.loads(config.out.read_text())["validated"] == [0, 2, 4]
+    for name in ("S+T+P", "S+T"):
+        row = report["networks"][name]
+        assert np.shape(row["deciles"]) == (2, 3, 11)
+        assert np.shape(row["by_seed"]["error"]) == (2, 2)
+        assert 0 <= row["error_end"].value <= 1
+    first, second = (np.array(report["networks"][name]["by_seed"]["error"])[:, 1] for name in ("S+T+P", "S+T"))
+    assert report["differences"]["error_end"].value == pytest.approx((first - second).mean())
+    assert is_a_picture(config.out.with_suffix(".png"))
+    assert "| S+T+P | 0." in capsys.readouterr().out
+
+
+def test_the_noise_of_few_samples_is_not_a_difference_between_permutations():
+    rng = np.random.default_rng(0)
+    equal = rng.binomial(40, 0.7, (200, 500)) / 40
+    assert equal.std(axis=1).mean() == pytest.approx(0.072, abs=0.003)
+    assert np.mean(figure_6.spread(equal, 40) ** 2) < 0.02**2
+    different = rng.binomial(40, rng.uniform(0.2, 0.8, (200, 500))) / 40
+    assert figure_6.spread(different, 40).mean() == pytest.approx(0.6 / 12**0.5, rel=0.03)
+
+
+def test_rows_are_sorted_by_their_mean_over_time():
+    errors = np.array([[0.1, 0.9, 0.5], [0.2, 0.1, 0.6]])  # [validations, permutations]
+    assert figure_6.sorted_rows(errors).tolist() == [[0.5, 0.6], [0.9, 0.1], [0.1, 0.2]]

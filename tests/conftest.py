@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 
 import permenv  # noqa: F401 - registers the environments
 from tests.helpers import REAL_DATA, SMALL
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a job in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # scripts that tests start would ignore Ctrl-C as well
 
 torch.set_num_threads(1)  # the tests' networks are so small that a second thread only waits for the first
 

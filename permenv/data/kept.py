@@ -44,7 +44,8 @@ class KeptImages:
 
     def __init__(self, store: Store, shards: np.ndarray, places: np.ndarray):
         self._store, self._shards, self._places = store, shards, places
-        self._start()
+        self._checked = np.zeros(len(places), dtype=bool)
+        self._begin_process()
 
     def __len__(self) -> int:
         return len(self._places)
@@ -143,26 +144,20 @@ class KeptImages:
             now = self._store.shards[which]
             return self._store.repair(shard) if now is shard else now
 
-    def _start(self) -> None:
+    def _begin_process(self) -> None:
         """Begin without anything that is read ahead."""
-        self._checked = np.zeros(len(self._places), dtype=bool)
-        self._repairing = threading.Lock()
-        self._process: int | None = None
+        self._process = os.getpid()
+        self._ahead: OrderedDict[tuple[bool, bytes], _Batch] = OrderedDict()
+        self._guard, self._repairing = threading.Lock(), threading.Lock()
 
     def _lock(self) -> threading.Lock:
         """The lock of what is read ahead. A forked process begins anew: its parent's threads are not there."""
         if self._process != os.getpid():
-            self._ahead: OrderedDict[tuple[bool, bytes], _Batch] = OrderedDict()
-            self._guard = threading.Lock()
-            self._process = os.getpid()
+            self._begin_process()
         return self._guard
 
-    def __getstate__(self) -> tuple[Store, np.ndarray, np.ndarray]:
-        return self._store, self._shards, self._places
-
-    def __setstate__(self, state: tuple[Store, np.ndarray, np.ndarray]) -> None:
-        self._store, self._shards, self._places = state
-        self._start()
+    def __reduce__(self) -> tuple[Any, ...]:
+        return KeptImages, (self._store, self._shards, self._places)
 
 
 class _Batch:

@@ -129,13 +129,15 @@ class Store:
         """
         since = time.time_ns() - UNSETTLED
         states = _states(self.source)
-        found = [self._find(part, None if verify else states) for part in self._parts]
-        if None in found:
-            with locked(self.folder):
-                if not verify:  # another process may have built them meanwhile
-                    found = [shard or self._find(part, states) for part, shard in zip(self._parts, found, strict=True)]
-                found = self._build(found, states, since, verify, progress)
-        self.shards = [shard for shard in found if shard is not None]
+        known = np.full_like(states, UNKNOWN_TIME - 1) if verify else states  # of no file
+        self.shards = []
+        for part in self._parts:
+            shard = self._try_to_open(part)
+            if shard is None or not _is_of(shard, part, known):
+                with locked(self.folder):
+                    self.shards = self._build(states, known, since, verify, progress)
+                break
+            self.shards.append(shard)
 
     def repair(self, shard: Shard) -> Shard:
         """Make the images of an open shard again that are not as they were written.
@@ -159,21 +161,15 @@ class Store:
 
     # Finding
 
-    def _find(self, part: _Part, states: np.ndarray | None) -> Shard | None:
-        """Open a shard if it is there and its files are in these states; None if no states are given."""
-        shard = None if states is None else self._open_intact(part)
-        if shard is None or states is None:
-            return None
-        return shard if np.array_equal(shard.index.states, states[part.start : part.stop]) else None
-
-    def _open_intact(self, part: _Part) -> Shard | None:
-        """Open a shard; None if there is none, or, with a warning, if it is broken."""
+    def _try_to_open(self, part: _Part, warn: bool = False) -> Shard | None:
+        """Open a shard; None if there is none, or it is broken, of which a warning can be given."""
         if not os.path.lexists(self.folder / f"{part.name}.safetensors"):
             return None
         try:
             return Shard(self.folder, part.name)
         except (BrokenError, UnusableFileError) as fault:
-            log.warning("shard %s of %s cannot be used and is made again: %s", part.name, self.folder, fault)
+            if warn:
+                log.warning("shard %s of %s cannot be used and is made again: %s", part.name, self.folder, fault)
             return None
         except OSError as fault:
             raise CacheError(
@@ -182,7 +178,7 @@ class Store:
             ) from fault
 
     def _open(self, part: _Part) -> Shard:
-        shard = self._open_intact(part)
+        shard = self._try_to_open(part)
         if shard is None:
             raise CacheError(
                 f"shard {part.name} of {self.folder} reads back otherwise than it was written; set the environment "
@@ -192,12 +188,13 @@ class Store:
 
     # Building
 
-    def _build(
-        self, found: Sequence[Shard | None], states: np.ndarray, since: int, verify: bool, progress: bool
-    ) -> list[Shard | None]:
-        """Write the shards that were not found, in order; return all. The lock is held."""
-        missing = [part for part, shard in zip(self._parts, found, strict=True) if shard is None]
-        old = {part.name: self._open_intact(part) for part in missing}
+    def _build(self, states: np.ndarray, known: np.ndarray, since: int, verify: bool, progress: bool) -> list[Shard]:
+        """Open all shards, and write those that are not of files in the known states, in order. The lock is held."""
+        old = {part.name: self._try_to_open(part, warn=True) for part in self._parts}
+        shards = {name: shard for name, shard in old.items() if shard is not None}
+        missing = [
+            part for part in self._parts if part.name not in shards or not _is_of(shards[part.name], part, known)
+        ]
         self._require_room([part for part in missing if old[part.name] is None])
 
         def work(item: tuple[_Part, int]) -> tuple[Outcome, bool]:
@@ -206,7 +203,6 @@ class Store:
             return self._outcome(part, row, (int(size), int(when)), old[part.name], since, verify)
 
         todo = [(part, row) for part in missing for row in range(part.stop - part.start)]
-        built: dict[str, Shard] = {}
         with closing(in_parallel(work, todo, "images", progress, "image", IN_FLIGHT)) as results:
             for part in missing:
                 of_part = islice(results, part.stop - part.start)
@@ -215,10 +211,10 @@ class Store:
                     self._write(part, (outcome for outcome, _ in of_part))
                 else:
                     self._update(part, before, list(of_part))
-                built[part.name] = self._open(part)
-        shards = [shard or built[part.name] for part, shard in zip(self._parts, found, strict=True)]
-        self._remove_all_but(shards)
-        return list(shards)
+                shards[part.name] = self._open(part)
+        in_order = [shards[part.name] for part in self._parts]
+        self._remove_all_but(in_order)
+        return in_order
 
     def _outcome(
         self, part: _Part, row: int, state: tuple[int, int], old: Shard | None, since: int, verify: bool
@@ -326,6 +322,11 @@ def _parts(files: Sequence[str]) -> list[_Part]:
             parts.append(_Part(content_digest(b"\0".join(names[start:stop])).hex(), start, stop))
             start = stop
     return parts
+
+
+def _is_of(shard: Shard, part: _Part, states: np.ndarray) -> bool:
+    """Whether a shard was made of files in these states, (N, 2) of all files."""
+    return np.array_equal(shard.index.states, states[part.start : part.stop])
 
 
 def _states(source: Source) -> np.ndarray:

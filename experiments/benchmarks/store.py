@@ -164,8 +164,8 @@ def _read(config: Config) -> dict[str, float]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if config.photos is None:
-        for number, scene in enumerate(embedded_scenes(config.num_photos, _PHOTO_SIZE).pixels):
-            Image.fromarray(np.asarray(scene)).save(folder / f"{number}.png")
+        for number, scene in enumerate(np.asarray(embedded_scenes(config.num_photos, _PHOTO_SIZE).pixels)):
+            Image.fromarray(scene).save(folder / f"{number}.png")
     else:
         paths = sorted(path for path in config.photos.rglob("*") if path.is_file())
         for number, path in enumerate(itertools.islice(paths, 0, None, max(1, len(paths) // config.num_photos))):

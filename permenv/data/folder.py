@@ -73,7 +73,7 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
     store.open(verify=verify, progress=progress)
 
     indices = [shard.index for shard in store.shards]
-    digests = [digest.tobytes() for index in indices for digest in index.digests]
+    digests = [digest for index in indices for digest in index.listed_digests]
     reasons = [reason for index in indices for reason in index.reasons]
     faults = faults_of(files, digests, reasons)
     skipped = tuple((file, fault) for file, fault in zip(files, faults, strict=True) if fault)

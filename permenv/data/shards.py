@@ -75,6 +75,12 @@ class Index:
     ends: np.ndarray
     checksums: np.ndarray
 
+    @property
+    def listed_digests(self) -> list[bytes]:
+        """The digests of the n files, as bytes."""
+        content = self.digests.tobytes()
+        return [content[start : start + DIGEST_BYTES] for start in range(0, len(content), DIGEST_BYTES)]
+
     @cached_property
     def places(self) -> np.ndarray:
         """(n,) int64, the number of each file's image in the shard; -1 if it has none."""

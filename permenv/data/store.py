@@ -38,7 +38,7 @@ from permenv.data.cache import (
     temporary_folder,
     writing,
 )
-from permenv.data.files import UnusableFileError, content_digest, in_parallel
+from permenv.data.files import UnusableFileError, content_digest, encoded, in_parallel
 from permenv.data.shards import BrokenError, Outcome, Shard, write_index, write_shard
 from permenv.data.source import DataError, log
 
@@ -316,7 +316,7 @@ class Store:
 def _parts(files: Sequence[str]) -> list[_Part]:
     """Divide files into shards: a shard ends where a name says so, or when it is full."""
     parts, start = [], 0
-    names = [os.fsencode(file) for file in files]
+    names = encoded(files)
     for stop, name in enumerate(names, start=1):
         if zlib.crc32(name) % FILES == 0 or stop - start == 2 * FILES or stop == len(names):
             parts.append(_Part(content_digest(b"\0".join(names[start:stop])).hex(), start, stop))
@@ -331,8 +331,10 @@ def _is_of(shard: Shard, part: _Part, states: np.ndarray) -> bool:
 
 def _states(source: Source) -> np.ndarray:
     """(N, 2) int64, see `_state`."""
-    numbers = (number for file in source.files for number in _state(source.path(file)))
-    return np.fromiter(numbers, np.int64, 2 * len(source.files)).reshape(-1, 2)
+    numbers: list[int] = []
+    for file in source.files:
+        numbers += _state(source.path(file))
+    return np.array(numbers, np.int64).reshape(-1, 2)
 
 
 def _state(path: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -246,6 +247,22 @@ def test_a_build_that_was_killed_loses_at_most_a_shard(root, cache):
     [part] = [part for part in made._parts if part.start <= 40 < part.stop]
     assert made.source.reads == made.source.files[part.start :]
     assert not list(cache.glob("temporary-*"))
+
+
+def test_whoever_needs_a_store_that_is_being_built_waits_for_it(root, encoding):
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: opened(root), range(4)))
+    assert sorted(len(each.source.reads) for each in made) == [0, 0, 0, COUNT]
+    for each in made:
+        assert_holds(each, encoding)
+
+
+def test_without_file_locks_a_store_is_built_all_the_same(root, monkeypatch):
+    def acquire(self, timeout=None):
+        raise NotImplementedError("this file system has no flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    assert_holds(opened(root), "raw")
 
 
 # Damage

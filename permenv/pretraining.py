@@ -227,9 +227,10 @@ class Pretraining:
         batches = {}
         for number, (name, task) in enumerate(self.tasks.items()):
             labels = self._draw_labels(name, None if groups is None else groups[:, number], number)
-            samples = task.draw(self._trainable[name], len(labels), self._stream(Purpose.SAMPLES, number))
+            samples = self._draw_samples(name, number, self.iteration)
             pieces = task.pieces(samples, task.permutations[labels], self._stream(Purpose.AUGMENTATION, number))
             batches[name] = Batch(pieces, labels)
+        self._announce()
         self.losses = self.trainer.step(batches)
         self.seconds["training"] += time.perf_counter() - start
         self.diverged = not all(map(math.isfinite, self.losses.values()))
@@ -437,8 +438,22 @@ class Pretraining:
         np.add.at(self.choices[number], groups, 1)
         return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), generator)
 
+    def _draw_samples(self, task: str, number: int, iteration: int) -> np.ndarray:
+        """Draw the samples of a mini-batch, (B, k) int64."""
+        generator = stream(self.seed, Purpose.SAMPLES, iteration, number)
+        return self.tasks[task].draw(self._trainable[task], self.config.batch_size, generator)
+
+    def _announce(self) -> None:
+        """Let the tasks read the samples of the next iterations, each once, while the network is trained."""
+        for number, (name, task) in enumerate(self.tasks.items()):
+            last = self.iteration + task.read_ahead
+            for iteration in range(max(self.iteration, self._announced.get(name, 0)) + 1, last + 1):
+                task.announce(self._draw_samples(name, number, iteration))
+            self._announced[name] = last
+
     def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
         self.held_out = samples
+        self._announced: dict[str, int] = {}  # by task, the last iteration whose samples were announced
         self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
         self._validation_pieces = {name: task.pieces(samples[name]) for name, task in self.tasks.items()}
         for name, pieces in self._validation_pieces.items():

@@ -168,6 +168,14 @@ class Task(ABC):
         """
         return among[rng.integers(len(among), size=count)][:, None]
 
+    @property
+    def read_ahead(self) -> int:
+        """How many mini-batches it is worth announcing; by default none."""
+        return 0
+
+    def announce(self, samples: np.ndarray) -> None:  # noqa: B027 - a task may have nothing to read
+        """Begin to read samples (B, k) that `pieces` will be asked for. No result may depend on it."""
+
     def raw_pieces(self, samples: np.ndarray, orders: np.ndarray | None = None) -> np.ndarray:
         """Cut samples into pieces for pictures.
 
@@ -304,6 +312,15 @@ class SpatialTask(ImageTask):
     def are_samples(self, samples: np.ndarray) -> bool:
         """Whether they are different images, see `Task.are_samples`."""
         return super().are_samples(samples) and len(np.unique(samples)) == len(samples)
+
+    @property
+    def read_ahead(self) -> int:
+        """See `Task.read_ahead`: some where images must be decoded."""
+        return self.data.read_ahead
+
+    def announce(self, samples: np.ndarray) -> None:
+        """See `Task.announce`."""
+        self.data.announce(samples[:, 0], self.device)
 
     def originals(self, samples: np.ndarray) -> np.ndarray:
         """Images (B, S, S, 3) uint8."""

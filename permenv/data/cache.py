@@ -74,12 +74,12 @@ def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndar
         DataError: If `build` appended nothing.
     """
     cache = cache_folder()
-    _require_trust(cache)
+    require_trust(cache)
     entry = cache / key
     found = _open_intact(entry, shape[1:])
     for _ in range(ATTEMPTS):
         if found is None:
-            with _locked(entry):
+            with locked(entry):
                 found = _open_intact(entry, shape[1:])  # another process may have built it meanwhile
                 if found is None:
                     _make(entry, shape, build)
@@ -131,7 +131,7 @@ def cache_folder() -> Path:
         raise CacheError(f"PERMENV_CACHE={chosen}: {fault}; set it to the path of a folder") from fault
 
 
-def _require_trust(cache: Path) -> None:
+def require_trust(cache: Path) -> None:
     """Refuse the user's cache folder if others may have filled it. One that was named is trusted."""
     if os.environ.get("PERMENV_CACHE") or os.name != "posix" or not cache.exists():
         return
@@ -145,7 +145,7 @@ def _require_trust(cache: Path) -> None:
 
 
 @contextmanager
-def _locked(entry: Path) -> Iterator[None]:
+def locked(entry: Path) -> Iterator[None]:
     """Hold the lock of an entry; wait for the process that holds it.
 
     On a file system without locks every process builds for itself. That costs time only: an entry is renamed
@@ -154,7 +154,7 @@ def _locked(entry: Path) -> Iterator[None]:
     import filelock
 
     lock = filelock.FileLock(entry.with_name(f"{entry.name}.lock"))
-    with _writing(entry.parent):
+    with writing(entry.parent):
         entry.parent.mkdir(0o775, parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
@@ -240,14 +240,14 @@ def _checksum(array: int, index: dict[str, Any]) -> int:
 def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
     """Build an entry under a temporary name, then rename it, unless another process was faster."""
     cache = entry.parent
-    with _writing(cache):
-        _remove_abandoned(cache)
-        _require_room(cache, math.prod(shape))
-        temporary = _temporary(cache)
+    with writing(cache):
+        remove_abandoned(cache)
+        require_room(cache, math.prod(shape))
+        temporary = temporary_folder(cache)
         temporary.mkdir()
     try:
         _fill(temporary, entry.name, shape[1:], build)
-        with _writing(cache):
+        with writing(cache):
             _rename_unless_there(temporary, entry)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # after a success it has been renamed
@@ -255,19 +255,19 @@ def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
 
 def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
     """Write the array's rows as `build` appends them, then the index."""
-    with _writing(folder.parent):
+    with writing(folder.parent):
         file = (folder / ARRAY).open("wb")
     rows = _Rows(file, row, folder.parent)
     try:
         metadata = build(rows.append)
     finally:
-        with _writing(folder.parent):
+        with writing(folder.parent):
             file.close()
     if not rows.count:
         raise DataError(f"cache entry {key} would be empty: no rows were made")
     index = _index(key, (rows.count, *row), json.loads(json.dumps(metadata)))
     index["checksum"] = _checksum(rows.checksum, index)
-    with _writing(folder.parent):
+    with writing(folder.parent):
         (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
@@ -289,7 +289,7 @@ class _Rows:
         if rows.dtype != np.uint8 or rows.shape[1:] != self._row:
             raise TypeError(f"rows must be uint8 (n, *{self._row}), not {rows.dtype} {rows.shape}")
         content = np.ascontiguousarray(rows)
-        with _writing(self._cache):
+        with writing(self._cache):
             self._file.write(content.data)
             self._file.flush()  # so that a full disk is noticed here, not at the end
         self.checksum = zlib.crc32(content.data, self.checksum)
@@ -307,8 +307,8 @@ def _rename_unless_there(temporary: Path, entry: Path) -> None:
 
 def _discard(entry: Path) -> None:
     """Delete an entry. It is renamed first, so that no other process opens it half deleted."""
-    doomed = _temporary(entry.parent)
-    with _writing(entry.parent), suppress(FileNotFoundError):  # another process has deleted it already
+    doomed = temporary_folder(entry.parent)
+    with writing(entry.parent), suppress(FileNotFoundError):  # another process has deleted it already
         entry.rename(doomed)
     if doomed.is_dir() and not doomed.is_symlink():
         shutil.rmtree(doomed, ignore_errors=True)
@@ -316,14 +316,15 @@ def _discard(entry: Path) -> None:
         doomed.unlink(missing_ok=True)
 
 
-def _require_room(cache: Path, needed: int) -> None:
+def require_room(cache: Path, needed: int) -> None:
+    """Raise an OSError if fewer bytes than needed are free."""
     free = shutil.disk_usage(cache).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed, {free:,} are free")
 
 
 @contextmanager
-def _writing(cache: Path) -> Iterator[None]:
+def writing(cache: Path) -> Iterator[None]:
     """Turn an error of the file system into one that names the remedy."""
     try:
         yield
@@ -334,12 +335,12 @@ def _writing(cache: Path) -> Iterator[None]:
         ) from fault
 
 
-def _temporary(cache: Path) -> Path:
+def temporary_folder(cache: Path) -> Path:
     """Return a new name beside the entries. It says which machine and process build there."""
     return cache / f"temporary-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
-def _remove_abandoned(cache: Path) -> None:
+def remove_abandoned(cache: Path) -> None:
     """Delete what killed processes left, under any key: it may fill the disk."""
     for folder in cache.glob("temporary-*"):
         with suppress(OSError, ValueError):  # gone meanwhile, or not made by this module

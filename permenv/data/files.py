@@ -10,7 +10,7 @@ import hashlib
 import os
 import stat
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -194,14 +194,44 @@ def fingerprint(recipe: str, names: Sequence[str], digests: Sequence[bytes]) -> 
         digests: 16 bytes for the content of each file.
     """
     key = hashlib.blake2b(recipe.encode() + b"\0", digest_size=16)
-    for name, digest in zip(names, digests, strict=True):
-        key.update(os.fsencode(name) + b"\0" + digest)  # no path contains a zero byte, and digests have a fixed length
+    # no path contains a zero byte, and digests have a fixed length
+    key.update(b"".join([name + b"\0" + digest for name, digest in zip(encoded(names), digests, strict=True)]))
     return key.hexdigest()
+
+
+def encoded(names: Sequence[str]) -> list[bytes]:
+    """`os.fsencode` of names of files, quickly: a set may have a million."""
+    return os.fsencode("\0".join(names)).split(b"\0") if names else []
+
+
+def content_digest(content: bytes | str) -> bytes:
+    """16 bytes that identify the content of a file, or the reason why there is none."""
+    given = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    return hashlib.blake2b(given, digest_size=16).digest()
 
 
 def first_of_each(digests: Sequence[bytes]) -> list[int]:
     """The places of the digests that do not occur earlier, ascending."""
     return sorted({digest: place for place, digest in reversed(list(enumerate(digests)))}.values())
+
+
+def faults_of(names: Sequence[str], digests: Sequence[bytes], reasons: Sequence[str]) -> list[str]:
+    """Why each file is not used. Identical files are used once, so that no copy of a held-out one is left.
+
+    Args:
+        names: Relative POSIX paths of the files.
+        digests: Of their contents.
+        reasons: Why each cannot be used, empty where it can.
+
+    Returns:
+        The reasons, and for a copy of a file that is used a text that says so.
+    """
+    seen: dict[bytes, str] = {}
+    first = [seen.setdefault(digest, name) for name, digest in zip(names, digests, strict=True)]
+    return [
+        reason or ("" if name is original else f"identical to {original}")
+        for name, original, reason in zip(names, first, reasons, strict=True)
+    ]
 
 
 def with_copies(
@@ -229,7 +259,7 @@ def with_copies(
 
 def in_parallel(
     work: Callable[[T], R], items: Sequence[T], label: str, progress: bool, unit: str, in_flight: int
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Map with threads, in order and in bounded memory. Decoding, hashing and reading release the GIL.
 
     Args:

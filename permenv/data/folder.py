@@ -1,44 +1,39 @@
-"""A folder of image files as square stills, decoded once and kept in the cache.
-
-Every start reads and hashes all files, at the speed of the disk, and decodes only what the cache does not hold.
-The key is the content of the files, so the cache is never out of date and modification times do not matter.
-"""
+"""A folder of image files as square stills, read and decoded once and kept in a store, see `permenv.data.store`."""
 
 from __future__ import annotations
 
-import hashlib
 import struct
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from permenv.data.cache import Append, cached_rows
 from permenv.data.files import (
+    content_digest,
     data_folder,
+    faults_of,
     fingerprint,
-    first_of_each,
-    in_parallel,
     labels_by_folder,
     read_regular,
     summary,
     walk,
-    with_copies,
 )
+from permenv.data.kept import KeptImages
 from permenv.data.source import DataError, StillImages, log
+from permenv.data.store import Store
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
 
-RECIPE = 3  # increase it when the same files give other pixels, so that their cache entries are made again
+RECIPE = 3  # increase it when the same files give other pixels, so that they are decoded again
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_PIXELS = 2**27  # of one image, 0.4 GB decoded
 MAX_BYTES = 2**30  # of one file
-IN_FLIGHT = 128  # files submitted to the threads before the result of the first is used
 
 
-def image_folder(root: str | Path, size: int, *, progress: bool = True) -> StillImages:
+def image_folder(root: str | Path, size: int, *, verify: bool = False, progress: bool = True) -> StillImages:
     """Read a folder of images, at any depth, as squares of one size.
 
     The first folder below `root` is the class of an image; images directly in `root` are unlabelled.
@@ -51,13 +46,19 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
     of their pixels could be decoded. Of identical files the first is used and the others are skipped, so that a copy of
     a held-out image is never trained on.
 
+    The squares are kept in a store, of at most 4 GiB as they are, of more as JPEG (`permenv.data.store`). A later start
+    finds changed files by their size and time.
+
     Args:
         root: The folder.
         size: Side of the squares in pixels, at least 1.
-        progress: Show progress bars if stderr is a terminal.
+        verify: Read all files and all that is kept of them again, and make again what is damaged or has changed. It
+            finds what a start does not see: files changed under the same size and time.
+        progress: Show a progress bar if stderr is a terminal.
 
     Returns:
-        The images, memory-mapped from the cache; the fingerprint is a digest of paths, files and `size`.
+        The images, read from the store when they are needed; the fingerprint is a digest of paths, files and `size`,
+        and of what is kept where that is JPEG.
 
     Raises:
         DataError: If `size` is below 1, `root` is not a folder or contains no readable image, a file changes
@@ -68,36 +69,68 @@ def image_folder(root: str | Path, size: int, *, progress: bool = True) -> Still
         raise DataError(f"size {size} of images: pass a number of pixels of at least 1")
     folder = data_folder(root, "image", _expected())
     files = _image_files(folder)
-    digests = list(
-        in_parallel(lambda file: digest(read(folder / file)), files, "reading", progress, "image", IN_FLIGHT)
-    )
-    key = fingerprint(f"permenv image folder, recipe {RECIPE}, size {size}", files, digests)
+    store = Store(ImageFiles(str(folder.resolve()), files, size))
+    store.open(verify=verify, progress=progress)
 
-    def build(append: Append) -> dict[str, Any]:
-        squares = in_parallel(
-            lambda place: load(folder / files[place], digests[place], size),
-            first_of_each(digests),
-            "decoding",
-            progress,
-            "image",
-            IN_FLIGHT,
-        )
-        skipped = []
-        for file, square in with_copies(files, digests, squares):
-            if isinstance(square, str):
-                skipped.append((file, square))
-            else:
-                append(square[None])
-        if len(skipped) == len(files):
-            raise DataError(f"{folder} contains no readable image: {summary(skipped)}; {_expected()}")
-        return {"folder": str(folder.resolve()), "skipped": skipped}
-
-    pixels, metadata = cached_rows(key, (len(files), size, size, 3), build)
-    skipped = tuple((file, reason) for file, reason in metadata["skipped"])
+    indices = [shard.index for shard in store.shards]
+    digests = [digest for index in indices for digest in index.listed_digests]
+    reasons = [reason for index in indices for reason in index.reasons]
+    faults = faults_of(files, digests, reasons)
+    skipped = tuple((file, fault) for file, fault in zip(files, faults, strict=True) if fault)
+    if len(skipped) == len(files):
+        raise DataError(f"{folder} contains no readable image: {summary(skipped)}; {_expected()}")
     if skipped:
         log.warning("%s: %d of %d image files skipped: %s", folder, len(skipped), len(files), summary(skipped))
+
+    used = np.array([not fault for fault in faults])
+    shards = np.repeat(np.arange(len(indices)), [len(index.reasons) for index in indices])[used]
+    places = np.concatenate([index.places for index in indices])[used]
+    recipe = f"permenv image folder, recipe {RECIPE}, size {size}"
+    if store.jpeg:  # what these decode to are the data
+        checksums = np.concatenate([index.checksums for index in indices]).tobytes()
+        recipe = f"{recipe}, {store.encoding}, {content_digest(checksums).hex()}"
     labels, classes = labels_by_folder(files, {file for file, _ in skipped})
-    return StillImages(pixels, labels, classes, folder.resolve().name, key, skipped)
+    return StillImages(
+        KeptImages(store, shards, places),
+        labels,
+        classes,
+        folder.resolve().name,
+        fingerprint(recipe, files, digests),
+        skipped,
+    )
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files as the source of a store, see `permenv.data.store.Source`.
+
+    Args:
+        root: Absolute path of the folder.
+        files: Relative POSIX paths of the files.
+        size: Side of the squares in pixels.
+    """
+
+    root: str
+    files: list[str] = field(repr=False)
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The folder, and how its files are decoded."""
+        return f"recipe {RECIPE}, {self.root}"
+
+    def path(self, file: str) -> str:
+        """Where a file is."""
+        return f"{self.root}/{file}"
+
+    def read(self, file: str) -> bytes | str:
+        """Read a file; a str says why it cannot be read."""
+        return read(Path(self.path(file)))
+
+    def square(self, content: bytes) -> np.ndarray | str:
+        """Decode a content to (size, size, 3) uint8 RGB, or say why it cannot be decoded."""
+        image = decode(content)
+        return image if isinstance(image, str) else centre_square(image, self.size)
 
 
 def _image_files(root: Path) -> list[str]:
@@ -126,11 +159,6 @@ def read(path: Path) -> bytes | str:
         return str(fault.strerror)
 
 
-def digest(content: bytes | str) -> bytes:
-    """16 bytes that identify a content, or a reason why there is none."""
-    return hashlib.blake2b(content.encode() if isinstance(content, str) else content, digest_size=16).digest()
-
-
 def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
     """Read an image file as a square of RGB.
 
@@ -148,7 +176,7 @@ def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
             to the process, would decide whether the image is used.
     """
     content = read(path)
-    if digest(content) != expected:
+    if content_digest(content) != expected:
         raise DataError(f"{path} changed while it was read; start again when no process writes to the folder")
     if isinstance(content, str):
         return content

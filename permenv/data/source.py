@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -37,6 +37,34 @@ class DataError(ValueError):
         super().__init__(printable(message))
 
 
+class Kept(Protocol):
+    """Images that are read from a disk when they are needed, see `permenv.data.kept.KeptImages`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, S, S, 3)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels."""
+
+    @property
+    def read_ahead(self) -> int:
+        """How many batches it is worth announcing."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> np.ndarray: ...
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
+
+    def announce(self, numbers: np.ndarray, pinned: bool = False) -> None:
+        """Read a batch ahead of time."""
+
+    def read(self, numbers: np.ndarray, pinned: bool = False) -> torch.Tensor:
+        """Read a batch."""
+
+
 @dataclass(frozen=True, eq=False)
 class StillImages:
     """A set of square still images, X in the paper's section 3.
@@ -45,7 +73,8 @@ class StillImages:
     shares the pixels.
 
     Args:
-        pixels: (N, S, S, 3) uint8 RGB; a tensor, or a read-only array such as a memory map of a file.
+        pixels: (N, S, S, 3) uint8 RGB; a tensor, a read-only array such as a memory map of a file, or for a folder
+            what is read from a store when it is indexed; `np.asarray` reads all.
         labels: (N,) int64 indices into `classes`, -1 = unlabelled; None where nothing is labelled.
             They are for evaluation only and never used in training.
         classes: The classes' names; the index is the label.
@@ -54,7 +83,7 @@ class StillImages:
         skipped: (relative path or item, reason) of everything that was found but is not used.
     """
 
-    pixels: torch.Tensor | np.ndarray
+    pixels: torch.Tensor | np.ndarray | Kept
     labels: np.ndarray | None
     classes: tuple[str, ...]
     name: str
@@ -88,10 +117,21 @@ class StillImages:
         indices = np.ascontiguousarray(indices, np.int64)  # torch reads uint8 as a mask and refuses reversed views
         if isinstance(self.pixels, torch.Tensor):
             return self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device)).to(device)
+        on_gpu = device.type == "cuda"  # from pinned memory the copy overlaps with computation
+        if not isinstance(self.pixels, np.ndarray):
+            return self.pixels.read(indices, on_gpu).to(device, non_blocking=on_gpu)
         images = torch.from_numpy(np.asarray(self.pixels[indices]))
-        if device.type == "cuda":  # from pinned memory the copy overlaps with computation
-            return images.pin_memory().to(device, non_blocking=True)
-        return images.to(device)
+        return images.pin_memory().to(device, non_blocking=True) if on_gpu else images.to(device)
+
+    @property
+    def read_ahead(self) -> int:
+        """How many batches it is worth announcing: none where the pixels are in memory, or need not be decoded."""
+        return 0 if isinstance(self.pixels, torch.Tensor | np.ndarray) else self.pixels.read_ahead
+
+    def announce(self, indices: np.ndarray, device: torch.device) -> None:
+        """Begin to read a batch that `take` will be asked for, with the same arguments. No result depends on it."""
+        if self.read_ahead and not isinstance(self.pixels, torch.Tensor | np.ndarray):
+            self.pixels.announce(np.ascontiguousarray(indices, np.int64), device.type == "cuda")
 
     def to(self, device: torch.device) -> StillImages:
         """Move the pixels to a GPU if they fit into half of its free memory.
@@ -185,10 +225,10 @@ class VideoClips:
         return replace(self, frames=self.frames.to(device))
 
 
-def _copy_to(pixels: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy a memory map piece by piece, so that host memory never holds all of it."""
+def _copy_to(pixels: np.ndarray | Kept, device: torch.device) -> torch.Tensor:
+    """Copy pixels piece by piece, so that host memory never holds all of it."""
     copy = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
-    rows = max(1, COPY_BYTES // pixels[0].nbytes)
+    rows = max(1, COPY_BYTES * len(pixels) // pixels.nbytes)
     for start in range(0, len(pixels), rows):
         copy[start : start + rows] = torch.from_numpy(np.array(pixels[start : start + rows]))
     return copy

@@ -23,6 +23,7 @@ from permenv.data.cache import Append, cached_rows
 from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.files import (
     VIDEO_EXTENSIONS,
+    content_digest,
     data_folder,
     fingerprint,
     first_of_each,
@@ -35,7 +36,7 @@ from permenv.data.files import (
     with_copies,
 )
 from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
-from permenv.data.folder import MAX_PIXELS, centre_square, digest, load, read
+from permenv.data.folder import MAX_PIXELS, centre_square, load, read
 from permenv.data.source import DataError, StillImages, VideoClips, log
 from permenv.data.splits import Split, official_split
 
@@ -270,7 +271,7 @@ class _VideoFile:
                     content.update(piece)
         except OSError as fault:
             self._flaw = str(fault.strerror)
-        return content.digest() if self._flaw is None else digest(self._flaw)
+        return content.digest() if self._flaw is None else content_digest(self._flaw)
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
         """Decode up to `max_frames` frames, evenly spread.
@@ -350,7 +351,7 @@ class _FrameFolder:
 
     def identify(self) -> bytes:
         """Digest of the frames' names and contents; called before `squares`."""
-        self._digests = [digest(read(path)) for path in self._paths]
+        self._digests = [content_digest(read(path)) for path in self._paths]
         return bytes.fromhex(fingerprint("frames", [path.name for path in self._paths], self._digests))
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from permenv.data import DataError, StillImages
-from permenv.data.files import fingerprint, in_parallel, summary
-from permenv.data.folder import digest
+from permenv.data.files import content_digest, fingerprint, in_parallel, summary
 from permenv.data.source import log
 from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, load_voc_mask
 from permenv.transfer.classification import LabelledImages
@@ -142,7 +141,7 @@ def object_crops(
             f"{len(records)} images have no object of at least {smallest:g} pixels that is not difficult and can be "
             "read; lower the number of pixels, or correct the folder"
         )
-    key = fingerprint(f"VOC objects, size {size}", names, [digest(crop.tobytes()) for crop in crops])
+    key = fingerprint(f"VOC objects, size {size}", names, [content_digest(crop.tobytes()) for crop in crops])
     return StillImages(
         torch.from_numpy(np.stack(crops)), np.array(labels), VOC_CLASSES, "VOC objects", key, tuple(skipped)
     )

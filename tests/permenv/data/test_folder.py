@@ -195,7 +195,7 @@ def test_any_shape_gives_exactly_the_centre_square(height, width, size):
     with tempfile.TemporaryDirectory() as root:
         images = image_folder(put(Path(root), {"a.png": image}), size)
     assert images.pixels.shape == (1, size, size, 3)
-    assert (images.pixels == (0, 200, 100)).all()
+    assert (np.asarray(images.pixels) == (0, 200, 100)).all()
 
 
 def kinds():
@@ -502,7 +502,7 @@ def test_a_folder_that_cannot_be_listed_is_skipped(tmp_path, monkeypatch):
     scandir = os.scandir
 
     def scan_if_allowed(path):
-        if Path(path).name == "closed":
+        if not isinstance(path, int) and Path(path).name == "closed":  # an open folder is a number
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
@@ -598,7 +598,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatc
     monkeypatch.setattr(folder, "read_regular", read_and_change)
     with pytest.raises(DataError, match=r"a\.png changed while it was read"):
         image_folder(root, 8)
-    assert [path for path in cache.iterdir() if path.suffix != ".lock"] == []
+    assert list(cache.rglob("*.safetensors")) == list(cache.rglob("*.images")) == []
 
 
 # StillImages

@@ -16,9 +16,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from permenv.data.cache import cached_rows
-from permenv.data.folder import centre_square, image_folder
+from permenv.data.folder import ImageFiles, centre_square, image_folder
 from permenv.data.source import DataError
 from permenv.data.splits import official_split
+from permenv.data.store import Store
 from permenv.data.videos import spread, video_folder
 
 LONGEST = 10.0
@@ -177,6 +178,24 @@ def read_cache(name, content, place):
     return "named" if built else "used"
 
 
+def read_store(pattern, rng, place):
+    """Damage a shard of a store; it is used as it was or made again."""
+    for number in range(5):
+        (place / f"{number}.png").write_bytes(cv2.imencode(".png", picture(number))[1].tobytes())
+    expected = np.asarray(image_folder(place, SIZE, progress=False).pixels)
+    [path] = Path(os.environ["PERMENV_CACHE"]).glob(f"images-{_store_of(place)}/{pattern}")
+    content = path.read_bytes()
+    damaged = mutate(content, rng)
+    path.write_bytes(damaged)
+    images = image_folder(place, SIZE, progress=False)
+    np.testing.assert_array_equal(images.pixels, expected)
+    return "used" if path.read_bytes() == damaged else "named"
+
+
+def _store_of(place):
+    return Store(ImageFiles(str(place.resolve()), [], SIZE)).folder.name.removeprefix("images-")
+
+
 @pytest.fixture(scope="module")
 def readers(tmp_path_factory):
     """By kind, a function from a generator and a folder to what became of a mutated file."""
@@ -200,6 +219,8 @@ def readers(tmp_path_factory):
         "list of a split": lambda rng, place: read_list(mutate(LIST, rng), place),
         "cache, pixels": lambda rng, place: read_cache("array.bin", rng, place),
         "cache, index": lambda rng, place: read_cache("index.json", rng, place),
+        "store, images": lambda rng, place: read_store("*.images", rng, place),
+        "store, index": lambda rng, place: read_store("*.safetensors", rng, place),
     }
 
 

@@ -1,0 +1,435 @@
+"""A store keeps what was decoded, finds what has changed, and makes again what is damaged."""
+
+import hashlib
+import io
+import multiprocessing
+import os
+import pickle
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+
+from permenv.data import kept, store
+from permenv.data.cache import CacheError
+from permenv.data.folder import image_folder
+from permenv.data.kept import KeptImages
+from permenv.data.source import DataError
+from permenv.data.store import Store
+
+COUNT, SIZE = 60, 24
+
+
+@dataclass
+class Files:
+    """A source whose files hold a seed, or the word "bad"; it remembers what was read."""
+
+    root: Path
+    files: list[str]
+    size: int = SIZE
+    name: str = "tests"
+    reads: list[str] = field(default_factory=list)
+
+    def path(self, file):
+        return f"{self.root}/{file}"
+
+    def read(self, file):
+        self.reads.append(file)
+        try:
+            return Path(self.path(file)).read_bytes()
+        except OSError as fault:
+            return fault.strerror
+
+    def square(self, content):
+        return "not a seed" if content == b"bad" else picture(int(content), self.size)
+
+
+def picture(seed, size=SIZE):
+    """Smooth colours, (size, size, 3) uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch, cache):
+    """Let shards have some eight files, and let files that were just written be taken for settled."""
+    monkeypatch.setattr(store, "FILES", 8)
+    monkeypatch.setattr(store, "UNSETTLED", 0)
+
+
+@pytest.fixture(params=["raw", "JPEG"])
+def encoding(request, monkeypatch):
+    """Keep images raw and as JPEG."""
+    if request.param == "JPEG":
+        monkeypatch.setattr(store, "RAW_BYTES", 0)
+    return request.param
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Write the files, of which every tenth is bad."""
+    folder = tmp_path / "files"
+    folder.mkdir()
+    for number in range(COUNT):
+        write(folder, number, "bad" if number % 10 == 9 else number)
+    return folder
+
+
+def write(folder, number, content):
+    (folder / f"{number:03}").write_text(str(content))
+
+
+def opened(root, **options):
+    """Open the store of a folder as a new process would, with the numbers that its files hold."""
+    source = Files(root, sorted(path.name for path in root.iterdir()))
+    made = Store(source)
+    made.open(progress=False, **options)
+    return made
+
+
+def images_of(made):
+    shards = np.repeat(np.arange(len(made.shards)), [len(shard.index.ends) for shard in made.shards])
+    places = np.concatenate([np.arange(len(shard.index.ends)) for shard in made.shards])
+    return KeptImages(made, shards, places)
+
+
+def expected_of(numbers, encoding):
+    """What a store holds of these seeds, made plainly, with another decoder."""
+    squares = [picture(number) for number in numbers]
+    if encoding == "raw":
+        return np.stack(squares)
+    files = [simplejpeg.encode_jpeg(square, 95, "RGB", "420") for square in squares]
+    return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
+
+
+GOOD = [number for number in range(COUNT) if number % 10 != 9]
+
+
+def assert_holds(made, encoding, numbers=GOOD):
+    np.testing.assert_array_equal(images_of(made)[:], expected_of(numbers, encoding))
+
+
+# Building and opening
+
+
+def test_what_is_kept_is_as_by_a_plain_reference(root, encoding):
+    made = opened(root)
+    assert_holds(made, encoding)
+    assert len(made.shards) > 3
+    assert sorted(made.source.reads) == made.source.files  # once each
+    reasons = [reason for shard in made.shards for reason in shard.index.reasons]
+    assert [number for number, reason in enumerate(reasons) if reason == "not a seed"] == [*range(9, COUNT, 10)]
+    digests = [digest.tobytes() for shard in made.shards for digest in shard.index.digests]
+    contents = [(root / file).read_bytes() for file in made.source.files]
+    assert digests == [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+
+
+def test_kept_jpegs_are_close_to_the_pixels(root, monkeypatch):
+    monkeypatch.setattr(store, "RAW_BYTES", 0)
+    pixels = images_of(opened(root))[:].astype(float)
+    assert np.sqrt(np.mean((pixels - expected_of(GOOD, "raw")) ** 2)) < 4
+
+
+def test_a_set_of_just_the_limit_is_raw(root, monkeypatch):
+    monkeypatch.setattr(store, "RAW_BYTES", COUNT * SIZE**2 * 3)
+    assert not opened(root).jpeg
+    monkeypatch.setattr(store, "RAW_BYTES", COUNT * SIZE**2 * 3 - 1)
+    assert opened(root).jpeg
+
+
+def test_the_second_start_reads_no_file(root, encoding):
+    opened(root)
+    again = opened(root)
+    assert again.source.reads == []
+    assert_holds(again, encoding)
+
+
+def test_files_that_have_just_changed_are_read_again(root, monkeypatch):
+    monkeypatch.setattr(store, "UNSETTLED", 10**12)
+    opened(root)
+    monkeypatch.setattr(store, "UNSETTLED", 0)
+    assert len(opened(root).source.reads) == COUNT
+    assert opened(root).source.reads == []
+
+
+def stamps(made):
+    return {path.name: path.stat().st_mtime_ns for path in made.folder.glob("*.images")}
+
+
+def test_a_changed_file_is_found_and_only_its_shard_is_written(root, encoding):
+    before = stamps(opened(root))
+    write(root, 20, 1020)
+    after = opened(root)
+    assert after.source.reads == ["020"]
+    assert_holds(after, encoding, [1020 if number == 20 else number for number in GOOD])
+    assert len(before.items() - stamps(after).items()) == len(stamps(after).items() - before.items()) == 1
+
+
+def test_a_file_with_another_time_is_read_and_nothing_else_happens(root):
+    before = stamps(opened(root))
+    os.utime(root / "020")
+    assert opened(root).source.reads == ["020"]
+    again = opened(root)
+    assert again.source.reads == []
+    assert stamps(again) == before
+
+
+def test_new_and_missing_files_concern_few_shards(root, encoding):
+    opened(root)
+    (root / "0105").write_text("2000")
+    (root / "040").unlink()
+    after = opened(root)
+    assert_holds(after, encoding, [*GOOD[:10], 2000, *(number for number in GOOD[10:] if number != 40)])
+    assert len(after.source.reads) <= 2 * 2 * 8
+    assert len(list(after.folder.iterdir())) == 2 * len(after.shards)
+
+
+def test_verification_finds_what_a_start_does_not(root, encoding, monkeypatch):
+    monkeypatch.setattr(store, "_state", lambda path: (1, 1))  # as if size and time could not tell
+    opened(root)
+    write(root, 20, 1020)
+    assert_holds(opened(root), encoding)
+    verified = opened(root, verify=True)
+    assert len(verified.source.reads) == COUNT
+    assert_holds(verified, encoding, [1020 if number == 20 else number for number in GOOD])
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_kept(root):
+    class Changing(Files):
+        def read(self, file):
+            content = super().read(file)
+            if file == "058":
+                write(root, 58, 12345)
+            return content
+
+    made = Store(Changing(root, sorted(path.name for path in root.iterdir())))
+    with pytest.raises(DataError, match="058 changed while it was read; start again"):
+        made.open(progress=False)
+    assert len(opened(root).source.reads) <= 2 * 8  # the shards before it are there
+
+
+# Kills
+
+
+def build_until_killed(root, reached):
+    """Build a store, set the event in the middle, and never finish."""
+    store.FILES, store.UNSETTLED, store.IN_FLIGHT = 8, 0, 1
+
+    class Stopping(Files):
+        def read(self, file):
+            if file == "040":
+                reached.set()
+                time.sleep(600)
+            return super().read(file)
+
+    Store(Stopping(root, sorted(path.name for path in root.iterdir()))).open(progress=False)
+
+
+def test_a_build_that_was_killed_loses_at_most_a_shard(root, cache):
+    spawn = multiprocessing.get_context("spawn")
+    reached = spawn.Event()
+    process = spawn.Process(target=build_until_killed, args=(root, reached))
+    process.start()
+    assert reached.wait(200)
+    process.kill()
+    process.join()
+    assert list(cache.glob("temporary-*"))
+
+    made = opened(root)
+
+    assert_holds(made, "raw")
+    [part] = [part for part in made._parts if part.start <= 40 < part.stop]
+    assert made.source.reads == made.source.files[part.start :]
+    assert not list(cache.glob("temporary-*"))
+
+
+def test_whoever_needs_a_store_that_is_being_built_waits_for_it(root, encoding):
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: opened(root), range(4)))
+    assert sorted(len(each.source.reads) for each in made) == [0, 0, 0, COUNT]
+    for each in made:
+        assert_holds(each, encoding)
+
+
+def test_without_file_locks_a_store_is_built_all_the_same(root, monkeypatch):
+    def acquire(self, timeout=None):
+        raise NotImplementedError("this file system has no flock")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    assert_holds(opened(root), "raw")
+
+
+# Damage
+
+
+def flip(path, place=-5):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 64
+    path.write_bytes(content)
+
+
+def one_shard(made):
+    return made.folder / f"{made.shards[2].name}.safetensors", made.shards[2].path
+
+
+DAMAGE = {
+    "index flipped": lambda index, images: flip(index),
+    "header flipped": lambda index, images: flip(index, 20),
+    "index cut": lambda index, images: index.write_bytes(index.read_bytes()[:-9]),
+    "index empty": lambda index, images: index.write_bytes(b""),
+    "index of another": lambda index, images: index.write_bytes(min(index.parent.glob("*.safetensors")).read_bytes()),
+    "index a pipe": lambda index, images: [index.unlink(), os.mkfifo(index)],
+    "index to nowhere": lambda index, images: [index.unlink(), index.symlink_to(index.parent / "nowhere")],
+    "images cut": lambda index, images: images.write_bytes(images.read_bytes()[:-9]),
+    "images missing": lambda index, images: images.unlink(),
+    "images a pipe": lambda index, images: [images.unlink(), os.mkfifo(images)],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_shard_that_cannot_be_opened_is_named_and_made_again(root, damage, caplog):
+    made = opened(root)
+    DAMAGE[damage](*one_shard(made))
+    again = opened(root)
+    assert made.shards[2].name in caplog.text
+    assert 0 < len(again.source.reads) <= 2 * 8
+    assert_holds(again, "raw")
+    assert opened(root).source.reads == []
+
+
+def test_a_damaged_image_is_made_again_when_it_is_read(root, encoding, caplog):
+    _, images = one_shard(opened(root))
+    flip(images)
+    made = opened(root)
+    assert made.source.reads == []  # a start does not read images
+    assert_holds(made, encoding)
+    assert f"{images} is damaged" in caplog.text
+    assert len(made.source.reads) == 1
+    assert_holds(opened(root), encoding)
+
+
+def test_verification_makes_a_damaged_image_again(root, encoding):
+    _, images = one_shard(opened(root))
+    whole = images.read_bytes()
+    flip(images)
+    opened(root, verify=True)
+    assert images.read_bytes() == whole
+
+
+def test_a_damaged_image_whose_file_has_changed_ends_the_run(root, encoding):
+    made = opened(root)
+    flip(one_shard(made)[1])
+    made = opened(root)
+    last = made._parts[2].stop - 1
+    write(root, last - (last % 10 == 9), 77777)
+    with pytest.raises(DataError, match=r"is damaged, and the file has changed since; start again"):
+        images_of(made)[:]
+    assert images_of(opened(root)).shape == (len(GOOD), SIZE, SIZE, 3)
+
+
+def test_a_full_disk_is_named_and_what_was_built_is_kept(root):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store.FILES = 4
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * SIZE**2 * 3, hard))  # no shard may be larger
+    try:
+        with pytest.raises(CacheError, match=r"cannot be written.*PERMENV_CACHE"):
+            opened(root)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resumed = opened(root)
+    assert_holds(resumed, "raw")
+    assert len(resumed.source.reads) < COUNT
+
+
+# Reading
+
+
+def test_images_are_read_like_an_array(root, encoding):
+    images, plain = images_of(opened(root)), expected_of(GOOD, encoding)
+    assert (images.shape, images.nbytes, images.dtype, images.ndim) == (plain.shape, plain.nbytes, plain.dtype, 4)
+    nothing, third = np.array([], np.int64), np.arange(len(GOOD)) % 3 == 0
+    for key in (3, -1, slice(5, 50, 7), slice(None, None, -1), [4, 0, 4], np.array([7, 1], np.uint8), third, nothing):
+        np.testing.assert_array_equal(images[key], plain[key])
+    np.testing.assert_array_equal(np.asarray(images), plain)
+    for outside in (len(GOOD), -len(GOOD) - 1):
+        with pytest.raises(IndexError):
+            images[outside]
+
+
+def test_what_is_read_ahead_is_what_is_read(root, encoding):
+    images, rng = images_of(opened(root)), np.random.default_rng(0)
+    batches = [rng.integers(len(GOOD), size=20) for _ in range(30)]
+    for batch in batches:
+        images.announce(batch)
+    for batch in reversed(batches):  # most were dropped, none comes in turn
+        np.testing.assert_array_equal(images.read(batch), expected_of(GOOD, encoding)[batch])
+    assert len(images._ahead) == 0
+
+
+def test_a_batch_that_was_read_ahead_belongs_to_whoever_reads_it(root, encoding):
+    images, batch = images_of(opened(root)), np.arange(9)
+    images.announce(batch)
+    images.read(batch).zero_()
+    np.testing.assert_array_equal(images.read(batch), expected_of(GOOD, encoding)[:9])
+
+
+def test_damage_that_is_found_ahead_is_repaired(root, monkeypatch):
+    monkeypatch.setattr(store, "RAW_BYTES", 0)
+    flip(one_shard(opened(root))[1])
+    images = images_of(opened(root))
+    batch = np.arange(len(GOOD))
+    images.announce(batch)
+    np.testing.assert_array_equal(images.read(batch), expected_of(GOOD, "JPEG"))
+
+
+def test_images_are_pickled_without_their_pixels(root, encoding):
+    images = images_of(opened(root))
+    images.announce(np.arange(3))
+    copy = pickle.loads(pickle.dumps(images))
+    np.testing.assert_array_equal(copy[:], expected_of(GOOD, encoding))
+
+
+def test_pickled_images_that_have_been_replaced_are_refused(root):
+    content = pickle.dumps(images_of(opened(root)))
+    write(root, 20, 1020)
+    opened(root)
+    with pytest.raises(DataError, match="has been replaced, because the images have changed; start again"):
+        pickle.loads(content)
+
+
+# Folders
+
+
+def test_the_fingerprint_of_jpegs_tells_what_is_kept(tmp_path, monkeypatch):
+    for seed in range(3):
+        Image.fromarray(picture(seed)).save(tmp_path / f"{seed}.png")
+    raw = image_folder(tmp_path, 16)
+    key = hashlib.blake2b(b"permenv image folder, recipe 3, size 16\0", digest_size=16)  # as before there was a store
+    for seed in range(3):
+        content = (tmp_path / f"{seed}.png").read_bytes()
+        key.update(f"{seed}.png".encode() + b"\0" + hashlib.blake2b(content, digest_size=16).digest())
+    assert raw.fingerprint == key.hexdigest()
+
+    monkeypatch.setattr(store, "RAW_BYTES", 0)
+    jpeg = image_folder(tmp_path, 16)
+    assert jpeg.fingerprint == image_folder(tmp_path, 16).fingerprint != raw.fingerprint
+    monkeypatch.setattr(store, "QUALITY", 90)
+    assert image_folder(tmp_path, 16).fingerprint != jpeg.fingerprint
+
+
+def test_jpegs_on_a_device_and_in_batches_are_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RAW_BYTES", 0)
+    for seed in range(5):
+        Image.fromarray(picture(seed)).save(tmp_path / f"{seed}.png")
+    images, batch = image_folder(tmp_path, 16), np.array([4, 0, 0])
+    assert images.read_ahead == kept.READ_AHEAD
+    images.announce(batch, torch.device("cpu"))
+    taken = images.take(batch, torch.device("cpu"))
+    np.testing.assert_array_equal(taken, np.asarray(images.pixels)[batch])

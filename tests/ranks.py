@@ -1,15 +1,19 @@
 """Several ranks without torchrun: processes that are forked from one that has imported torch already."""
 
+import importlib
 import multiprocessing
 import os
+import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from experiments.common.script import run_script
 from permenv import distributed
 from permenv.training import _by_dtype
 from tests.helpers import small_run
@@ -45,6 +49,37 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds:
             process.join()
 
 
+def run_script_in_ranks(size: int, folder: Path, script: str, *words: str) -> tuple[list[int], list[str]]:
+    """Run a script of `experiments` as its command line would; return the exit codes and what each rank printed."""
+    folder.mkdir(exist_ok=True)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    logs = [folder / f"{rank}.log" for rank in range(size)]
+    processes = [
+        _CONTEXT.Process(target=_run_script, args=(rank, size, store.port, logs[rank], script, words), daemon=True)
+        for rank in range(size)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(240)
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes], [log.read_text() for log in logs]
+
+
+def _run_script(rank: int, size: int, port: int, log: Path, name: str, words: tuple[str, ...]) -> None:
+    as_rank(rank, size, port)
+    torch.set_num_threads(1)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    module = importlib.import_module(f"experiments.{name}")
+    sys.argv = [f"experiments/{name}.py", *words]
+    # as at the end of the script
+    several = {"several_ranks": True} if "several_ranks=True" in Path(module.__file__).read_text() else {}
+    run_script(module.main, module.Config, module.__doc__, **several)
+
+
 def as_rank(rank: int, size: int, port: int) -> None:
     """Set the environment that torchrun gives a rank."""
     own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
@@ -66,13 +101,21 @@ def _work(rank: int, size: int, port: int, sender: Any, function: Callable[..., 
         sender.send(traceback.format_exc())
 
 
-def float64_run(task: str, iterations: int, replayed: list[dict[str, np.ndarray]] | None = None, **overrides: Any):
+def float64_run(
+    task: str,
+    iterations: int,
+    replayed: list[dict[str, np.ndarray]] | None = None,
+    *,
+    factor: float = 1.0,
+    **overrides: Any,
+) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     """Train a small run in float64, validated after every tenth iteration.
 
     Args:
         task: What is shuffled.
         iterations: How many, a multiple of 10.
         replayed: The groups of each validation, of another run; None for the run's own.
+        factor: Multiplies the initial weights.
         **overrides: Of `SMALL`.
 
     Returns:
@@ -83,6 +126,8 @@ def float64_run(task: str, iterations: int, replayed: list[dict[str, np.ndarray]
     for network in (trainer.network, trainer.eval_network):
         network.double()
         network.trunk.register_forward_pre_hook(lambda _, pieces: pieces[0].double())
+    for parameter in trainer.network.parameters():
+        parameter.data.mul_(factor)
     trainer._averages = _by_dtype(trainer.eval_network, trainer.network)
     rng = np.random.default_rng(5)
     groups: list[dict[str, np.ndarray]] = []

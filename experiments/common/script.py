@@ -58,7 +58,6 @@ def run_script(
     config: Any = None
     received: list[signal.Signals] = []
     launch = Launch()
-
     try:
         with _signals_raise(received, launch.size > 1), launch.quietly():
             if several_ranks:

@@ -110,15 +110,18 @@ class Launch:
     def leave(self, line: str, code: int) -> NoReturn:
         """End this process; the first of the ranks that does prints its line, in one line."""
         if self._has_last_word():
-            print(" ".join(line.splitlines()), file=sys.stderr, flush=True)
+            terminal = sys.stderr if self.size == 1 else sys.__stderr__  # the former may be discarded, see `quietly`
+            print(" ".join(line.splitlines()), file=terminal, flush=True)
         if self.size > 1:
             os._exit(code)  # what a backend does at an orderly exit may wait for a rank that has ended
         sys.exit(code)
 
     def let_the_first_speak(self) -> None:
-        """Wait, as another rank than the first, where all end in the same way: torchrun ends all with the first."""
+        """Wait, as another rank than the first, and leave it at what that has said, if all end in the same way."""
         if self.rank:
             time.sleep(_GRACE)
+            if self.missing() is not None:
+                os._exit(1)
 
     def _has_last_word(self) -> bool:
         """Whether this rank is the first to ask, so that one line is printed however many ranks end."""
@@ -142,7 +145,6 @@ class Launch:
         while not done.wait(_LOOK):
             missing = self.missing()
             if missing is not None and not done.wait(_GRACE):  # it waits where no signal and no error reaches it
-                sys.stderr = sys.__stderr__
                 self.leave(f"{missing}: {how_to_continue()}", 1)
 
 

@@ -175,8 +175,9 @@ def test_ranks_that_do_not_replay_the_same_run_are_found_out():
 
 # The same run
 
-ROUNDING = 1e-11
-"""The largest difference in float64 of any weight, average, momentum, ratio or loss."""
+ROUNDING = {10: 1e-11, 100: 1e-8}
+"""By iterations, the largest difference in float64 of any weight, average, momentum, ratio or loss: each iteration
+multiplies what the ones before have rounded otherwise, as it does any other change of a last bit."""
 
 
 @pytest.mark.ci
@@ -184,7 +185,7 @@ def test_two_halves_of_a_batch_are_the_whole():
     whole, groups = float64_run("spatiotemporal", 10)
     for shared, its in run_ranks(2, float64_run, "spatiotemporal", 10, groups):
         assert len(its) == len(groups) == 2
-        assert 0 < largest_difference(whole, shared) < ROUNDING
+        assert 0 < largest_difference(whole, shared) < ROUNDING[10]
 
 
 @pytest.mark.long
@@ -193,9 +194,12 @@ def test_after_a_hundred_iterations_shards_are_still_the_whole(size, capsys):
     whole, groups = float64_run("spatiotemporal", 100)
     found = [shared for shared, _ in run_ranks(size, float64_run, "spatiotemporal", 100, groups)]
     differences = [largest_difference(whole, shared) for shared in found]
+    last_bit = largest_difference(whole, float64_run("spatiotemporal", 100, groups, factor=1 + 2**-52)[0])
     with capsys.disabled():
-        print(f"\n{size} ranks, 100 iterations in float64: largest difference {max(differences):.2e}")
-    assert max(differences) < ROUNDING
+        print(f"\n{size} ranks, 100 iterations in float64: largest difference {max(differences):.2e}; of a run that ")
+        print(f"begins with weights that differ in their last bit {last_bit:.2e}")
+    assert max(differences) < ROUNDING[100]
+    assert max(differences) < 100 * last_bit
     assert all(largest_difference(found[0], other) == 0 for other in found[1:])
 
 

@@ -232,10 +232,12 @@ class Pretraining:
         for number, (name, task) in enumerate(self.tasks.items()):
             labels = self._draw_labels(name, None if groups is None else groups[:, number], number)
             samples = task.draw(self._trainable[name], len(labels), self._stream(Purpose.SAMPLES, number))
-            augmentation = self._stream(Purpose.AUGMENTATION, number)
-            rows = self.ranks.shard(len(labels))
-            pieces = task.shard_of_pieces(rows, samples, task.permutations[labels], augmentation)
-            batches[name] = Batch(pieces, labels[rows])
+            orders, augmentation = task.permutations[labels], self._stream(Purpose.AUGMENTATION, number)
+            if self.ranks.size == 1:
+                batches[name] = Batch(task.pieces(samples, orders, augmentation), labels)
+            else:
+                rows = self.ranks.shard(len(labels))
+                batches[name] = Batch(task.shard_of_pieces(rows, samples, orders, augmentation), labels[rows])
         self.losses = self.trainer.step(batches)
         self.seconds["training"] += time.perf_counter() - start
         self.diverged = not all(map(math.isfinite, self.losses.values()))

@@ -90,6 +90,6 @@ class _Total(torch.autograd.Function):
         return ranks.total(tensor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         """Sum up the gradients."""
         return ctx.ranks.total(gradient), None

@@ -4,6 +4,7 @@
     python experiments/reinforce.py --images path/to/images --seed 1 --out runs/mine
     python experiments/reinforce.py --task temporal --videos path/to/videos
     python experiments/reinforce.py --task spatiotemporal
+    torchrun --nproc-per-node 8 experiments/reinforce.py --preset paper    # on eight GPUs
 
 Algorithm 1 and section 3.2 of Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep
 Reinforcement Learning", ECCV 2018. All files of a run are in its folder, see `experiments/common/run_folder.py`.
@@ -26,9 +27,9 @@ from agents import AGENTS, Agent, InversePolicy, Reinforce
 from agents.rollout import rollout
 from experiments.common import main_job
 from experiments.common.options import JobOptions
-from experiments.common.run_folder import CHECKPOINT, RunFolder, read_rows
+from experiments.common.run_folder import CHECKPOINT, RunFolder, open_folder, read_rows
 from experiments.common.script import run_script
-from permenv import checkpoint
+from permenv import checkpoint, distributed
 
 if TYPE_CHECKING:
     Policy = str
@@ -78,10 +79,11 @@ def main(config: Config) -> dict[str, Any]:
     rival = dataclasses.replace(config, policy="random", policy_from=None, out=config.folder / "random")
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
-    RunFolder(rival.folder, rival.resume).close()  # refuse a folder of other files before the first run, not after it
+    open_folder(rival.folder, rival.resume).close()  # refuse a folder of other files before the first run, not after it
     summary = train(config)
     baseline = train(rival)
-    _compare(config, summary, rival, baseline)
+    if distributed.current().is_first:
+        _compare(config, summary, rival, baseline)
     return summary
 
 
@@ -161,4 +163,4 @@ def _policy_in(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    run_script(main, Config, __doc__)
+    run_script(main, Config, __doc__, several_ranks=True)

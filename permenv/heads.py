@@ -85,7 +85,7 @@ class SpatialHead(OrderingHead):
         # a row of `places` marks the n rows (tile, position) of the table that a permutation adds up: a matrix product
         # with these ones and zeros reads the table once, where a gather reads n rows a permutation
         rows = order * num_pieces + torch.arange(num_pieces, device=features.device)
-        places = torch.zeros(count, num_pieces**2, device=features.device).scatter_(1, rows, 1.0)  # [|Ψ|, n²]
+        places = features.new_zeros(count, num_pieces**2).scatter_(1, rows, 1.0)  # [|Ψ|, n²]
         chunk = _rows_of(4 * (self.fc7.out_features + 3 * self.classifier.out_features), features.device)
         tables = self._place_table(features).flatten(1, 2)  # [V, n², fc7]
         for block in tables.split(max(1, chunk // count)):
@@ -122,7 +122,12 @@ class TemporalHead(OrderingHead):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
-        outputs, _ = self.lstm(self._frames(features))  # [B, n, lstm]
+        frames = self._frames(features)
+        if frames.is_cuda:  # cuDNN has no LSTM in bf16, and torch's own is many times slower
+            with torch.autocast("cuda", enabled=False):
+                outputs, _ = self.lstm(at_least_float32(frames))
+        else:
+            outputs, _ = self.lstm(frames)  # [B, n, lstm]
         return self.classifier(outputs[:, -1])
 
     def all_permutation_logits(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
@@ -244,9 +249,14 @@ def _prefixes(permutations: np.ndarray, device: torch.device) -> tuple[list[_Lev
 
 def _relative(features: Tensor) -> Tensor:
     """Features (B, n, features) relative to their mean over a sample's pieces, in units of their deviation."""
-    features = features.float()  # bf16 is too coarse for a variance
+    features = at_least_float32(features)  # bf16 is too coarse for a variance
     variance, mean = torch.var_mean(features, dim=1, keepdim=True, correction=0)
     return (features - mean) * (variance + _SMALLEST_VARIANCE).rsqrt()
+
+
+def at_least_float32(numbers: Tensor) -> Tensor:
+    """The same numbers, in float32 if they are in bf16."""
+    return numbers.to(torch.promote_types(numbers.dtype, torch.float32))
 
 
 def _rows_of(row_bytes: int, device: torch.device) -> int:

@@ -7,6 +7,7 @@ run, while one that it lets pass may still be too large. `tests/permenv/test_mem
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import shutil
@@ -20,6 +21,7 @@ from torch import nn
 
 from permenv.config import PRESETS, Config, ConfigurationError
 from permenv.data.cache import cache_folder
+from permenv.distributed import current
 from permenv.networks import BACKBONES
 from permenv.tasks import ImageTask, SpatialTask, Task, TemporalTask, parts_of
 from permenv.torch_state import default_torch_state
@@ -56,8 +58,15 @@ def check_memory(task: str, config: Config, device: torch.device, data: Mapping[
         ConfigurationError: If it needs more memory than there is, or the embedded data fit neither the disk of the
             cache nor the memory. The message names the estimate, what takes most of it, and what to lower.
     """
+    own = current()  # of several ranks, each holds its shard
+    shard = dataclasses.replace(
+        config,
+        batch_size=max(1, config.batch_size // own.size),
+        samples_per_action=1,
+        num_validation=max(1, config.num_validation // own.size),
+    )
     _require(
-        estimate(task, config, device), _memory_of(device), config, "memory" if device.type == "cpu" else "GPU memory"
+        estimate(task, shard, device), _memory_of(device), config, "memory" if device.type == "cpu" else "GPU memory"
     )
     room = max(_memory_of(torch.device("cpu")), _disk_of_cache())
     for part in parts_of(task):

@@ -22,6 +22,7 @@ import torch
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
+from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
 from permenv.networks import eval_mode, trunk_of
 from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
@@ -93,10 +94,12 @@ class Pretraining:
         choices: (tasks, |C|) int64, how often each group was chosen since the last validation.
         diverged: Whether a loss or a validation was not finite.
         seconds: Wall-clock seconds spent by this object on "training", "validation" and "grouping".
+        ranks: The processes that train it together, those that this one had joined when the run was made. All
+            methods that move the run are called by all of them.
 
     Raises:
-        ConfigurationError: If the seed is no integer of at least 0, the backbone does not fit the pieces, or an
-            untrained network's output is not finite.
+        ConfigurationError: If the seed is no integer of at least 0, the backbone does not fit the pieces, an
+            untrained network's output is not finite, or several ranks cannot divide the run.
     """
 
     @default_torch_state()
@@ -112,12 +115,13 @@ class Pretraining:
         self.config = config
         self.tasks = dict(tasks)
         self.device = resolve_device(device)
+        self.ranks: Ranks = current()
         if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
             raise ConfigurationError(f"seed={seed!r}: must be an integer of at least 0")
         self.seed: int = int(seed)
         self.seconds: dict[str, float] = dict.fromkeys(_SPENT_ON, 0.0)
         weights_seed = int(stream(seed, Purpose.WEIGHTS).integers(2**63))
-        self.trainer: Trainer = _new_trainer(config, tasks, self.device, weights_seed)
+        self.trainer: Trainer = _new_trainer(config, tasks, self.device, weights_seed, self.ranks)
         if trunk is not None:
             self.trainer.start_from(trunk)
         self.losses: dict[str, float] = dict.fromkeys(self.tasks, math.log(config.num_permutations))
@@ -228,8 +232,12 @@ class Pretraining:
         for number, (name, task) in enumerate(self.tasks.items()):
             labels = self._draw_labels(name, None if groups is None else groups[:, number], number)
             samples = self._draw_samples(name, number, self.iteration)
-            pieces = task.pieces(samples, task.permutations[labels], self._stream(Purpose.AUGMENTATION, number))
-            batches[name] = Batch(pieces, labels)
+            orders, augmentation = task.permutations[labels], self._stream(Purpose.AUGMENTATION, number)
+            if self.ranks.size == 1:
+                batches[name] = Batch(task.pieces(samples, orders, augmentation), labels)
+            else:
+                rows = self.ranks.shard(len(labels))
+                batches[name] = Batch(task.shard_of_pieces(rows, samples, orders, augmentation), labels[rows])
         self._announce()
         self.losses = self.trainer.step(batches)
         self.seconds["training"] += time.perf_counter() - start
@@ -247,19 +255,21 @@ class Pretraining:
             Whether all predictions are finite. If not, `diverged` is set and the last validation stays.
 
         Raises:
-            RuntimeError: If the run has diverged.
+            RuntimeError: If the run has diverged, or the ranks do not replay the same run.
             ValueError: If the phase is unknown.
         """
         self._require_finite()
         if phase not in PHASES:
             raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
+        self._require_same_run()
         start = time.perf_counter()
+        network = self.trainer.eval_network
         found = {
-            name: validate(self.trainer.eval_network, name, self._validation_pieces[name], task.permutations)
+            name: validate(network, name, self._validation_pieces[name], task.permutations, self.ranks)
             for name, task in self.tasks.items()
         }
         self.seconds["validation"] += time.perf_counter() - start
-        self.diverged = not all(current.finite for current in found.values())
+        self.diverged = not all(each.finite for each in found.values())
         if self.diverged:
             return False
         start = time.perf_counter()
@@ -267,8 +277,9 @@ class Pretraining:
         seeds = [int(self._stream(Purpose.GROUPS, number).integers(2**31)) for number in range(len(found))]
         self._set_groups(
             {
-                name: group_permutations(current.ratios, self.config.num_groups, each)
-                for (name, current), each in zip(found.items(), seeds, strict=True)
+                # another processor might group otherwise
+                name: self.ranks.broadcast(group_permutations(each.ratios, self.config.num_groups, own_seed))
+                for (name, each), own_seed in zip(found.items(), seeds, strict=True)
             }
         )
         self.seconds["grouping"] += time.perf_counter() - start
@@ -276,8 +287,8 @@ class Pretraining:
             Record(
                 iteration=self.iteration,
                 phase=phase,
-                errors={name: current.error for name, current in found.items()},
-                cross_entropies={name: current.cross_entropy for name, current in found.items()},
+                errors={name: each.error for name, each in found.items()},
+                cross_entropies={name: each.cross_entropy for name, each in found.items()},
                 observation=self._summarise(),
                 choices=self.choices,
             )
@@ -320,6 +331,7 @@ class Pretraining:
         numbers = self.config.as_dict()
         for name in _FREE_TO_CHANGE:
             del numbers[name]
+        numbers["precision"] = self.trainer.precision  # "auto" is another one on another device
         return {"data": {name: task.data.fingerprint for name, task in self.tasks.items()}, **numbers}
 
     def state_dict(self) -> dict[str, Any]:
@@ -382,7 +394,8 @@ class Pretraining:
         run = cls.__new__(cls)
         run.config, run.tasks, run.device = config, dict(tasks), device
         run.seconds = dict.fromkeys(_SPENT_ON, 0.0)
-        run.trainer = _new_trainer(config, tasks, device, seed=0)
+        run.ranks = current()
+        run.trainer = _new_trainer(config, tasks, device, 0, run.ranks)
         return run
 
     @default_torch_state()
@@ -411,6 +424,13 @@ class Pretraining:
                 f"the run diverged at iteration {self.iteration}: lower learning_rate={self.config.learning_rate}, or "
                 f"load an earlier checkpoint"
             )
+
+    def _require_same_run(self) -> None:
+        """Check that all ranks have made the same choices, on which they have trained without asking each other."""
+        if self.ranks.size > 1:
+            self.ranks.require_same("seed", self.seed)
+            self.ranks.require_same("configuration or other data", self.identity)
+            self.ranks.require_same("choice of groups", (self.iteration, self.choices.tolist()))
 
     def _checked(self, groups: np.ndarray) -> np.ndarray:
         """Return groups as an int64 array; refuse what `iterate` cannot use."""
@@ -444,21 +464,22 @@ class Pretraining:
         return self.tasks[task].draw(self._trainable[task], self.config.batch_size, generator)
 
     def _announce(self) -> None:
-        """Let the tasks read the samples of the next iterations, each once, while the network is trained."""
+        """Let the tasks read this rank's samples of the next iterations, each once, while the network is trained."""
         for number, (name, task) in enumerate(self.tasks.items()):
             last = self.iteration + task.read_ahead
             for iteration in range(max(self.iteration, self._announced.get(name, 0)) + 1, last + 1):
-                task.announce(self._draw_samples(name, number, iteration))
+                task.announce(self._draw_samples(name, number, iteration)[self.ranks.shard(self.config.batch_size)])
             self._announced[name] = last
 
     def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
         self.held_out = samples
         self._announced: dict[str, int] = {}  # by task, the last iteration whose samples were announced
         self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
-        self._validation_pieces = {name: task.pieces(samples[name]) for name, task in self.tasks.items()}
+        shards = {name: each[self.ranks.shard(len(each))] for name, each in samples.items()}
+        self._validation_pieces = {name: task.pieces(shards[name]) for name, task in self.tasks.items()}
         for name, pieces in self._validation_pieces.items():
             task = self.tasks[name]
-            expected = (len(samples[name]), task.num_pieces, *task.piece_shape)
+            expected = (len(shards[name]), task.num_pieces, *task.piece_shape)
             if tuple(pieces.shape) != expected or pieces.dtype != torch.float32:
                 raise ConfigurationError(
                     f"task {name!r}: pieces() returned {pieces.dtype} of shape {tuple(pieces.shape)}; return "
@@ -500,7 +521,7 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
         CheckpointError: If the file is damaged or holds no run, its trunk is another one, or is not finite.
     """
     saved = read_run(path)["run"]
-    trainer = _new_trainer(config, tasks, torch.device("cpu"), seed=0)
+    trainer = _new_trainer(config, tasks, torch.device("cpu"), 0, ALONE)
     ours = config.as_dict()["backbone"]
     with checkpoint.naming(path):
         HOLDS_A_TRUNK.check(saved, "run")
@@ -516,6 +537,6 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
     return trunk
 
 
-def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int) -> Trainer:
+def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int, ranks: Ranks) -> Trainer:
     piece_shape = next(iter(tasks.values())).piece_shape
-    return Trainer(config, {name: task.head for name, task in tasks.items()}, piece_shape, device, seed)
+    return Trainer(config, {name: task.head for name, task in tasks.items()}, piece_shape, device, seed, ranks)

@@ -137,6 +137,22 @@ class Task(ABC):
 
     # What a subclass may replace
 
+    def shard_of_pieces(
+        self, rows: slice, samples: np.ndarray, orders: np.ndarray | None, rng: np.random.Generator | None
+    ) -> Tensor:
+        """Cut some of the samples into the pieces that `pieces` makes of them among all; by default it makes all.
+
+        Args:
+            rows: Which of the samples.
+            samples: (B, k) int, see `pieces`.
+            orders: (B, n) int, or None.
+            rng: Source of the augmentation of all B samples, or None.
+
+        Returns:
+            (rows, n, *piece_shape) float32 on the device.
+        """
+        return self.pieces(samples, orders, rng)[rows]
+
     @classmethod
     def choose_permutations(cls, config: Config) -> np.ndarray:
         """Choose Ψ, (|Ψ|, n) int64.
@@ -247,16 +263,31 @@ class ImageTask(Task):
         self, samples: np.ndarray, orders: np.ndarray | None = None, rng: np.random.Generator | None = None
     ) -> Tensor:
         """Cut samples into pieces (B, n, 3, h, w), see `Task.pieces`; without augmentation from the centre."""
-        if rng is None:
-            return normalise(self._cut(samples, self._or_true(samples, orders), self._centre(len(samples))))
-        offsets = self._random_offsets(len(samples), rng)
-        jitter = ColourJitter(self.config.jitter, self.config.grey_probability)
-        colours = jitter_parameters(rng, len(samples), self.num_pieces, jitter)
-        return normalise(self._cut(samples, self._or_true(samples, orders), offsets), colours)
+        return self._augmented(slice(None), samples, orders, rng)
+
+    def shard_of_pieces(
+        self, rows: slice, samples: np.ndarray, orders: np.ndarray | None, rng: np.random.Generator | None
+    ) -> Tensor:
+        """Cut some of the samples and leave the others alone, see `Task.shard_of_pieces`."""
+        if type(self).pieces is not ImageTask.pieces:  # a subclass makes pieces of its own
+            return super().shard_of_pieces(rows, samples, orders, rng)
+        return self._augmented(rows, samples, orders, rng)
 
     def raw_pieces(self, samples: np.ndarray, orders: np.ndarray | None = None) -> np.ndarray:
         """Cut the centre crops (B, n, h, w, 3) uint8, see `Task.raw_pieces`."""
         return self._cut(samples, self._or_true(samples, orders), self._centre(len(samples))).cpu().numpy()
+
+    def _augmented(
+        self, rows: slice, samples: np.ndarray, orders: np.ndarray | None, rng: np.random.Generator | None
+    ) -> Tensor:
+        """The pieces of some of the samples; the augmentation is drawn for all."""
+        orders = self._or_true(samples, orders)
+        if rng is None:
+            return normalise(self._cut(samples[rows], orders[rows], self._centre(len(samples))[rows]))
+        offsets = self._random_offsets(len(samples), rng)
+        jitter = ColourJitter(self.config.jitter, self.config.grey_probability)
+        colours = jitter_parameters(rng, len(samples), self.num_pieces, jitter)
+        return normalise(self._cut(samples[rows], orders[rows], offsets[rows]), colours[rows])
 
     def _or_true(self, samples: np.ndarray, orders: np.ndarray | None) -> np.ndarray:
         return self.true_orders(len(samples)) if orders is None else orders

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from permenv.batch_norm import synchronise
 from permenv.config import Config, ConfigurationError
-from permenv.heads import HeadFactory, PairwiseHead, SpatialHead, TemporalHead
+from permenv.distributed import ALONE, Ranks
+from permenv.heads import HeadFactory, PairwiseHead, SpatialHead, TemporalHead, at_least_float32
 from permenv.networks import BACKBONES, OrderingNetwork, build_network
 from permenv.schema import COUNT, Anything, Array, Either, Explained, Fields, OneOf, Schema, Where
 
@@ -75,7 +77,7 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A mini-batch of one task.
+    """A mini-batch of one task, or this rank's shard of it.
 
     Attributes:
         pieces: (B, n, *piece) float32, permuted, augmented and normalised, on the network's device.
@@ -99,9 +101,11 @@ class Trainer:
         piece_shape: Shape of a piece, the same for all tasks.
         device: Where the network lives.
         seed: Decides the initial weights.
+        ranks: The processes that train the network together, each on its shard of every mini-batch.
 
     Raises:
-        ConfigurationError: If the backbone cannot take pieces of the configured size.
+        ConfigurationError: If the backbone cannot take pieces of the configured size, or several ranks cannot divide a
+            mini-batch or share the backbone's batch normalisation.
     """
 
     def __init__(
@@ -111,13 +115,17 @@ class Trainer:
         piece_shape: Sequence[int],
         device: torch.device,
         seed: int,
+        ranks: Ranks = ALONE,
     ):
+        ranks.require_shards(config)
         self.config = config
         self.device = device
+        self._ranks = ranks
         try:
             network = build_network(config.backbone, heads, piece_shape=piece_shape, seed=seed)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
+        synchronise(network, ranks, device)
         self.network: OrderingNetwork = network.to(device)
         self.iteration = 0
         # collected once: stepping through a small network's modules takes as long as some of its layers
@@ -131,6 +139,11 @@ class Trainer:
         self._dtype = resolve_precision(config.precision, device)
 
     @property
+    def precision(self) -> str:
+        """The precision of the training iteration, "bf16" or "float32", which "auto" stands for one of."""
+        return "bf16" if self._dtype == torch.bfloat16 else "float32"
+
+    @property
     def eval_network(self) -> OrderingNetwork:
         """The network that is validated: the averaged weights if there are any, else the live ones."""
         return self.network if self._averaged is None else self._averaged.module  # type: ignore[return-value]
@@ -142,15 +155,19 @@ class Trainer:
             batches: By task.
 
         Returns:
-            By task, the cross-entropy before the step. If one is not finite, the step was not taken.
+            By task, the cross-entropy of the whole mini-batch before the step. If one is not finite, the step was not
+            taken.
         """
         losses = self._losses(batches)
-        values = {task: loss.item() for task, loss in losses.items()}
+        # one transfer of all; a loss that is not finite on one rank is not finite on any
+        means = self._ranks.mean(torch.stack([loss.detach() for loss in losses.values()])).tolist()
+        values = dict(zip(losses, means, strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             return values
         for parameter in self._parameters.values():
             parameter.grad = None
         sum(losses.values(), start=torch.zeros((), device=self.device)).backward()
+        self._average_gradients()
         self._descend()
         self._update_averages()
         self.iteration += 1
@@ -231,6 +248,16 @@ class Trainer:
         return type(self.network.heads[task]) in (PairwiseHead, SpatialHead, TemporalHead)
 
     @torch.no_grad()
+    def _average_gradients(self) -> None:
+        """Replace the gradients of this rank's shard by those of the whole mini-batch, in one message."""
+        if self._ranks.size == 1:
+            return
+        gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
+        means = self._ranks.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(mean.view(gradient.shape))
+
+    @torch.no_grad()
     def _descend(self) -> None:
         """Take a step of SGD with momentum and weight decay.
 
@@ -271,9 +298,11 @@ class Trainer:
             torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if half else contextlib.nullcontext()
         ):
             logits = self.network.together({task: batch.pieces for task, batch in batches.items()})
+        counts = [len(batch.labels) for batch in batches.values()]
+        labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches.values()])).to(self.device)
         return {
-            task: nn.functional.cross_entropy(logits[task].float(), torch.from_numpy(batch.labels).to(self.device))
-            for task, batch in batches.items()
+            task: nn.functional.cross_entropy(at_least_float32(logits[task]), each)
+            for task, each in zip(batches, labels.split(counts), strict=True)
         }
 
     def _learning_rate(self) -> float:

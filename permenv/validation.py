@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from permenv.distributed import ALONE, Ranks
 from permenv.heads import OrderingHead
 from permenv.networks import OrderingNetwork, eval_mode
 from permenv.torch_state import default_torch_state
@@ -49,22 +50,30 @@ class Validation:
 
 
 @default_torch_state()
-def validate(network: OrderingNetwork, task: str, pieces: Tensor, permutations: np.ndarray) -> Validation:
+def validate(
+    network: OrderingNetwork,
+    task: str,
+    pieces: Tensor,
+    permutations: np.ndarray,
+    ranks: Ranks = ALONE,
+) -> Validation:
     """Score every permutation of every sample.
 
     Args:
         network: Φ; it is in evaluation mode during the call.
         task: Name of the task whose head is used.
-        pieces: (V, n, *piece) float32 on the network's device: X_val, normalised, pieces in their true order.
+        pieces: (V, n, *piece) float32 on the network's device: X_val, or of several ranks this one's shard of it,
+            normalised, pieces in their true order.
         permutations: (|Ψ|, n) int, Ψ.
+        ranks: The processes that share X_val.
 
     Returns:
-        s and E; not finite where the weights are not.
+        s and E, of all of X_val; not finite where the weights are not.
     """
     scores = [_score(*block) for block in all_permutation_logits(network, task, pieces, permutations)]
     shape = (len(pieces), len(permutations))
     truth, other, negative_log_likelihood = (
-        torch.cat(parts).view(shape).T.cpu().numpy() for parts in zip(*scores, strict=True)
+        ranks.gather(torch.cat(parts).view(shape)).T.cpu().numpy() for parts in zip(*scores, strict=True)
     )
     correct = truth > other
     return Validation(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+import torch
+
 from experiments.common import evaluation
 from experiments.common.evaluation import Queries
 from experiments.common.machine import keep_freed_memory
 from experiments.common.options import JobOptions
 from experiments.common.recorder import Recorder
-from experiments.common.run_folder import RunFolder
-from permenv import PermShuffleEnv, VideoClips
+from experiments.common.run_folder import open_folder
+from permenv import PermShuffleEnv, VideoClips, distributed
 from permenv.data import files
+from permenv.training import resolve_device
 
 
 def make_recorder(options: JobOptions) -> Recorder:
@@ -21,8 +24,12 @@ def make_recorder(options: JobOptions) -> Recorder:
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy; nothing is written.
     """
+    distributed.current().require_shards(options.env)
+    device = resolve_device(options.device)
+    if device.type == "cuda" and device.index is not None:  # memory is pinned for the current GPU
+        torch.cuda.set_device(device)
     # the folder comes before the data, which may take minutes to read
-    with contextlib.closing(RunFolder(options.folder, options.resume)):
+    with contextlib.closing(open_folder(options.folder, options.resume)):
         keep_freed_memory()
         return Recorder(
             options.make(),

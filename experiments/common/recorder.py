@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from experiments.common.files import as_json
 from experiments.common.machine import machine
-from experiments.common.run_folder import RunFolder, check_same_job
+from experiments.common.run_folder import check_same_job, open_folder
 from permenv import PermShuffleEnv, StillImages, VideoClips
 from permenv.permutations import hamming_statistics
 
@@ -75,7 +75,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         assert isinstance(env.unwrapped, PermShuffleEnv)
         self.base_env = env.unwrapped
-        self.folder = RunFolder(folder, resume)
+        self.folder = open_folder(folder, resume)
         self.saved_agent: dict[str, Any] | None = None
         self.notes: dict[str, Any] = {}
         self.over = False
@@ -110,6 +110,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             queries: By task, the name of the data that its evaluation uses, for config.json.
         """
         assert self._observation is not None, "reset() comes first"
+        self.base_env.run.ranks.barrier()  # every rank has read what rank 0 is about to replace
         config = self.base_env.config
         self._agent_state = agent_state
         self._job |= {"settings": self._settings, "notes": self.notes}
@@ -184,6 +185,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             "policy_cost": (times["validation"] + times["grouping"] + times["policy"]) / times["seconds"],
             "folder": str(self.folder.path),
             "machine": machine(run.device),
+            "ranks": run.ranks.size,
         }
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -194,6 +196,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.checkpoint()
         self._close_bar()
         base_env, folder = self.base_env, self.folder
+        if not base_env.run.ranks.is_first:
+            return
         folder.json("summary", summary)
         folder.picture("dashboard", dashboard(f"PermShuffle: {base_env.task}", base_env.run, base_env.rewards))
         folder.picture("error", figures.error_figure(figures.curves(folder.rows)))

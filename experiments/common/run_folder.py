@@ -29,7 +29,7 @@ from experiments.common.files import (
     write_picture,
     write_text,
 )
-from permenv import checkpoint
+from permenv import checkpoint, distributed
 from permenv.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
@@ -208,6 +208,49 @@ class RunFolder:
             raise RunFolderError(
                 f"--resume: there is no {CHECKPOINT} in {path}; check --out, or start without --resume"
             )
+
+
+class ReplayedFolder(RunFolder):
+    """The run folder of another rank than the first: it reads the checkpoint, and rank 0 writes all files."""
+
+    def __init__(self, path: Path, resume: bool):
+        self.path = path
+        self.rows = []
+
+    def start(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Take over the rows that the checkpoint includes."""
+        self.rows = [dict(row) for row in rows]
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add a row."""
+        self.rows.append(row)
+
+    def save(self, environment: Mapping[str, Any], agent: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write nothing."""
+
+    def array(self, name: str, values: np.ndarray) -> None:
+        """Write nothing."""
+
+    def picture(self, name: str, figure: Figure) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Do nothing: nothing is open."""
+
+
+def open_folder(path: Path, resume: bool) -> RunFolder:
+    """Open a run folder, as the rank that this process is; rank 0 first, which refuses a folder for all.
+
+    Raises:
+        ConfigurationError, RunFolderError: See `RunFolder`.
+    """
+    ranks = distributed.current()
+    folder = RunFolder(path, resume) if ranks.is_first else ReplayedFolder(path, resume)
+    ranks.barrier()
+    return folder
 
 
 @contextmanager

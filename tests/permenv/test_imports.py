@@ -12,8 +12,8 @@ from tests.helpers import ROOT, SMALL
 
 LAYERS = """
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams
-permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema
-permenv.data
+permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed
+permenv.data permenv.batch_norm
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
@@ -34,15 +34,18 @@ package stands for its modules, which may import one another, but not in a circl
 NARROWER = {
     "permenv.data": set(),
     "permenv.heads": set(),
+    "permenv.distributed": {"config"},
+    "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
-    "permenv.training": {"config", "heads", "networks", "schema"},
-    "permenv.validation": {"heads", "networks", "torch_state"},
+    "permenv.training": {"batch_norm", "config", "distributed", "heads", "networks", "schema"},
+    "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
     "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks"},
     "permenv.pretraining": {
         *(
             "checkpoint",
             "config",
+            "distributed",
             "memory",
             "networks",
             "run_schema",

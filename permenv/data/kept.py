@@ -21,7 +21,7 @@ from permenv.data.shards import Shard
 from permenv.data.source import DataError
 from permenv.data.store import Store
 
-DECODERS = 5  # threads at most: with one core each they decode 5,120 images of 255 pixels a second several times over
+DECODERS = 5  # threads at most: with a core each they decode 5,120 images of 255 pixels a second twice over
 CHUNK = 16  # images that a thread decodes at a time
 READ_AHEAD = 4  # batches
 MOST_AHEAD = 2 * READ_AHEAD  # batches that are kept for whoever announced them; then the oldest is dropped

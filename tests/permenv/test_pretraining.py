@@ -436,11 +436,8 @@ def test_the_identity_is_plain_json(task):
 def test_the_identity_says_what_auto_stands_for():
     """On another device "auto" may be another precision."""
     run = small_run(precision="auto")
-    assert (
-        run.identity["precision"]
-        == run.trainer.precision
-        == small_run(precision=run.trainer.precision).identity["precision"]
-    )
+    assert run.identity["precision"] == run.trainer.precision
+    assert run.identity == small_run(precision=run.trainer.precision).identity
 
 
 def test_a_file_without_a_run_raises_an_error(tmp_path):

@@ -1,5 +1,6 @@
 """Several ranks without torchrun: processes that are forked from one that has imported torch already."""
 
+import datetime
 import importlib
 import multiprocessing
 import os
@@ -23,10 +24,17 @@ if hasattr(os, "fork"):
     _CONTEXT.set_forkserver_preload(["tests.ranks", "experiments.reinforce", "experiments.common.figures"])
 
 
-def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240) -> list[Any]:
+def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, patience: float = 240) -> list[Any]:
     """Call a function in several ranks; return what it returned in each.
 
-    An exception is returned as its text: of a RankError "RankError: ..." alone, else the whole traceback.
+    Args:
+        size: How many; one is this process.
+        function: At module level, so that it pickles.
+        *arguments: Of the function.
+        patience: Seconds that a rank waits for the others.
+
+    Returns:
+        By rank; an exception as its text, of a RankError "RankError: ..." alone, else the whole traceback.
     """
     if size == 1:
         return [function(*arguments)]
@@ -35,13 +43,15 @@ def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, seconds:
     for rank in range(size):
         receiver, sender = _CONTEXT.Pipe(duplex=False)
         processes.append(
-            _CONTEXT.Process(target=_work, args=(rank, size, store.port, sender, function, arguments), daemon=True)
+            _CONTEXT.Process(
+                target=_work, args=(rank, size, store.port, sender, patience, function, arguments), daemon=True
+            )
         )
         processes[-1].start()
         sender.close()
         found.append(receiver)
     try:
-        return [receiver.recv() if receiver.poll(seconds) else "hangs" for receiver in found]
+        return [receiver.recv() if receiver.poll(240) else "hangs" for receiver in found]
     finally:
         for process in processes:
             process.join(10)
@@ -87,11 +97,13 @@ def as_rank(rank: int, size: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
 
 
-def _work(rank: int, size: int, port: int, sender: Any, function: Callable[..., Any], arguments: Any) -> None:
+def _work(
+    rank: int, size: int, port: int, sender: Any, patience: float, function: Callable[..., Any], arguments: Any
+) -> None:
     as_rank(rank, size, port)
     torch.set_num_threads(1)
     try:
-        distributed.start(torch.device("cpu"))
+        distributed.start(torch.device("cpu"), datetime.timedelta(seconds=patience))
         sender.send(function(*arguments))
         distributed.current().barrier()
         distributed.stop()

@@ -1,10 +1,12 @@
 """The main job in several ranks: one writes, one speaks, and one that dies ends the others."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,16 +104,15 @@ def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
     return found
 
 
-@pytest.mark.ci
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_ends_the_others_and_the_run_is_continued_to_the_same_end(tmp_path, killed):
-    place, log = tmp_path / "run", tmp_path / "log"
+@contextmanager
+def running(place, log):
+    """Start the main job with torchrun in two ranks; yield torchrun and the ranks' processes when it has two rows."""
     words = ["experiments/reinforce.py", "--device=cpu", "--out", str(place), *arguments(total_updates=10_000)]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *words]
     with log.open("w") as file:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         torchrun = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=file)
+    processes = {}
     try:
         until = time.monotonic() + 240
         while not (place / "metrics.csv").exists() or len(metrics(place)) < 2:
@@ -119,12 +120,28 @@ def test_a_killed_rank_ends_the_others_and_the_run_is_continued_to_the_same_end(
             assert time.monotonic() < until
             time.sleep(0.05)
         processes = ranks_of(torchrun)
+        yield torchrun, processes
+    finally:
+        torchrun.kill()
+        torchrun.wait()
+        for process in processes.values():
+            if Path(f"/proc/{process}").exists():
+                os.kill(process, signal.SIGKILL)
+
+
+in_proc = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds a rank's process in /proc")
+
+
+@pytest.mark.ci
+@in_proc
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_ends_the_others_and_the_run_is_continued_to_the_same_end(tmp_path, killed):
+    place, log = tmp_path / "run", tmp_path / "log"
+    with running(place, log) as (torchrun, processes):
         os.kill(processes[killed], signal.SIGKILL)
         start = time.monotonic()
         assert torchrun.wait(120) == 1
         assert time.monotonic() - start < SOON
-    finally:
-        torchrun.kill()
     said = log.read_text()
     (line,) = [each for each in said.splitlines() if "continue with" in each]
     assert line.startswith(
@@ -138,3 +155,30 @@ def test_a_killed_rank_ends_the_others_and_the_run_is_continued_to_the_same_end(
     assert run_ranks(2, train, place, updates + 2, True) == [2, 2]
     assert run_ranks(2, train, tmp_path / "whole", updates + 2) == [2, 2]
     assert metrics(place) == metrics(tmp_path / "whole")
+
+
+@pytest.mark.ci
+@in_proc
+@pytest.mark.parametrize(
+    ("number", "said"), [(signal.SIGINT, "stopped by SIGINT: "), (signal.SIGKILL, "torchrun has ended: ")]
+)
+def test_when_torchrun_is_stopped_all_ranks_end_with_one_line(tmp_path, number, said):
+    place, log = tmp_path / "run", tmp_path / "log"
+    with running(place, log) as (torchrun, processes):
+        torchrun.send_signal(number)
+        until = time.monotonic() + SOON
+        while any(Path(f"/proc/{process}").exists() for process in processes.values()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+    (line,) = [each for each in log.read_text().splitlines() if "continue with" in each]
+    assert line.startswith(f"{said}{place} holds the run up to its last update; continue with: torchrun ")
+    checkpoint.read(place / CHECKPOINT, "run", "agent")
+
+
+@pytest.mark.ci
+def test_the_comparison_with_random_permutations_is_written_once(tmp_path):
+    config = job(tmp_path / "run", env={"total_updates": 1}, compare_random=True)
+    first, second = (each["ranks"] for each in run_ranks(2, reinforce.main, config))
+    assert first == second == 2
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["relative_accuracy"] >= 0
+    assert (tmp_path / "run" / "random" / "summary.json").exists()

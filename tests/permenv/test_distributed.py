@@ -1,6 +1,7 @@
 """Several ranks compute what one computes."""
 
 import os
+import time
 
 import numpy as np
 import pytest
@@ -168,9 +169,24 @@ def other_choices():
     run.validate()
 
 
+@pytest.mark.ci
 def test_ranks_that_do_not_replay_the_same_run_are_found_out():
     _, second = run_ranks(2, other_choices)
     assert second.startswith("RankError: rank 1 does not replay the run of rank 0, it has another choice of groups: ")
+
+
+def late():
+    """The second rank comes too late."""
+    if not current().is_first:
+        time.sleep(6)
+    current().barrier()
+
+
+@pytest.mark.ci
+def test_a_rank_waits_for_another_only_so_long():
+    first, second = run_ranks(2, late, patience=3)
+    assert first.startswith("RankError: the other ranks cannot be reached (")
+    assert second.startswith("RankError: ")
 
 
 # The same run
@@ -253,6 +269,7 @@ def saved_by(place, iterations):
     return run.records[-1].errors
 
 
+@pytest.mark.ci
 def test_another_number_of_ranks_continues_a_checkpoint(tmp_path):
     """The batch stays the same, so the number of ranks changes rounding and nothing else."""
     first, second = run_ranks(2, saved_by, tmp_path / "run", 3)

@@ -433,6 +433,13 @@ def test_the_identity_is_plain_json(task):
     assert "total_updates" not in run.identity
 
 
+def test_the_identity_says_what_auto_stands_for():
+    """On another device "auto" may be another precision."""
+    run = small_run(precision="auto")
+    assert run.identity["precision"] == run.trainer.precision
+    assert run.identity == small_run(precision=run.trainer.precision).identity
+
+
 def test_a_file_without_a_run_raises_an_error(tmp_path):
     permenv.checkpoint.write(tmp_path / "agent", {"agent": {}})
     with pytest.raises(CheckpointError, match=r"agent holds no run: name a file that save\(\) or a training job wrote"):

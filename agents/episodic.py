@@ -153,8 +153,8 @@ class EpisodicAgent(Agent):
         these the smallest.
 
         Args:
-            episodes: At least one. Their actions may be outside the bounds, which makes more policies linear: those
-                whose clipped actions are.
+            episodes: At least one. Their actions may be outside the bounds, to which the views clip: a rule that is
+                linear until it reaches a bound, such as a growing pool, is then imitated exactly.
 
         Raises:
             ValueError: If there is no episode, their observations or actions have another shape, or this agent has

@@ -3,51 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
-import re
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from permenv import ConfigurationError
+from permenv.checkpoint import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-# what `replacing` and `permenv.checkpoint` write to, and safetensors on its own account
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp(\.\w+)?|\.tmp[0-9A-Za-z]{6}")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file atomically.
-
-    Args:
-        path: The file; its folder is made if need be, a file of that name is replaced.
-
-    Yields:
-        A name in the same folder to write to. It is renamed when the block ends, and removed if the block raises.
-
-    Raises:
-        OSError: If the file cannot be written; a file of that name is then as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove the temporary files of writes that were killed; no other process may be writing into the folder."""
-    for path in folder.glob(".*"):
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink()
 
 
 def require_writable(folder: Path, option: str) -> None:
@@ -76,14 +43,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_picture(path: Path, figure: Figure) -> None:
     """Save a figure in the format that the name says, atomically."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary)
+    write_with(path, lambda file: figure.savefig(file, format=path.suffix.removeprefix(".")))
+
+
+def write_with(path: Path, save: Callable[[IO[bytes]], object]) -> None:
+    """Write what a function saves to an open file, atomically."""
+    content = io.BytesIO()
+    save(content)
+    write_bytes(path, content.getvalue())
 
 
 def as_json(content: Any) -> Any:

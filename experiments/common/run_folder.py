@@ -21,14 +21,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 import numpy as np
 
-from experiments.common.files import (
-    remove_leftovers,
-    replacing,
-    require_writable,
-    write_json,
-    write_picture,
-    write_text,
-)
+from experiments.common.files import require_writable, write_json, write_picture, write_text, write_with
 from permenv import checkpoint, distributed
 from permenv.checkpoint import CheckpointError
 
@@ -119,7 +112,6 @@ class RunFolder:
 
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
-        remove_leftovers(self.path)
         for events in (self.path / _TENSORBOARD).glob("events.out.tfevents.*"):
             events.unlink()
         if not self.holds_run(self.path):  # what a process has left that was killed before its first checkpoint
@@ -152,8 +144,7 @@ class RunFolder:
 
     def array(self, name: str, values: np.ndarray) -> None:
         """Write `name`.npy, atomically."""
-        with replacing(self.path / f"{name}.npy") as temporary:
-            np.save(temporary, values)
+        write_with(self.path / f"{name}.npy", lambda file: np.save(file, values))
 
     def picture(self, name: str, figure: Figure) -> None:
         """Write `name`.png, atomically."""

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from experiments.common.files import as_json, remove_leftovers, require_writable, write_json
+from experiments.common.files import as_json, require_writable, write_json
 from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
 from experiments.common.processes import make_executor
@@ -64,7 +64,6 @@ def sweep(
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
-        remove_leftovers(folder)
         libraries = versions()
         settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
         files = {name: folder / f"{name}.json" for name in jobs}

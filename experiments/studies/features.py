@@ -26,7 +26,7 @@ import torch
 
 import agents
 from agents.rollout import rollout
-from experiments.common.files import replacing, write_json, write_text
+from experiments.common.files import write_json, write_text, write_with
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.processes import make_executor
@@ -215,8 +215,8 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
 
 def write_trunk(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     """Write the weights of a trunk, atomically."""
-    with replacing(path) as temporary:
-        torch.save({name: value.cpu().contiguous() for name, value in weights.items()}, temporary)
+    saved = {name: value.cpu().contiguous() for name, value in weights.items()}
+    write_with(path, lambda file: torch.save(saved, file))
 
 
 def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:

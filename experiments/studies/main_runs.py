@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments import reinforce
-from experiments.common.files import replacing, write_json
+from experiments.common.files import write_json
 from experiments.common.options import parse
 from experiments.common.run_folder import RunFolder
 from experiments.common.script import run_script
 from permenv import ConfigurationError, DataError
+from permenv.checkpoint import write_bytes
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,7 @@ def copy(run: Run, folder: Path, out: Path, data: Path) -> None:
         figures["queries"] = figures["queries"].removeprefix(f"{data}/")
     write_json(out / run.summary, summary)
     for name, name_there in run.pictures.items():
-        with replacing(out / name_there) as temporary:
-            temporary.write_bytes((folder / name).read_bytes())
+        write_bytes(out / name_there, (folder / name).read_bytes())
 
 
 if __name__ == "__main__":

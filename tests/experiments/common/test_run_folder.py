@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.common.files import as_json, remove_leftovers, write_json
+from experiments.common.files import as_json, write_json, write_text
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError, as_csv, locked, read_rows
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from tests.experiments.helpers import small
@@ -147,8 +147,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     assert not RunFolder.holds_run(tmp_path)
     again = RunFolder(tmp_path, resume)
     again.start([])
+    again.save({}, {}, {})
     again.close()
-    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "config.json", "tensorboard"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "config.json", "tensorboard", CHECKPOINT}
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1
 
 
@@ -242,14 +243,14 @@ def test_tensorboard_is_written_again_from_the_rows(tmp_path):
     assert [event.value for event in events] == pytest.approx([0.3, 1e-17, 0.5])
 
 
-def test_only_our_own_leftovers_are_removed(tmp_path):
-    ours = [f".{name}.{'0123456789abcdef' * 2}.tmp{suffix}" for name, suffix in (("a.json", ""), ("error", ".png"))]
-    ours.append(".tmpDq6cwi")  # safetensors'
-    others = [".bashrc.tmp", "notes.tmp", f".x.{'0' * 31}.tmp"]
-    for name in (*ours, *others):
-        (tmp_path / name).touch()
-    remove_leftovers(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == set(others)
+def test_a_file_that_is_written_again_leaves_nothing_of_a_write_that_was_killed(tmp_path):
+    path = tmp_path / "board.md"
+    other = tmp_path / f".board.json.{'0a' * 16}.tmp"
+    for name in (f".board.md.{'0a' * 16}.tmp", other.name):
+        (tmp_path / name).write_text("half of it")
+    write_text(path, "a table")
+    assert path.read_text() == "a table"
+    assert set(tmp_path.iterdir()) == {path, other}
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):

@@ -119,7 +119,7 @@ def test_a_damaged_result_is_named(tmp_path, damage):
 
 
 def test_what_killed_jobs_left_is_removed(tmp_path):
-    leftover = tmp_path / f".4-2.{'ab' * 16}.tmp.json"
+    leftover = tmp_path / f".4-2.json.{'ab' * 16}.tmp"
     leftover.touch()
     assert sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
     assert not leftover.exists()

@@ -18,6 +18,7 @@ from permenv.data.files import UNLABELLED, summary
 from permenv.data.folder import centre_square, image_folder
 from permenv.data.source import DataError, StillImages, VideoClips, free_bytes, log
 from permenv.data.videos import spread, video_folder
+from permenv.progress import progress_bar
 
 HASH_BYTES = 64 * 2**20  # pixels are hashed in pieces of this size
 IMAGE_KEYS, CLIP_KEYS, LABEL_KEY = ("image",), ("video", "frames"), "label"
@@ -166,13 +167,11 @@ def _read(
     Raises:
         DataError: If the rows do not fit into memory, no item can be used, or one is of the wrong kind.
     """
-    from tqdm import tqdm
-
     name = _name(given)
     _require_memory(name, len(given), most, size)
     pixels = np.empty((len(given) * most, size, size, 3), np.uint8)  # rows that are not written take no memory
     lengths, used, labels, skipped, rows = [], [], [], [], 0
-    for index in tqdm(range(len(given)), desc="reading", unit="item", disable=None):
+    for index in progress_bar(range(len(given)), label="reading", unit="item"):
         place = f"item {index}"
         try:
             content, label = _parts(given[index], keys, place)

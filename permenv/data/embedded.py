@@ -9,6 +9,7 @@ import numpy as np
 from permenv.data.cache import Append, cached_or_in_memory
 from permenv.data.scenes import CLASSES, RECIPE, check, deal_labels, render_clip
 from permenv.data.source import StillImages, VideoClips
+from permenv.progress import progress_bar
 
 
 @functools.lru_cache(maxsize=4)
@@ -65,9 +66,7 @@ def _rendered(key: str, count: int, frames: int, size: int, seed: int) -> tuple[
     labels = deal_labels(count, seed)
 
     def build(append: Append) -> dict[str, str]:
-        from tqdm import tqdm
-
-        for index in tqdm(range(count), desc="rendering scenes", unit="scene", disable=None):
+        for index in progress_bar(range(count), label="rendering scenes", unit="scene"):
             append(render_clip(index, int(labels[index]), frames, size, seed))
         return {}
 

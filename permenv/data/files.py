@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 import numpy as np
 
 from permenv.data.source import DataError, log, printable
+from permenv.progress import progress_bar
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -266,7 +267,7 @@ def in_parallel(
         work: The function.
         items: Its arguments.
         label: Label of the progress bar.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
         unit: Unit of the progress bar.
         in_flight: Largest number of items submitted to the threads before the result of the first is used.
 
@@ -275,12 +276,10 @@ def in_parallel(
     """
     from concurrent.futures import ThreadPoolExecutor
 
-    from tqdm import tqdm
-
     todo = iter(items)
     with (
         ThreadPoolExecutor() as pool,
-        tqdm(total=len(items), desc=label, unit=unit, disable=None if progress else True) as bar,
+        progress_bar(total=len(items), label=label, unit=unit, show=progress) as bar,
     ):
         waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(todo, in_flight))
         while waiting:

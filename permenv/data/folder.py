@@ -54,7 +54,7 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
         size: Side of the squares in pixels, at least 1.
         verify: Read all files and all that is kept of them again, and make again what is damaged or has changed. It
             finds what a start does not see: files changed under the same size and time.
-        progress: Show a progress bar if stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Returns:
         The images, read from the store when they are needed; the fingerprint is a digest of paths, files and `size`,

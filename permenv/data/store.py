@@ -121,7 +121,7 @@ class Store:
 
         Args:
             verify: Read all files and all images again, and make again what is not as it was.
-            progress: Show a progress bar where stderr is a terminal.
+            progress: Show a progress bar, see `permenv.progress`.
 
         Raises:
             CacheError: If the cache cannot be read or written, or is full. What was built is kept.

@@ -87,7 +87,7 @@ def video_folder(
         split: Number of the official split, from 1 on. None means split 1 if there are lists, otherwise all clips;
             0 means all clips in any case.
         part: Part of the split.
-        progress: Show progress bars if stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Returns:
         The clips, memory-mapped from the cache. Their `frames.name` contains the part and the number of the split. The

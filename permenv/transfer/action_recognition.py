@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.data import DataError, VideoClips
+from permenv.progress import progress_bar
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
 from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
 from permenv.transfer.trunks import Trunk
@@ -159,7 +160,7 @@ def action_recognition(
         seed: Decides new weights, mini-batches, frames, crops and dropped units; a split has the same result whichever
             others there are.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Raises:
         DataError: If a clip of a split has no class.
@@ -201,14 +202,12 @@ def clip_scores(
         among: (n,) int64, which of them.
         side: Of a crop in pixels.
         options: `test_scale` and `ten_crops` are used.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
     """
-    from tqdm import tqdm
-
     device = next(network.parameters()).device
     network.eval()
     scores = []
-    for clip in tqdm(among, desc="testing", unit="clip", disable=None if progress else True):
+    for clip in progress_bar(among, label="testing", unit="clip", show=progress):
         frames = clips.take(np.array([clip]), np.arange(clips.lengths[clip])[None], _CPU)[0].numpy()
         crops = np.concatenate([evaluated_crops(frame, side, options) for frame in frames])
         chunks = np.array_split(crops, -(-len(crops) // _CHUNK))

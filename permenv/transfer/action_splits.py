@@ -35,7 +35,7 @@ def read_actions(
             crop is cut without being resized.
         numbers: Numbers of the splits.
         frames: Largest number of frames kept of a clip, evenly spread.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Returns:
         The clips, those of no list among them, and the splits.

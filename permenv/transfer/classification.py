@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from permenv.progress import progress_bar
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
 from permenv.transfer.plain import FineTunedNetwork, map_size, network_input, plain_trunk
 from permenv.transfer.voc_metrics import AveragePrecision, classification_precision, mean_average_precision
@@ -116,7 +117,7 @@ def classification(
         options: By default those of the paper.
         seed: Decides new weights, mini-batches, crops and dropped units.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Raises:
         ValueError: If the trunk cannot be folded, the crop is too small for it, or labels are of other classes.
@@ -174,13 +175,11 @@ def class_scores(
     progress: bool = True,
 ) -> np.ndarray:
     """Mean logits (N, classes) over the random crops of each image."""
-    from tqdm import tqdm
-
     device = next(network.parameters()).device
     rng = np.random.default_rng([seed, 1])
     network.eval()
     scores = []
-    for image in tqdm(images, desc="testing", unit="image", disable=None if progress else True):
+    for image in progress_bar(images, label="testing", unit="image", show=progress):
         crops = np.stack([random_crop(image, options, rng) for _ in range(options.test_crops)])
         scores.append(network(network_input(crops, device))[_SCORE].mean(0).cpu().numpy())
     return np.stack(scores)

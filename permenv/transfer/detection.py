@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from permenv.progress import progress_bar
 from permenv.transfer.boxes import box_targets, clipped, mirrored, moved, suppress
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
 from permenv.transfer.plain import FineTunedNetwork, ReceptiveField, network_input, plain_trunk, receptive_field
@@ -157,7 +158,7 @@ def detection(
         options: By default those of the paper.
         seed: Decides new weights, mini-batches, proposals and dropped units.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Raises:
         ValueError: If the trunk cannot be folded, or no training image has an object that a proposal overlaps.
@@ -391,12 +392,10 @@ def detect(
     detector: FastRCNN, data: DetectionImages, classes: Sequence[str], *, progress: bool = True
 ) -> dict[str, Detections]:
     """Find the objects of every class in all images, at most `most` in each."""
-    from tqdm import tqdm
-
     options = detector.options
     detector.eval()
     found: list[list[np.ndarray]] = [[np.empty((0, 6))] for _ in classes]  # image, box, score
-    bar = tqdm(data.images, desc="testing", unit="image", disable=None if progress else True)
+    bar = progress_bar(data.images, label="testing", unit="image", show=progress)
     for number, (image, proposals) in enumerate(zip(bar, data.proposals, strict=True)):
         if not len(proposals):
             continue

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from permenv.progress import progress_bar
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -43,7 +45,7 @@ def fine_tune(
         schedule: How.
         loss_of_a_batch: Draws the next mini-batch and returns its loss.
         label: Label of the progress bar.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Returns:
         (iterations,) the losses.
@@ -51,8 +53,6 @@ def fine_tune(
     Raises:
         FloatingPointError: If the loss is not finite.
     """
-    from tqdm import tqdm
-
     parameters = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
     weights = [each for name, each in parameters if not name.endswith("bias")]
     biases = [each for name, each in parameters if name.endswith("bias")]
@@ -63,7 +63,7 @@ def fine_tune(
     )
     network.train()
     losses = np.empty(schedule.iterations)
-    with tqdm(total=schedule.iterations, desc=label, unit="it", disable=None if progress else True) as bar:
+    with progress_bar(total=schedule.iterations, label=label, unit="it", show=progress) as bar:
         for iteration in range(schedule.iterations):
             rate = schedule.learning_rate * schedule.drop ** (iteration // schedule.drop_every)
             for group in optimizer.param_groups:

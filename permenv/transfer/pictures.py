@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from permenv.data import StillImages
+from permenv.progress import progress_bar
 from permenv.transfer.finetuning import resized
 from permenv.transfer.plain import FineTunedNetwork, network_input, receptive_field
 
@@ -66,13 +67,11 @@ def top_activations(
         units: Channels; all by default.
         top: Images of each unit, at most their number.
         short_side: Images are resized to this short side first; None to leave them as they are.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Raises:
         ValueError: If there is no such convolution or unit, or no image.
     """
-    from tqdm import tqdm
-
     layers = _up_to(trunk, convolution)
     channels = next(layer for layer in reversed(layers) if isinstance(layer, nn.Conv2d)).out_channels
     chosen = np.arange(channels) if units is None else np.asarray(units, dtype=np.int64)
@@ -83,7 +82,7 @@ def top_activations(
     device = next(trunk.parameters()).device
     field = receptive_field(layers)
     values, places, factors, sizes = [], [], [], []
-    for image in tqdm(images, desc="activations", unit="image", disable=None if progress else True):
+    for image in progress_bar(images, label="activations", unit="image", show=progress):
         height, width = image.shape[:2]
         factor = 1.0 if short_side is None else short_side / min(height, width)
         pixels = image if short_side is None else resized(image, round(height * factor), round(width * factor))

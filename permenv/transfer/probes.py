@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from permenv.config import ConfigurationError
 from permenv.data import DataError, StillImages
 from permenv.data.source import free_bytes
+from permenv.progress import progress_bar
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import SeededDropout, linear_layer, network_input
 from permenv.transfer.retrieval import class_names
@@ -175,7 +176,7 @@ def linear_probe(
         test_rows: (M,) int, which images are classified; by default all.
         seed: Decides which images are held out, and mini-batches.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Returns:
         By name of the layer.
@@ -228,7 +229,7 @@ def nonlinear_probe(
         test_rows: Which images are classified.
         seed: Decides which images are held out, initial weights, mini-batches and dropped units.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Raises:
         ConfigurationError: If there is no such layer.
@@ -328,7 +329,7 @@ def _frozen_features(
         layers: Names of layers.
         numbers: About how many numbers of a map stay; None for all.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Yields:
         A layer and (N, c, y, x) float16, on the device if they fit into half of its free memory.
@@ -359,10 +360,8 @@ def _frozen_features(
 
 def _chunks(data: _Labelled, progress: bool) -> Iterator[tuple[int, StillImages, np.ndarray]]:
     """Rows of images, and the place of the first among all."""
-    from tqdm import tqdm
-
     place = 0
-    with tqdm(total=len(data.labels), desc="features", unit="image", disable=None if progress else True) as bar:
+    with progress_bar(total=len(data.labels), label="features", unit="image", show=progress) as bar:
         for images, rows in data.parts:
             for chunk in np.array_split(rows, -(-len(rows) // _CHUNK)):
                 yield place, images, chunk
@@ -445,7 +444,7 @@ def _probe(
         layer: Name of the layer.
         seed: Decides which images are held out, and mini-batches.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
     """
     every = np.arange(len(data.labels))
     train, test = every[: data.train_number], every[data.train_number :]

@@ -51,7 +51,7 @@ def retrieval(
         frames: Evenly spaced frames of a clip.
         most: At most so many queries, and as many entries of the database; evenly spaced, if there are more. By
             default all.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Returns:
         By k, the share of queries with their own class among the k nearest neighbours, in [0, 1]. None if queries or
@@ -84,7 +84,7 @@ def pool_features(trunk: nn.Module, data: StillImages, indices: np.ndarray, *, p
         trunk: Takes images (N, 3, h, w) to the map pool5.
         data: The images; of clips, their `frames`.
         indices: (N,) int, which of them.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Returns:
         (N, features) float32.

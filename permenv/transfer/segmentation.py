@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.data.voc import VOID
+from permenv.progress import progress_bar
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, network_input, plain_trunk, receptive_field
 from permenv.transfer.voc_metrics import class_iou, confusion, mean_iou
@@ -112,14 +113,12 @@ def segmentation(
         options: By default those of the paper.
         seed: Decides new weights, mini-batches and dropped units.
         device: Where to compute.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Raises:
         ValueError: If the trunk cannot be folded, the padding is too small, or a mask has other labels.
         FloatingPointError: If the training diverges.
     """
-    from tqdm import tqdm
-
     options = options or SegmentationOptions()
     device = torch.device(device)
     network = FullyConvolutional(trunk, len(classes), options, seed=seed).to(device)
@@ -133,7 +132,7 @@ def segmentation(
 
     losses = fine_tune(network, options.schedule, loss_of_a_batch, label="segmentation", progress=progress)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    bar = tqdm(test.images, desc="testing", unit="image", disable=None if progress else True)
+    bar = progress_bar(test.images, label="testing", unit="image", show=progress)
     for image, mask in zip(bar, test.masks, strict=True):
         counts += confusion(network.predict(image), mask, len(classes))
     ious = class_iou(counts)

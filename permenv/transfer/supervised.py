@@ -60,7 +60,7 @@ def supervised(
         rows: (N,) int, which images; by default all.
         seed: Decides new weights, mini-batches, crops and dropped units.
         device: Where to compute.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Returns:
         The trained trunk, in evaluation mode.

@@ -53,7 +53,7 @@ def detection_images(
         records: The images.
         proposals: By name of the image, such as of `selective_search`; without, `edge_windows` of each image.
         windows: How many of these.
-        progress: Show progress bars where stderr is a terminal.
+        progress: Show progress bars, see `permenv.progress`.
 
     Raises:
         DataError: If no image can be used, or the proposals lack one.
@@ -103,7 +103,7 @@ def object_crops(
         records: The images, for queries those of the list "test", for the database of "trainval".
         size: Side of the squares in pixels.
         smallest: Pixels of the smallest box that is used, in the image before resizing.
-        progress: Show a progress bar where stderr is a terminal.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Returns:
         The objects, image by image in the order of their annotations, with labels of `VOC_CLASSES`.

@@ -1,0 +1,74 @@
+"""The documentation: its code runs, its commands parse, its site builds, and README is a page of a minute."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from experiments.common.options import parse
+from tests.documentation import blocks, pages
+from tests.helpers import ROOT
+
+TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(
+    (ROOT / "docs").rglob("*.md")
+)
+COMMANDS = [
+    (str(path.relative_to(ROOT)), line.split("python ", 1)[1])
+    for path in TEXTS
+    for block in blocks(path, "bash")
+    for line in block.splitlines()
+    if re.search(r"(^|&& )python experiments/", line)
+]
+
+
+def test_every_page_of_the_documentation_has_been_found():
+    assert len(pages()) > 10
+    assert len(COMMANDS) > 10
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("page", pages())
+def test_the_code_of_a_page_runs(page, tmp_path):
+    """In a process of its own, since a reader's code registers tasks and imports other libraries."""
+    if page.endswith("other-library.md"):
+        pytest.importorskip("skrl", reason="the extra dev has it")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MPLBACKEND": "agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "tests.documentation", page],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
+def test_a_command_of_the_documentation_parses(page, command):
+    script, *arguments = shlex.split(command, comments=True)
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    parse(module.Config, arguments=arguments)
+
+
+@pytest.mark.ci
+def test_the_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs", reason="the extra docs has it")
+    quiet = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT,
+        env={**os.environ, **quiet},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "excluded from the built site" not in done.stderr, done.stderr
+    assert (tmp_path / "site" / "index.html").is_file()
+
+
+def test_readme_is_read_in_a_minute_or_two():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1200

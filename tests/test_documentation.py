@@ -72,3 +72,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
 
 def test_readme_is_read_in_a_minute_or_two():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1200
+
+
+MESSAGES = re.findall(r"^`(.+)`\n:", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_message_that_is_explained_is_one_of_ours(message):
+    sources = [path for package in ("permenv", "agents", "experiments") for path in (ROOT / package).rglob("*.py")]
+    assert any(message in path.read_text(encoding="utf-8") for path in sources)

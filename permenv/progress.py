@@ -24,12 +24,11 @@ def progress_bar(
         unit: What is counted, in the singular.
         show: False for no bar anywhere.
     """
+    disable: bool | None = not show
     if "ipykernel" in sys.modules:
         from tqdm.auto import tqdm
-
-        disable = not show
     else:
         from tqdm import tqdm
 
-        disable = None if show else True  # None: where stderr is a terminal
+        disable = disable or None  # None: unless stderr is a terminal
     return tqdm(items, total=total, desc=label, unit=unit, disable=disable)

@@ -199,6 +199,8 @@ class SweepOptions(EnvOptions):
     """The first of the seeds."""
     processes: int = os.cpu_count() or 1
     """Jobs at once, a process of one thread each; 0 runs them one after the other in this process."""
+    ray: str | None = None
+    """Run the jobs on Ray (the extra `ray`): local, or the address of a cluster."""
     runs: Path | None = None
     """Folder with the result of each job; a job whose result is there is not run again. By default none is kept."""
 

@@ -19,12 +19,21 @@ import torch
 R = TypeVar("R")
 
 
-def make_executor(processes: int) -> Executor:
+def make_executor(processes: int, ray: str | None = None, *, gpus: float = 0) -> Executor:
     """Make an executor.
 
     Args:
         processes: Jobs at once, a new process of one thread each; 0 runs them in this process, one after the other.
+        ray: Run them on Ray instead, see `experiments.common.ray_jobs`: "local", or the address of a cluster.
+        gpus: GPUs of a job on Ray.
+
+    Raises:
+        ConfigurationError: If Ray is asked for and not installed, or there is no such cluster.
     """
+    if ray is not None:
+        from experiments.common.ray_jobs import RayExecutor  # slow to import
+
+        return RayExecutor(ray, processes=processes, gpus=gpus)
     return SerialExecutor() if processes == 0 else _Workers(processes)
 
 

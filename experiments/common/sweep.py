@@ -11,6 +11,7 @@ with make_executor(processes=2) as executor:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
 from experiments.common.processes import make_executor
 from experiments.common.run_folder import RunFolderError, locked
+from permenv.training import resolve_device
 
 R = TypeVar("R")
 
@@ -46,9 +48,9 @@ def sweep(
         work: Does one job. It is pickled if the executor has other processes, so it is a function at module level.
         jobs: By name, the keyword arguments of `work`. They are run in this order. Whatever decides a result must be
             among them: the arguments and the versions of the libraries say whether a result in the folder is the same.
-        executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`, on machines
-            that share the folder.
-        folder: If given, each result is written to NAME.json as soon as it is there, and must be what JSON can hold.
+        executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`.
+        folder: If given, this process writes each result to NAME.json as soon as it is there; results must be what JSON
+            can hold.
 
     Returns:
         By name, the results, in the order of `jobs`; of a folder as JSON has them (tuples are lists).
@@ -60,7 +62,7 @@ def sweep(
         JobError: If a job failed. Jobs that had not begun are cancelled.
     """
     if folder is None:
-        return _run(work, {name: (arguments, None, None) for name, arguments in jobs.items()}, executor)
+        return _run(work, jobs, executor)
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
@@ -68,8 +70,12 @@ def sweep(
         settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
         files = {name: folder / f"{name}.json" for name in jobs}
         found = {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
-        missing = {name: (jobs[name], files[name], settings[name]) for name in jobs if name not in found}
-        _run(work, missing, executor)
+        missing = {name: jobs[name] for name in jobs if name not in found}
+
+        def keep(name: str, result: R) -> None:
+            write_json(files[name], {"settings": settings[name], "result": result})
+
+        _run(work, missing, executor, keep)
         found |= {name: _read(files[name], settings[name]) for name in missing}
     return {name: found[name] for name in jobs}
 
@@ -97,39 +103,55 @@ def over_seeds(
         for seed in seeds
         for name, arguments in variants.items()
     }
-    with make_executor(options.processes) as executor:
+    with executor_of(options) as executor:
         found = sweep(work, jobs, executor=executor, folder=options.runs)
     return {name: [found[f"{name}-seed{seed}"] for seed in seeds] for name in variants}
 
 
+def executor_of(options: SweepOptions) -> Executor:
+    """Make the executor that the options of a script name."""
+    return make_executor(options.processes, options.ray, gpus=float(resolve_device(options.device).type == "cuda"))
+
+
 def _run(
-    work: Callable[..., R], jobs: Mapping[str, tuple[Mapping[str, Any], Path | None, Any]], executor: Executor
+    work: Callable[..., R],
+    jobs: Mapping[str, Mapping[str, Any]],
+    executor: Executor,
+    keep: Callable[[str, R], None] = lambda name, result: None,
 ) -> dict[str, R]:
+    results: dict[str, R] = {}
     with tqdm(total=len(jobs), unit="run", disable=not jobs) as bar:
+
+        def finish(future: Future[R], name: str) -> None:
+            if name not in results:
+                results[name] = _result(future, name)
+                keep(name, results[name])
+                bar.update()
+
         futures: dict[Future[R], str] = {}
         try:
-            for name, (arguments, path, settings) in jobs.items():
-                future = executor.submit(_do, work, arguments, path, settings)
+            for name, arguments in jobs.items():
+                future = executor.submit(work, **arguments)
                 futures[future] = name
-                future.add_done_callback(lambda _: bar.update())
                 if future.done():
-                    _result(future, name)
+                    finish(future, name)
             for future in as_completed(futures):
-                _result(future, futures[future])
-        except BaseException as error:
+                finish(future, futures[future])
+        except Exception:
+            for future in futures:
+                future.cancel()
+            for future, name in futures.items():  # those that were running end, and are kept
+                if not future.cancelled():
+                    with contextlib.suppress(JobError):
+                        finish(future, name)
+            raise
+        except BaseException:
             # a pool of processes that is stopped is broken on purpose, and its jobs must not be cancelled meanwhile
-            if isinstance(error, Exception) or not isinstance(executor, ProcessPoolExecutor):
+            if not isinstance(executor, ProcessPoolExecutor):
                 for future in futures:
                     future.cancel()
             raise
-    return {name: future.result() for future, name in futures.items()}
-
-
-def _do(work: Callable[..., R], arguments: Mapping[str, Any], path: Path | None, settings: Any) -> R:
-    result = work(**arguments)
-    if path is not None:
-        write_json(path, {"settings": settings, "result": result})
-    return result
+    return {name: results[name] for name in jobs}
 
 
 def _result(future: Future[R], name: str) -> R:

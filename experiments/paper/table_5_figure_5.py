@@ -38,12 +38,11 @@ import numpy as np
 import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, require_at_least
-from experiments.common.processes import make_executor
 from experiments.common.protocols import PROTOCOLS, Data, some_of
 from experiments.common.script import run_script
 from experiments.common.sources import Source
 from experiments.common.statistics import INTERVAL, mean_of
-from experiments.common.sweep import sweep
+from experiments.common.sweep import executor_of, sweep
 from experiments.paper.shared import base_of, moments_of, publish_with_picture
 from experiments.studies import features
 from experiments.studies.conditions import SETS
@@ -132,7 +131,7 @@ def main(config: Config) -> dict[str, Any]:
     assert config.runs is not None, "it has a default"
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     names = [f"{network}-seed{seed}" for seed in seeds for network in config.networks]
-    with make_executor(config.processes) as executor:
+    with executor_of(config) as executor:
         trained = sweep(train, dict(_jobs(config)), executor=executor, folder=config.runs / "networks")
         weights = {name: config.runs / f"{name}.pt" for name in names}
         of_labels = {f"{LINES[1]}-seed{seed}": features.weights_of(config.runs, LINES[1], seed) for seed in seeds}

@@ -26,12 +26,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from experiments.common.processes import make_executor
 from experiments.common.protocols import Data, class_folders, clips_of_split_1, objects, some_of
 from experiments.common.script import run_script
 from experiments.common.sources import Source
 from experiments.common.statistics import INTERVAL, mean_of
-from experiments.common.sweep import sweep
+from experiments.common.sweep import executor_of, sweep
 from experiments.studies import features
 from experiments.studies.shared import heading, in_words, publish
 from permenv import ConfigurationError, StillImages, VideoClips
@@ -92,7 +91,7 @@ def main(config: Config) -> dict[str, Any]:
         for network in config.networks
         for condition in CONDITIONS
     }
-    with make_executor(config.processes) as executor:
+    with executor_of(config) as executor:
         found = sweep(search, jobs, executor=executor, folder=config.runs / "conditions")
     rows = []
     for name in config.sets:

@@ -29,12 +29,11 @@ from agents.rollout import rollout
 from experiments.common.files import write_json, write_text, write_with
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
-from experiments.common.processes import make_executor
 from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
-from experiments.common.sweep import sweep
+from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from experiments.studies.shared import heading, in_words, iterations_of
 from permenv import Config as Numbers
@@ -115,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
     weights = {
         f"{network}-seed{seed}": config.runs / f"{network}-seed{seed}.pt" for network in trained for seed in seeds
     }
-    with make_executor(config.processes) as executor:
+    with executor_of(config) as executor:
         learned = sweep(
             train,
             {

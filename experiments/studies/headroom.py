@@ -28,10 +28,9 @@ from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import write_picture
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import watch
-from experiments.common.processes import make_executor
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate
-from experiments.common.sweep import sweep
+from experiments.common.sweep import executor_of, sweep
 from experiments.studies.shared import heading, publish
 from permenv import Config as Numbers
 from permenv import ConfigurationError, DataError, make_config, register_task
@@ -237,7 +236,7 @@ def _play(config: Config, plans: Mapping[_Key, _Plan], seeds: range) -> dict[_Ke
         for seed in seeds
         for (name, rate, curriculum), plan in plans.items()
     }
-    with make_executor(config.processes) as executor:
+    with executor_of(config) as executor:
         found = iter(sweep(_run, jobs, executor=executor, folder=config.runs).values())
     runs: dict[_Key, list[dict[str, Any]]] = {key: [] for key in plans}
     for _ in seeds:

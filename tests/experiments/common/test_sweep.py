@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import filelock
@@ -95,6 +96,21 @@ def test_an_error_names_the_job_and_keeps_what_was_done(executor, tmp_path):
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert (tmp_path / "first.json").exists()
     assert not (tmp_path / "bad one.json").exists()
+
+
+def test_jobs_that_run_while_another_fails_are_kept(tmp_path):
+    failed = threading.Event()
+
+    def work(fails):
+        if fails:
+            failed.set()
+            raise ZeroDivisionError("no zero")
+        failed.wait()
+        return "done"
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(JobError, match="bad one"):
+        sweep(work, {"slow": {"fails": False}, "bad one": {"fails": True}}, executor=pool, folder=tmp_path)
+    assert json.loads((tmp_path / "slow.json").read_text())["result"] == "done"
 
 
 def test_every_variant_is_run_with_every_seed(tmp_path):

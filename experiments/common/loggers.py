@@ -103,7 +103,8 @@ class Logger(Protocol):
         """Log a picture.
 
         Args:
-            name: Its file name in the run folder, without suffix, such as "dashboard".
+            name: Its file name in the run folder, without suffix, such as "dashboard". "error" is the name of a
+                picture and of a metric.
             figure: The picture. It has no window, and must not be changed.
             update: The number of updates when it was drawn.
         """
@@ -165,7 +166,7 @@ class TensorBoardLogger(Logger):
         """Write an image."""
         from permenv.render import to_array  # slow to import
 
-        self._writer.add_image(name, to_array(figure), global_step=update, dataformats="HWC")
+        self._writer.add_image(f"pictures/{name}", to_array(figure), global_step=update, dataformats="HWC")
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
         """Flush and close the file; a run that has ended is marked as such."""
@@ -218,7 +219,7 @@ class WandbLogger(Logger):
         """Log an image."""
         from permenv.render import to_array  # slow to import
 
-        self._run.log({name: self._wandb.Image(to_array(figure))}, commit=False)  # with the last row
+        self._run.log({f"pictures/{name}": self._wandb.Image(to_array(figure))}, commit=False)  # with the last row
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
         """Add the summary, and wait until all is sent."""
@@ -247,7 +248,7 @@ class MlflowLogger(Logger):
             ConfigurationError: If MLflow refuses it.
         """
         known = run.folder / "mlflow-id.txt"
-        with _naming("mlflow", "check MLFLOW_TRACKING_URI, or leave mlflow out"):
+        with _naming("mlflow", "name a server in MLFLOW_TRACKING_URI, `pip install mlflow`, or leave mlflow out"):
             run_id = _read(known)
             active = self._mlflow.start_run(run_id=run_id, run_name=None if run_id else run.name)
             if run_id is None:
@@ -264,7 +265,7 @@ class MlflowLogger(Logger):
 
     def picture(self, name: str, figure: Figure, update: int) -> None:
         """Save a picture as an artifact."""
-        self._mlflow.log_figure(figure, f"{name}.png")
+        self._mlflow.log_figure(figure, f"pictures/{name}.png")
 
     def close(self, summary: Mapping[str, Any] | None) -> None:
         """Save the summary as an artifact, and end the run."""
@@ -309,7 +310,7 @@ class Loggers(Logger):
 
     def log(self, row: Row) -> None:
         """Log to all."""
-        self._call("log", dict(row))
+        self._call("log", dict(row))  # the row itself goes into the next checkpoint
 
     def picture(self, name: str, figure: Figure, update: int) -> None:
         """Log to all."""
@@ -365,4 +366,4 @@ def _naming(name: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ConfigurationError(f"--log {name}: {type(error).__name__}: {error}: {remedy}") from error
+        raise ConfigurationError(f"--log {name}: {type(error).__name__}: {str(error).rstrip('.')}; {remedy}") from error

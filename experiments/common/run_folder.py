@@ -135,7 +135,7 @@ class RunFolder:
             (self.path / _METRICS).unlink(missing_ok=True)
         before = [] if first is None else [dict(first)]
         name = "/".join(self.path.absolute().parts[-2:])
-        logged = [*before, *self.rows] if resumed else []
+        logged = [dict(row) for row in (*before, *self.rows)] if resumed else []
         self._loggers.start(RunInfo(name, self.path, flat(settings or {}), logged))
         self._unlogged = [] if resumed else before
 

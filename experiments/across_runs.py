@@ -36,6 +36,7 @@ from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
 from experiments.common.files import as_json
 from experiments.common.learned import LEARNERS, view
+from experiments.common.loggers import TensorBoardLogger
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, require_at_least
 from experiments.common.processes import (
@@ -151,14 +152,14 @@ def main(config: Config) -> list[dict[str, float]]:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
     settings = as_json(config)
-    with contextlib.closing(RunFolder(config.folder, config.resume)) as folder:
+    with contextlib.closing(RunFolder(config.folder, config.resume, [TensorBoardLogger()])) as folder:
         _make_view(config)  # reports what is wrong with the options or the data
         saved = folder.read()
         if saved:
             # a replay buffer has a column for each environment
             may_change = ("episodes", "out", "resume", *(() if config.algorithm == "sac" else ("processes",)))
             check_same_job(settings, may_change, saved["job"]["settings"], folder.path)
-        folder.start(saved["job"]["rows"] if saved else [])
+        folder.start(saved["job"]["rows"] if saved else [], settings)
         folder.json("config", {**settings, "machine": machine(resolve_device(config.device), threads=1)})
         log = _Log(config, folder, settings)
         with log.bar:

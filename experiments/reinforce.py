@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -26,6 +27,7 @@ import permenv
 from agents import AGENTS, Agent, InversePolicy, Reinforce
 from agents.rollout import rollout
 from experiments.common import main_job
+from experiments.common.loggers import Logger
 from experiments.common.options import JobOptions
 from experiments.common.run_folder import CHECKPOINT, RunFolder, open_folder, read_rows
 from experiments.common.script import run_script
@@ -60,11 +62,12 @@ class Config(JobOptions):
         return self.policy
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Run the job.
 
     Args:
         config: Its options.
+        loggers: More loggers than `config.log` names, see `experiments/common/loggers.py`.
 
     Returns:
         What summary.json holds.
@@ -73,15 +76,15 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
     if not config.compare_random:
-        return train(config)
+        return train(config, loggers)
     if config.policy == "random":
         raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --policy")
     rival = dataclasses.replace(config, policy="random", policy_from=None, out=config.folder / "random")
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
     open_folder(rival.folder, rival.resume).close()  # refuse a folder of other files before the first run, not after it
-    summary = train(config)
-    baseline = train(rival)
+    summary = train(config, loggers)
+    baseline = train(rival, loggers)
     if distributed.current().is_first:
         _compare(config, summary, rival, baseline)
     return summary
@@ -117,9 +120,9 @@ def _relative_accuracy(ours: dict[str, Any], theirs: dict[str, Any]) -> float | 
     return (1 - ours["error_last"]) / accuracy if accuracy else None
 
 
-def train(config: Config) -> dict[str, Any]:
+def train(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train one run to its end, or continue it, and sum it up in its folder."""
-    with main_job.make_recorder(config) as run:
+    with main_job.make_recorder(config, loggers) as run:
         queries = main_job.begin(run, config)
         agent = make_agent(config, run)
         if run.saved_agent is not None:

@@ -10,7 +10,7 @@ loads it. `--resume` continues to the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from typing import Any, Literal
 import gymnasium as gym
 
 from experiments.common import main_job
+from experiments.common.loggers import Logger
 from experiments.common.options import JobOptions
 from experiments.common.script import run_script
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction
@@ -57,11 +58,12 @@ VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
 }
 
 
-def main(config: Config) -> dict[str, Any]:
+def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train one run to its end, or continue it, and sum it up in its folder.
 
     Args:
         config: Its options.
+        loggers: More loggers than `config.log` names, see `experiments/common/loggers.py`.
 
     Returns:
         What summary.json holds.
@@ -72,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
     from agents.sb3 import make_model, start_from, steps_of_an_update  # slow to import
     from agents.sb3_state import AfterUpdates
 
-    with main_job.make_recorder(config) as run:
+    with main_job.make_recorder(config, loggers) as run:
         queries = main_job.begin(run, config)
         env = VIEWS[config.view](run)
         model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from experiments.common import evaluation
 from experiments.common.evaluation import Queries
+from experiments.common.loggers import Logger, make_loggers
 from experiments.common.machine import keep_freed_memory
 from experiments.common.options import JobOptions
 from experiments.common.recorder import Recorder
@@ -18,12 +20,17 @@ from permenv.data import files
 from permenv.training import resolve_device
 
 
-def make_recorder(options: JobOptions) -> Recorder:
+def make_recorder(options: JobOptions, loggers: Sequence[Logger] = ()) -> Recorder:
     """Make the job's environment, and its recorder.
+
+    Args:
+        options: The options of the job.
+        loggers: More loggers than the options name.
 
     Raises:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy; nothing is written.
     """
+    loggers = (*make_loggers(options.log), *loggers)
     distributed.current().require_shards(options.env)
     device = resolve_device(options.device)
     if device.type == "cuda" and device.index is not None:  # memory is pinned for the current GPU
@@ -37,6 +44,7 @@ def make_recorder(options: JobOptions) -> Recorder:
             resume=options.resume,
             settings=options.settings,
             may_change=options.may_change,
+            loggers=loggers,
         )
 
 
@@ -70,18 +78,19 @@ def finish(run: Recorder, options: JobOptions, queries: dict[str, Queries]) -> d
         figures["top1_trained"] = trained[task]
         figures["queries"] = queries[task].name
     run.finish(summary)
-    print(in_words(summary, run.base_env, "untrained" if options.trunk_from is None else "with the given trunk"))
+    print(in_words(summary, run.base_env, options))
     return summary
 
 
-def in_words(summary: dict[str, Any], base_env: PermShuffleEnv, start: str) -> str:
+def in_words(summary: dict[str, Any], base_env: PermShuffleEnv, options: JobOptions) -> str:
     """Return the lines that a job ends with.
 
     Args:
         summary: What summary.json holds.
         base_env: The environment at the end.
-        start: The state of the network that the run began with.
+        options: The options of the job.
     """
+    start = "untrained" if options.trunk_from is None else "with the given trunk"
     lines = []
     for task, its in summary["tasks"].items():
         lines.append(
@@ -114,5 +123,6 @@ def in_words(summary: dict[str, Any], base_env: PermShuffleEnv, start: str) -> s
             lines.append(
                 f"Used but lacking frames, {task}: {len(each.data.irregular)}: {files.summary(each.data.irregular)}."
             )
-    lines.append(f"Files: {summary['folder']} (metrics.csv, summary.json, pictures, TensorBoard, checkpoint).")
+    logs = "TensorBoard, " if "tensorboard" in options.log else ""
+    lines.append(f"Files: {summary['folder']} (metrics.csv, summary.json, pictures, {logs}checkpoint).")
     return "\n".join(lines)

@@ -20,15 +20,18 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 import permenv
+from experiments.common.loggers import LOGGERS
 from experiments.common.run_folder import RunFolder
 from permenv import PRESETS, Pretraining, make_config, registered_tasks
 
 if TYPE_CHECKING:
     Preset = str
     TaskName = str
+    LoggerName = str
 else:
     Preset = tyro.extras.literal_type_from_choices(PRESETS)
     TaskName = tyro.extras.literal_type_from_choices(registered_tasks())
+    LoggerName = tyro.extras.literal_type_from_choices(LOGGERS)
 
 T = TypeVar("T")
 
@@ -127,7 +130,7 @@ class EnvOptions:
 class JobOptions(EnvOptions):
     """The options of every training job."""
 
-    may_change: ClassVar[tuple[str, ...]] = ("updates", "device", "out", "resume")
+    may_change: ClassVar[tuple[str, ...]] = ("updates", "device", "out", "resume", "log")
     """Options that may differ when a run is resumed; of --env.*, the environment says which."""
 
     eval_images: Path | None = None
@@ -143,6 +146,8 @@ class JobOptions(EnvOptions):
     """Run folder; by default runs/TASK-ALGORITHM-seedSEED."""
     resume: bool = False
     """Continue the run in `out` from its last checkpoint."""
+    log: tuple[LoggerName, ...] = ("tensorboard",)
+    """Where metrics and pictures go besides the run folder: "tensorboard"; "wandb", Weights & Biases; "mlflow"."""
 
     def __post_init__(self) -> None:
         """Fill in `env`, and check the seed and the options that concern the data.

@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.common.files import as_json
+from experiments.common.loggers import Logger
 from experiments.common.machine import machine
 from experiments.common.run_folder import check_same_job, open_folder
 from permenv import PermShuffleEnv, StillImages, VideoClips
@@ -37,7 +38,7 @@ from permenv.permutations import hamming_statistics
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
-    """Records one training run: a row an update, TensorBoard, a checkpoint after every update, pictures at the end.
+    """Records one training run: a row an update, a checkpoint after every update, pictures at the end.
 
     Any wrappers may be below it or above it. Observations and rewards pass through unchanged.
 
@@ -51,6 +52,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         resume: Whether to continue the run that is in the folder.
         settings: The options of the job, for config.json. A resumed run must have the same.
         may_change: The names of those that may differ.
+        loggers: Where metrics and pictures go as well. They also get the error of the untrained network.
 
     Attributes:
         base_env: `env.unwrapped`.
@@ -71,11 +73,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         resume: bool = False,
         settings: Mapping[str, Any] | None = None,
         may_change: tuple[str, ...] = (),
+        loggers: Sequence[Logger] = (),
     ):
         super().__init__(env)
         assert isinstance(env.unwrapped, PermShuffleEnv)
         self.base_env = env.unwrapped
-        self.folder = open_folder(folder, resume)
+        self.folder = open_folder(folder, resume, loggers)
         self.saved_agent: dict[str, Any] | None = None
         self.notes: dict[str, Any] = {}
         self.over = False
@@ -89,6 +92,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self._observation: Any = None
         self._is_due = False
         self._bar: tqdm[None] | None = None
+        self._summary: dict[str, Any] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begin the run or restore it, the first time; then return the current observation and info."""
@@ -108,6 +112,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             agent_state: Called for every checkpoint, after the algorithm has learned from the update: returns its
                 state.
             queries: By task, the name of the data that its evaluation uses, for config.json.
+
+        Raises:
+            ConfigurationError: If a logger cannot be started.
         """
         assert self._observation is not None, "reset() comes first"
         self.base_env.run.ranks.barrier()  # every rank has read what rank 0 is about to replace
@@ -117,7 +124,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.over = self._info["diverged"] or self._info["update"] >= config.total_updates
         spent = self.base_env.run.seconds  # before the clock starts
         self._earlier = {name: self._job.get(name, 0.0) - spent[name] for name in ("validation", "grouping")}
-        self.folder.start(self._job.pop("rows", []))
+        settings = {**self._settings, "env": as_json(config.as_dict())}
+        self.folder.start(self._job.pop("rows", []), settings, self._first_row())
         self._describe(queries or {})
         iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines; in a log file there are fewer
@@ -204,11 +212,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         for task in base_env.tasks:
             folder.picture(f"choices-{task}", figures.choices_of_run(folder.rows, task))
             folder.picture(f"shuffles-{task}", figures.examples_of_run(base_env.run, task, seed=0))
+        self._summary = as_json(summary)
 
     def close(self) -> None:
-        """Close the files, the progress bar and the environment."""
+        """Close the files, the loggers, the progress bar and the environment."""
         self._close_bar()
-        self.folder.close()
+        self.folder.close(self._summary)
         super().close()
 
     def _close_bar(self) -> None:
@@ -226,6 +235,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
 
     def _enter(self) -> None:
         self._job["policy"] += time.perf_counter() - self._left
+
+    def _first_row(self) -> dict[str, float]:
+        """Return what is known of the network that the run began with."""
+        history = self.base_env.run.history
+        errors = {f"{task}/error": past[0][1] for task, past in history.items()}
+        return {"update": 0, "iteration": 0, "error": self._job["error_first"], **errors}
 
     def _row(self, reward: float, terminated: bool) -> dict[str, float]:
         """Return the metrics of the update that this step ended."""

@@ -1,8 +1,9 @@
 """The run folder: all files of one training run, whichever algorithm trained.
 
 config.json, permutations-TASK.npy, metrics.csv (one row an update; columns of a single task are called TASK/...),
-tensorboard/, checkpoint.safetensors, summary.json and the pictures. The checkpoint holds the environment, the agent and
-the rows so far, so that this file alone is enough to continue; the others are written again from it.
+checkpoint.safetensors, summary.json and the pictures, and what the loggers write, such as tensorboard/. The checkpoint
+holds the environment, the agent and the rows so far, so that this file alone is enough to continue; the others are
+written again from it.
 
 The first file is .permenv.lock. It says that the folder is a run's, and it is locked by the process that trains: the
 operating system releases the lock of a process that ends, also of one that is killed.
@@ -22,16 +23,16 @@ import filelock
 import numpy as np
 
 from experiments.common.files import require_writable, write_json, write_picture, write_text, write_with
+from experiments.common.loggers import TENSORBOARD, Logger, Loggers, RunInfo, flat
 from permenv import checkpoint, distributed
 from permenv.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch.utils.tensorboard import SummaryWriter
 
 CHECKPOINT = "checkpoint.safetensors"
 LOCK = ".permenv.lock"
-_METRICS, _TENSORBOARD = "metrics.csv", "tensorboard"
+_METRICS = "metrics.csv"
 _SUFFIXES = (".csv", ".json", ".npy", ".png", ".safetensors")  # of the run's files
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class RunFolder:
     Args:
         path: Where it is, or is to be.
         resume: Whether to continue the run that is there. A run without a checkpoint is begun again, with or without.
+        loggers: Where rows and pictures go as well.
 
     Attributes:
         path: Where it is.
@@ -58,11 +60,12 @@ class RunFolder:
             files, or one of its files is a folder; or if another process uses it.
     """
 
-    def __init__(self, path: Path, resume: bool):
+    def __init__(self, path: Path, resume: bool, loggers: Sequence[Logger] = ()):
         self.path = path
         self.rows: list[dict[str, float]] = []
         self._resume = resume
-        self._writer: SummaryWriter | None = None
+        self._loggers = Loggers(loggers)
+        self._unlogged: list[dict[str, float]] = []  # not in the checkpoint yet
         self._held: ExitStack | None = None  # the lock
         require_writable(path, "--out")
         if self._is_begun:
@@ -102,41 +105,56 @@ class RunFolder:
             raise CheckpointError(f"the rows of metrics in {self.checkpoint} are damaged: use an earlier checkpoint")
         return saved
 
-    def start(self, rows: Sequence[Mapping[str, float]]) -> None:
-        """Make the folder, or set it back to `rows`, those of the updates that the checkpoint includes.
+    def start(
+        self,
+        rows: Sequence[Mapping[str, float]],
+        settings: Mapping[str, Any] | None = None,
+        first: Mapping[str, float] | None = None,
+    ) -> None:
+        """Make the folder, or set it back to `rows`, and start the loggers.
+
+        Args:
+            rows: Those of the updates that the checkpoint includes.
+            settings: The options of the run, for the loggers.
+            first: The metrics before the first update, which go to the loggers only.
 
         Raises:
             RunFolderError: If another process has begun a run here in the meantime.
+            ConfigurationError: If a logger cannot be started.
         """
-        from torch.utils.tensorboard import SummaryWriter  # slow to import
-
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock()
-        for events in (self.path / _TENSORBOARD).glob("events.out.tfevents.*"):
-            events.unlink()
-        if not self.holds_run(self.path):  # what a process has left that was killed before its first checkpoint
+        resumed = self.holds_run(self.path)
+        if not resumed:  # what a process has left that was killed before its first checkpoint
             for array in self.path.glob("permutations-*.npy"):
                 array.unlink()
-        # a signal that interrupts its queue makes the writer wait once for as long as it does between two flushes
-        self._writer = SummaryWriter(str(self.path / _TENSORBOARD), flush_secs=1)
-        self.rows = []
-        for row in rows:
-            self._add(dict(row))
+        self.rows = [dict(row) for row in rows]
         if self.rows:
             write_text(self.path / _METRICS, as_csv(self.rows))
         else:
             (self.path / _METRICS).unlink(missing_ok=True)
+        before = [] if first is None else [dict(first)]
+        name = "/".join(self.path.absolute().parts[-2:])
+        logged = [dict(row) for row in (*before, *self.rows)] if resumed else []
+        self._loggers.start(RunInfo(name, self.path, flat(settings or {}), logged))
+        self._unlogged = [] if resumed else before
 
     def append(self, row: dict[str, float]) -> None:
-        """Add the row of one update to metrics.csv and TensorBoard."""
-        self._add(row)
+        """Add the row of one update to metrics.csv, and to what the loggers are to be given."""
+        self.rows.append(row)
+        self._unlogged.append(row)
         first = len(self.rows) == 1
         with (self.path / _METRICS).open("w" if first else "a", encoding="utf-8") as file:
             file.write(as_csv([row], header=first))
 
     def save(self, environment: Mapping[str, Any], agent: Mapping[str, Any], job: Mapping[str, Any]) -> None:
-        """Write the checkpoint: states of environment and agent, rows, and whatever else the job needs to continue."""
+        """Write the checkpoint: states of environment and agent, rows, and whatever else the job needs to continue.
+
+        Then log the rows that the checkpoint before did not have.
+        """
         checkpoint.write(self.checkpoint, {**environment, "agent": agent, "job": {"rows": self.rows, **job}})
+        while self._unlogged:
+            self._loggers.log(self._unlogged.pop(0))
 
     def json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write `name`.json, atomically."""
@@ -147,23 +165,20 @@ class RunFolder:
         write_with(self.path / f"{name}.npy", lambda file: np.save(file, values))
 
     def picture(self, name: str, figure: Figure) -> None:
-        """Write `name`.png, atomically."""
+        """Write `name`.png, atomically, and log it."""
         write_picture(self.path / f"{name}.png", figure)
+        self._loggers.picture(name, figure, len(self.rows))
 
-    def close(self) -> None:
-        """Flush TensorBoard and release the lock."""
-        if self._writer is not None:
-            self._writer.close()
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Close the loggers and release the lock.
+
+        Args:
+            summary: Of a run that has ended, what summary.json holds.
+        """
+        self._loggers.close(summary)
         if self._held is not None:
             self._held.close()
             self._held = None
-
-    def _add(self, row: dict[str, float]) -> None:
-        assert self._writer is not None, "start() opens the folder"
-        self.rows.append(row)
-        for name, value in row.items():
-            if name != "update":
-                self._writer.add_scalar(name, value, global_step=int(row["update"]))
 
     def _lock(self) -> None:
         if self._held is not None:
@@ -183,10 +198,10 @@ class RunFolder:
         wrong = [
             each
             for each in files
-            if not (each.is_dir() if each.name == _TENSORBOARD else each.suffix not in _SUFFIXES or each.is_file())
+            if not (each.is_dir() if each.name == TENSORBOARD else each.suffix not in _SUFFIXES or each.is_file())
         ]
         if wrong:
-            kind = "a folder" if wrong[0].is_dir() else "not a folder" if wrong[0].name == _TENSORBOARD else "no file"
+            kind = "a folder" if wrong[0].is_dir() else "not a folder" if wrong[0].name == TENSORBOARD else "no file"
             raise RunFolderError(f"{wrong[0]} is {kind}: move it away, or name another folder with --out")
         if self.holds_run(path):
             if not self._resume:
@@ -202,13 +217,18 @@ class RunFolder:
 
 
 class ReplayedFolder(RunFolder):
-    """The run folder of another rank than the first: it reads the checkpoint, and rank 0 writes all files."""
+    """The run folder of another rank than the first: it reads the checkpoint, and rank 0 writes all files and logs."""
 
     def __init__(self, path: Path, resume: bool):
         self.path = path
         self.rows = []
 
-    def start(self, rows: Sequence[Mapping[str, float]]) -> None:
+    def start(
+        self,
+        rows: Sequence[Mapping[str, float]],
+        settings: Mapping[str, Any] | None = None,
+        first: Mapping[str, float] | None = None,
+    ) -> None:
         """Take over the rows that the checkpoint includes."""
         self.rows = [dict(row) for row in rows]
 
@@ -228,18 +248,18 @@ class ReplayedFolder(RunFolder):
     def picture(self, name: str, figure: Figure) -> None:
         """Write nothing."""
 
-    def close(self) -> None:
+    def close(self, summary: Mapping[str, Any] | None = None) -> None:
         """Do nothing: nothing is open."""
 
 
-def open_folder(path: Path, resume: bool) -> RunFolder:
+def open_folder(path: Path, resume: bool, loggers: Sequence[Logger] = ()) -> RunFolder:
     """Open a run folder, as the rank that this process is; rank 0 first, which refuses a folder for all.
 
     Raises:
         ConfigurationError, RunFolderError: See `RunFolder`.
     """
     ranks = distributed.current()
-    folder = RunFolder(path, resume) if ranks.is_first else ReplayedFolder(path, resume)
+    folder = RunFolder(path, resume, loggers) if ranks.is_first else ReplayedFolder(path, resume)
     ranks.barrier()
     return folder
 

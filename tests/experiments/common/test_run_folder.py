@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.common.files import as_json, write_json, write_text
+from experiments.common.loggers import TensorBoardLogger
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError, as_csv, locked, read_rows
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from tests.experiments.helpers import small
@@ -149,8 +150,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
     again.start([])
     again.save({}, {}, {})
     again.close()
-    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "config.json", "tensorboard", CHECKPOINT}
-    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "config.json", CHECKPOINT}
 
 
 def test_a_folder_is_a_runs_from_its_first_instant(tmp_path):
@@ -231,16 +231,16 @@ def test_tensorboard_is_written_again_from_the_rows(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     begin(tmp_path)
-    for path in (tmp_path / "tensorboard").iterdir():
-        path.write_bytes(b"garbage")
+    (tmp_path / "tensorboard").mkdir()
     (tmp_path / "tensorboard" / "events.out.tfevents.1.another.2").write_bytes(b"of a process that was killed")
-    folder = RunFolder(tmp_path, resume=True)
-    folder.start(ROWS)
+    folder = RunFolder(tmp_path, resume=True, loggers=[TensorBoardLogger()])
+    folder.start(ROWS, first={"update": 0, "error": 0.9})
     folder.append({"update": 3.0, "error": 0.5})
+    folder.save({}, {}, {})
     folder.close()
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("error")
-    assert [event.step for event in events] == [1, 2, 3]
-    assert [event.value for event in events] == pytest.approx([0.3, 1e-17, 0.5])
+    assert [event.step for event in events] == [0, 1, 2, 3]
+    assert [event.value for event in events] == pytest.approx([0.9, 0.3, 1e-17, 0.5])
 
 
 def test_a_file_that_is_written_again_leaves_nothing_of_a_write_that_was_killed(tmp_path):
@@ -271,4 +271,4 @@ def test_an_array_that_cannot_be_written_leaves_nothing(tmp_path):
     with pytest.raises(OSError, match="disk full"):
         folder.array("psi", Broken())
     folder.close()
-    assert {path.name for path in tmp_path.iterdir()} == {LOCK, "tensorboard"}
+    assert {path.name for path in tmp_path.iterdir()} == {LOCK}

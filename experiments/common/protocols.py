@@ -22,7 +22,7 @@ from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, voc_images
 from permenv.transfer.action_recognition import ActionOptions, action_recognition
 from permenv.transfer.action_splits import read_actions
 from permenv.transfer.classification import ClassificationOptions, classification
-from permenv.transfer.detection import DetectionOptions, detection
+from permenv.transfer.detection import DetectionImages, DetectionOptions, detection
 from permenv.transfer.probes import LinearOptions, NonLinearOptions, linear_probe, nonlinear_probe
 from permenv.transfer.proposals import selective_search
 from permenv.transfer.retrieval import TABLE_1, retrieval
@@ -200,12 +200,19 @@ def _classify(job: Job) -> dict[str, float]:
 
 
 def _detect(job: Job) -> dict[str, float]:
-    records, folder = _records(job.data), job.data.proposals
-    published = [None if folder is None else selective_search(folder / f"voc_2007_{part}.mat") for part in _PARTS]
-    train, test = (detection_images(each, boxes) for each, boxes in zip(records, published, strict=True))
-    trunk, options = job.prepared(lambda: some_squares(records[0], job.trunk.input_size)), job.options(DetectionOptions)
+    assert job.data.voc is not None, "checked by `Protocol.check`"
+    train, test = (_detection_images(job.data.voc, job.data.proposals, part) for part in _PARTS)
+    records = _records(job.data)[0]
+    trunk, options = job.prepared(lambda: some_squares(records, job.trunk.input_size)), job.options(DetectionOptions)
     found = detection(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
     return {"mAP, 11 points": found.mean.eleven_point, "mAP, all points": found.mean.all_point}
+
+
+@functools.lru_cache(maxsize=len(_PARTS))
+def _detection_images(voc: Path, proposals: Path | None, part: str) -> DetectionImages:
+    """Images with proposals: the same for every network, and slow to make."""
+    published = None if proposals is None else selective_search(proposals / f"voc_2007_{part}.mat")
+    return detection_images(voc_images(voc, part).records, published)
 
 
 def _segment(job: Job) -> dict[str, float]:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from permenv.transfer.voc_metrics import intersection_over_union
-
 _LARGEST_GROWTH = np.log(1000 / 16)  # of the exponent, so that a wild prediction gives a large box and no overflow
 
 
@@ -56,12 +54,15 @@ def suppress(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> np.ndarra
     Returns:
         Indices of what is kept, from the highest score to the lowest.
     """
-    waiting, kept = np.argsort(-scores, kind="stable"), []
-    while len(waiting):
-        kept.append(waiting[0])
-        overlaps = intersection_over_union(boxes[waiting[:1]], boxes[waiting[1:]])[0]
-        waiting = waiting[1:][overlaps <= overlap]
-    return np.array(kept, dtype=np.int64)
+    import cv2
+
+    order = np.argsort(-scores, kind="stable")
+    if not len(order):
+        return order
+    sorted_boxes = boxes[order].astype(np.float64)
+    corners_and_sizes = np.hstack([sorted_boxes[:, :2], sorted_boxes[:, 2:] - sorted_boxes[:, :2] + 1])
+    ranks = range(len(order), 0, -1)  # it takes scores of at least 0
+    return order[np.asarray(cv2.dnn.NMSBoxes(corners_and_sizes.tolist(), ranks, 0.0, overlap))]
 
 
 def _size_and_centre(boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -69,7 +69,7 @@ def finish(run: Recorder, options: JobOptions, queries: dict[str, Queries]) -> d
         figures["top1_untrained"] = run.notes["top1_untrained"][task]
         figures["top1_trained"] = trained[task]
         figures["queries"] = queries[task].name
-    run.finish(summary)
+    run.finish(summary, options.title)
     print(in_words(summary, run.base_env, "untrained" if options.trunk_from is None else "with the given trunk"))
     return summary
 

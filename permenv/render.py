@@ -419,19 +419,34 @@ def _draw_choices(axis: Axes, panel: Panel) -> None:
 
 def _draw_prediction(upper: Axes, lower: Axes, predictions: Predictions) -> None:
     """The first sample as the network sees it, and in the predicted order."""
-    order, guess = predictions.orders[0], predictions.guesses[0]
-    neutral = "white" if predictions.pieces.ndim == 5 else "0.8"  # lines have a white background
-    _draw_pieces(upper, predictions, np.arange(len(order)), [neutral] * len(order))
+    draw_shuffled(upper, predictions)
     upper.set_title(f"held out, shuffled by ψ {predictions.labels[0]}")
     lower.set_title("put back by the network")
     text: dict[str, Any] = {"fontsize": 8.5, "verticalalignment": "top", "transform": lower.transAxes}
+    is_finite = draw_put_back(lower, predictions)
+    lower.text(0, -0.05 if is_finite else 1, predictions.verdict(0).replace("\n", ", "), **text)
+
+
+def draw_shuffled(axis: Axes, predictions: Predictions) -> None:
+    """Draw the first sample as the network sees it."""
+    count = len(predictions.orders[0])
+    neutral = "white" if predictions.pieces.ndim == 5 else "0.8"  # lines have a white background
+    _draw_pieces(axis, predictions, np.arange(count), [neutral] * count)
+
+
+def draw_put_back(axis: Axes, predictions: Predictions) -> bool:
+    """Draw the first sample in the predicted order, pieces in their true places in green frames, others in orange ones.
+
+    Returns:
+        Whether the predictions are finite; nothing is drawn otherwise.
+    """
     if not np.isfinite(predictions.probabilities[0]).all():
-        lower.set_axis_off()
-        lower.text(0, 1, predictions.verdict(0), **text)
-        return
+        axis.set_axis_off()
+        return False
+    order, guess = predictions.orders[0], predictions.guesses[0]
     back = np.argsort(guess)  # the piece that is guessed to be the first, the second, ...
-    _draw_pieces(lower, predictions, back, [_GOOD if right else _BAD for right in (order == guess)[back]])
-    lower.text(0, -0.05, predictions.verdict(0).replace("\n", ", "), **text)
+    _draw_pieces(axis, predictions, back, [_GOOD if right else _BAD for right in (order == guess)[back]])
+    return True
 
 
 def _draw_pieces(axis: Axes, predictions: Predictions, arrangement: np.ndarray, colours: Sequence[str]) -> None:

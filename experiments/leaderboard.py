@@ -12,6 +12,7 @@ not run again: the script can be killed and started again at any time. Writes `e
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,14 +28,35 @@ from experiments.common.players import AGENTS, check_names, play, play_learned
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.style import add_title, label_lines, styled
 from experiments.common.sweep import over_seeds
 from permenv.training import resolve_device
 from permenv.wrappers import CrossEntropyReward
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 _REFERENCE = "random"
+_PAPER = "reinforce"  # the paper's agent
+_BEST = 3  # how many other agents have a colour in the picture
+_LABELS = {
+    "random": "random permutations",
+    "reinforce": "REINFORCE",
+    "inverse": "inverse of REINFORCE",
+    "uniform": "uniform over groups",
+    "fixed": "always the hardest group",
+    "easiest-first": "easiest first",
+    "hardest-first": "hardest first",
+    "exp3": "EXP3",
+    "ucb": "UCB",
+    "ppo": "PPO",
+    "a2c": "A2C",
+    "dqn": "DQN",
+    "pool-policy": "learned across runs",
+    "inverse of pool-policy": "inverse of the learned",
+}
+"""Names of agents in the picture, where they differ from those in the table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +131,8 @@ def main(config: Config) -> dict[str, Any]:
     write_text(
         config.out.with_suffix(".csv"), as_csv([{**row, "errors": len(row["errors"])} for row in report["agents"]])
     )
-    write_picture(config.out.with_suffix(".png"), _picture(figures, found))
+    title = f"{config.preset} preset, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}"
+    write_picture(config.out.with_suffix(".png"), _picture(figures, found, title))
     print(_in_words(report, figures))
     return report
 
@@ -146,32 +169,55 @@ def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Esti
     return dict(sorted(figures.items(), key=lambda item: item[1]["final_error"].value))
 
 
-def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict[str, Any]]]) -> Figure:
-    """Draw each agent's accuracy relative to random permutations, and its mean error over the run."""
-    import matplotlib  # slow to import
-    from matplotlib.figure import Figure
+@styled
+def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
+    """Draw each agent's accuracy relative to random permutations, and its mean error over the run.
 
-    names = list(figures)
-    colours: dict[str, Any] = {name: matplotlib.colormaps["tab20"](place % 20) for place, name in enumerate(names)}
-    colours[_REFERENCE] = "black"
-    picture = Figure(figsize=(13, 0.34 * len(names) + 1.8), dpi=120, layout="constrained")
-    *bars, curves = picture.subplots(1, 3, width_ratios=(1, 1, 1.5))
-    for axis, column, moment in zip(bars, ("at_half", "at_end"), ("half of the iterations", "the end"), strict=True):
-        for place, name in enumerate(names):
-            value, low, high = (100 * end for end in figures[name][column])
-            axis.barh(place, value, color=colours[name], alpha=0.6)
-            axis.plot([low, high], [place, place], color="black", linewidth=1)
-        axis.axvline(100, color="grey", linewidth=0.8)
-        axis.set_yticks(range(len(names)), names if axis is bars[0] else [])
-        axis.invert_yaxis()
-        axis.set(title=f"accuracy at {moment}", xlabel="% of random permutations'")
-    for name in names:
+    Random permutations, the paper's agent and the best others have a colour and a label; the rest is grey.
+    """
+    from matplotlib.figure import Figure  # slow to import
+
+    from permenv.render import COLOURS
+
+    named = [name for name in (_REFERENCE, _PAPER) if name in figures]
+    best = [name for name in figures if name not in named][:_BEST]
+    colours = dict.fromkeys(figures, "0.72") | dict(zip(best, COLOURS[2:], strict=False))
+    colours |= dict(zip(named, ("black", COLOURS[1]), strict=False))
+    picture = Figure(figsize=(13, max(0.3 * len(figures) + 1.4, 3.6)), dpi=120, layout="constrained")
+    add_title(picture, title)
+    *bars, curves = picture.subplots(1, 3, width_ratios=(1, 1, 1.4))
+    for axis, column, moment in zip(bars, ("at_end", "at_half"), ("at the end", "at half of the run"), strict=True):
+        for place, (name, its) in enumerate(figures.items()):
+            value, low, high = (100 * end for end in its[column])
+            axis.barh(place, value, color=colours[name], alpha=0.85)
+            axis.plot([low, high], [place, place], color="0.25", linewidth=1)
+            axis.text(max(value, high), place, f" {value:.0f}", fontsize=8, verticalalignment="center")
+        axis.axvline(100, color="black", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axis.set_yticks(range(len(figures)), [_label(name) for name in figures] if axis is bars[0] else [])
+        axis.tick_params(axis="y", length=0)
+        axis.set_ylim(len(figures) - 0.4, -0.6)
+        axis.set(title=f"accuracy {moment}", xlabel="% of random permutations'")
+    for text, name in zip(bars[0].get_yticklabels(), figures, strict=True):
+        if name in (*named, *best):
+            text.set(color=colours[name], fontweight="bold")
+    lines: list[Line2D] = []
+    for name in (*(each for each in figures if each not in (*named, *best)), *reversed(best), *reversed(named)):
         runs = Curves.of(found[name])
-        width = 2.0 if name == _REFERENCE else 1.2
-        curves.plot(runs.iterations, runs.errors.mean(axis=0), color=colours[name], linewidth=width, label=name)
-    curves.set(title=f"mean error, {len(found[_REFERENCE])} seeds", xlabel="SGD iteration")
-    curves.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), title="lowest final error first")
+        width = 2.2 if name in (*named, *best) else 1
+        line = curves.plot(
+            runs.iterations, runs.errors.mean(axis=0), color=colours[name], linewidth=width, label=_label(name)
+        )
+        lines += line if name in (*named, *best) else []
+    others = " (grey: the others)" if len(lines) < len(figures) else ""
+    curves.set(title=f"mean error{others}", xlabel="SGD iteration", xlim=(0, runs.iterations[-1]))
+    label_lines(curves, lines)
     return picture
+
+
+def _label(name: str) -> str:
+    """Return what pictures call an agent."""
+    agent = re.split(r", | \(", name)[0]  # without its options
+    return _LABELS.get(agent, agent) + name.removeprefix(agent)
 
 
 def _in_words(report: dict[str, Any], figures: dict[str, dict[str, Estimate]]) -> str:

@@ -96,14 +96,15 @@ def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: d
 
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
         ours["relative_accuracy"] = _relative_accuracy(ours, theirs)
+    untrained = {task: its["error_first"] for task, its in summary["tasks"].items()}  # of both runs
     curves = {
-        f"{task}, {name}": curve
+        name if len(untrained) == 1 else f"{task}, {name}": curve
         for name, run in ((config.policy, config), ("random", rival))
-        for task, curve in figures.curves(read_rows(run.folder)).items()
+        for task, curve in figures.curves(read_rows(run.folder), untrained).items()
     }
     with contextlib.closing(RunFolder(config.folder, resume=True)) as folder:
         folder.json("summary", summary)
-        folder.picture("error", figures.error_figure(curves))
+        folder.picture("error", figures.error_figure(config.title, curves))
     for task, ours in summary["tasks"].items():
         relative = ours["relative_accuracy"]
         in_words = "undefined, random's is 0" if relative is None else f"{relative:.1%} of random's"

@@ -27,21 +27,32 @@ from permenv.reward import extrapolated_error
 from permenv.state import HIGHEST_RATIO
 from permenv.tasks import Task
 
-_COLOURS = "RdYlGn"  # groups from hard (red) to easy (green)
-_BLUE, _GREY, _GOOD, _BAD = "tab:blue", "0.5", "tab:green", "tab:red"
+BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
+COLOURS = (BLUE, VERMILION, GREEN, "#cc79a7", "#e69f00", "#56b4e9", "#4d4d4d")
+"""Colours of lines, of Okabe and Ito and dark grey: people with any kind of colour vision can tell them apart."""
+STYLE: dict[Any, Any] = {
+    "axes.prop_cycle": f"cycler('color', {list(COLOURS)})",
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+"""Settings of matplotlib that all figures have in common."""
+
+_GROUPS = "RdYlBu"  # from hard (red) to easy (blue)
+_GREY, _GOOD, _BAD = "0.5", GREEN, VERMILION
 _WIDTH, _HEADER, _ROW = 1000, 36, 364  # of the dashboard, in pixels
 _STEM: dict[str, Any] = {"linewidth": 5, "alpha": 0.5}  # from E^BL to E
 _DASHBOARD_STYLE: dict[Any, Any] = {
+    **STYLE,
     "font.size": 9,
     "axes.titlesize": 9.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
     "axes.titlepad": 5,
     "axes.labelsize": 8.5,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
 }
 
 
@@ -325,8 +336,15 @@ def draw_piece(axis: Axes, piece: np.ndarray, corner: tuple[float, float], colou
         axis.imshow(piece, extent=(left, left + 1, bottom, bottom + 1))
     else:
         columns, heights = np.linspace(left + 0.05, left + 0.95, piece.shape[1]), bottom + 0.05 + 0.9 * piece
-        axis.plot(columns, heights.T, color=_BLUE, linewidth=1)
+        axis.plot(columns, heights.T, color=BLUE, linewidth=1)
     axis.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=2.5))
+
+
+def draw_number(axis: Axes, number: int, corner: tuple[float, float]) -> None:
+    """Write a number into the lower left corner of a piece."""
+    left, bottom = corner
+    tag = {"boxstyle": "square,pad=0.15", "facecolor": "black", "edgecolor": "none", "alpha": 0.6}
+    axis.text(left + 0.1, bottom + 0.13, str(number), fontsize=7, color="white", bbox=tag)
 
 
 def _axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
@@ -348,18 +366,18 @@ def _draw_errors(axis: Axes, task: str, panel: Panel, last_iteration: int) -> No
             baseline = extrapolated_error(panel.history[:place], iterations[place])
             colour = _GOOD if errors[place] <= baseline else _BAD
             axis.vlines(iterations[place], errors[place], baseline, color=colour, **_STEM)
-    axis.plot(iterations, errors, marker=".", color=_BLUE)
+    axis.plot(iterations, errors, marker=".", color=BLUE)
     if panel.diverged is not None:
         axis.plot(panel.diverged, 1, marker="X", markersize=9, color=_BAD, clip_on=False)
     if panel.next_validation is not None:
         ends = [iterations[-1], panel.next_validation]
-        axis.plot(ends, [errors[-1], extrapolated_error(panel.history, ends[1])], ":", color=_BLUE)
-        axis.plot(ends[1], extrapolated_error(panel.history, ends[1]), marker="o", color=_BLUE, fillstyle="none")
+        axis.plot(ends, [errors[-1], extrapolated_error(panel.history, ends[1])], ":", color=BLUE)
+        axis.plot(ends[1], extrapolated_error(panel.history, ends[1]), marker="o", color=BLUE, fillstyle="none")
     shown = "diverged" if panel.diverged is not None else f"E = {errors[-1]:.3f}"
     axis.set_title(f"{task}: {shown}")
     axis.set(xlabel="SGD iteration", xlim=(0, max(last_iteration, iterations[-1])), ylim=(0, 1.05))
     handles = [
-        Line2D([], [], color=_BLUE, linestyle="none", marker="o", fillstyle="none"),
+        Line2D([], [], color=BLUE, linestyle="none", marker="o", fillstyle="none"),
         Line2D([], [], color=_GOOD, **_STEM),
         Line2D([], [], color=_BAD, **_STEM),
     ]
@@ -401,19 +419,34 @@ def _draw_choices(axis: Axes, panel: Panel) -> None:
 
 def _draw_prediction(upper: Axes, lower: Axes, predictions: Predictions) -> None:
     """The first sample as the network sees it, and in the predicted order."""
-    order, guess = predictions.orders[0], predictions.guesses[0]
-    neutral = "white" if predictions.pieces.ndim == 5 else "0.8"  # lines have a white background
-    _draw_pieces(upper, predictions, np.arange(len(order)), [neutral] * len(order))
+    draw_shuffled(upper, predictions)
     upper.set_title(f"held out, shuffled by ψ {predictions.labels[0]}")
     lower.set_title("put back by the network")
     text: dict[str, Any] = {"fontsize": 8.5, "verticalalignment": "top", "transform": lower.transAxes}
+    is_finite = draw_put_back(lower, predictions)
+    lower.text(0, -0.05 if is_finite else 1, predictions.verdict(0).replace("\n", ", "), **text)
+
+
+def draw_shuffled(axis: Axes, predictions: Predictions) -> None:
+    """Draw the first sample as the network sees it."""
+    count = len(predictions.orders[0])
+    neutral = "white" if predictions.pieces.ndim == 5 else "0.8"  # lines have a white background
+    _draw_pieces(axis, predictions, np.arange(count), [neutral] * count)
+
+
+def draw_put_back(axis: Axes, predictions: Predictions) -> bool:
+    """Draw the first sample in the predicted order, pieces in their true places in green frames, others in orange ones.
+
+    Returns:
+        Whether the predictions are finite; nothing is drawn otherwise.
+    """
     if not np.isfinite(predictions.probabilities[0]).all():
-        lower.set_axis_off()
-        lower.text(0, 1, predictions.verdict(0), **text)
-        return
+        axis.set_axis_off()
+        return False
+    order, guess = predictions.orders[0], predictions.guesses[0]
     back = np.argsort(guess)  # the piece that is guessed to be the first, the second, ...
-    _draw_pieces(lower, predictions, back, [_GOOD if right else _BAD for right in (order == guess)[back]])
-    lower.text(0, -0.05, predictions.verdict(0).replace("\n", ", "), **text)
+    _draw_pieces(axis, predictions, back, [_GOOD if right else _BAD for right in (order == guess)[back]])
+    return True
 
 
 def _draw_pieces(axis: Axes, predictions: Predictions, arrangement: np.ndarray, colours: Sequence[str]) -> None:
@@ -425,14 +458,12 @@ def _draw_pieces(axis: Axes, predictions: Predictions, arrangement: np.ndarray, 
         corner = step * column, -step * row
         draw_piece(axis, predictions.pieces[0, piece], corner, colour)
         if not predictions.is_grid:
-            tag = {"boxstyle": "square,pad=0.15", "facecolor": "black", "edgecolor": "none", "alpha": 0.6}
-            number = str(predictions.orders[0, piece] + 1)
-            axis.text(corner[0] + 0.1, corner[1] + 0.13, number, fontsize=7, color="white", bbox=tag)
+            draw_number(axis, predictions.orders[0, piece] + 1, corner)
     lowest = -step * ((count - 1) // predictions.columns)
     axis.set(xlim=(-0.04, step * predictions.columns), ylim=(lowest - 0.04, 1.04), aspect="equal", anchor="NW")
     axis.set_axis_off()
 
 
 def figure_colours(num_groups: int) -> np.ndarray:
-    """One colour a group, (|C|, 4), from hard (red) to easy (green)."""
-    return matplotlib.colormaps[_COLOURS](np.linspace(0, 1, num_groups))
+    """One colour a group, (|C|, 4), from hard (red) to easy (blue)."""
+    return matplotlib.colormaps[_GROUPS](np.linspace(0, 1, num_groups))

@@ -77,7 +77,7 @@ def finish(run: Recorder, options: JobOptions, queries: dict[str, Queries]) -> d
         figures["top1_untrained"] = run.notes["top1_untrained"][task]
         figures["top1_trained"] = trained[task]
         figures["queries"] = queries[task].name
-    run.finish(summary)
+    run.finish(summary, options.title)
     print(in_words(summary, run.base_env, options))
     return summary
 

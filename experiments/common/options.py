@@ -172,6 +172,11 @@ class JobOptions(EnvOptions):
         raise NotImplementedError
 
     @property
+    def title(self) -> str:
+        """The title of the run's pictures."""
+        return f"{self.algorithm_name}, {self.preset} preset, seed {self.seed}"
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         return self.out or Path("runs") / f"{self.task}-{self.algorithm_name}-seed{self.seed}"

@@ -196,8 +196,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             "ranks": run.ranks.size,
         }
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write the last checkpoint, summary.json and the pictures."""
+    def finish(self, summary: Mapping[str, Any], title: str = "PermShuffle") -> None:
+        """Write the last checkpoint, summary.json and the pictures, which have this title."""
         from experiments.common import figures  # slow to import
         from permenv.render import dashboard
 
@@ -207,11 +207,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         if not base_env.run.ranks.is_first:
             return
         folder.json("summary", summary)
-        folder.picture("dashboard", dashboard(f"PermShuffle: {base_env.task}", base_env.run, base_env.rewards))
-        folder.picture("error", figures.error_figure(figures.curves(folder.rows)))
+        untrained = {task: history[0][1] for task, history in base_env.run.history.items()}
+        folder.picture("dashboard", dashboard(title, base_env.run, base_env.rewards))
+        folder.picture("error", figures.error_figure(title, figures.curves(folder.rows, untrained)))
         for task in base_env.tasks:
-            folder.picture(f"choices-{task}", figures.choices_of_run(folder.rows, task))
-            folder.picture(f"shuffles-{task}", figures.examples_of_run(base_env.run, task, seed=0))
+            folder.picture(f"choices-{task}", figures.choices_of_run(f"{title}: {task}", folder.rows, task))
+            folder.picture(f"shuffles-{task}", figures.examples_of_run(f"{title}: {task}", base_env.run, task, seed=0))
         self._summary = as_json(summary)
 
     def close(self) -> None:

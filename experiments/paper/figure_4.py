@@ -31,6 +31,7 @@ from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, follow, policy_in, publish_with_picture
 from experiments.studies.shared import heading, in_words
@@ -164,6 +165,7 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@styled
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
@@ -175,14 +177,22 @@ def _figure(report: dict[str, Any]) -> Figure:
         below = np.zeros(len(shares))
         colours = render.figure_colours(len(COMPLEXITIES))
         for number in reversed(range(len(COMPLEXITIES))):
-            label = COMPLEXITIES[number] + " quarter"
-            axis.bar(np.arange(len(shares)) + 1, shares[:, number], 1, bottom=below, color=colours[number], label=label)
+            axis.bar(np.arange(len(shares)) + 1, shares[:, number], 1, bottom=below, color=colours[number])
+            middle = below[-1] + shares[-1, number] / 2
+            if axis is picture.axes[-1]:
+                axis.text(
+                    1.02, middle, COMPLEXITIES[number] + " quarter", transform=axis.get_yaxis_transform(), va="center"
+                )
             below = below + shares[:, number]
         for share in (0.25, 0.5, 0.75):
             axis.axhline(share, color="black", linewidth=0.6, linestyle="dotted")
-        axis.set(title=f"{name}, mean of {report['seeds']} seeds", xlabel="update", ylim=(0, 1))
+        axis.set(
+            title=f"{name}, mean of {report['seeds']} seeds",
+            xlabel="update",
+            xlim=(0.5, len(shares) + 0.5),
+            ylim=(0, 1),
+        )
     picture.axes[0].set_ylabel("share of the choices; dotted: random")
-    picture.axes[-1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
     return picture
 
 

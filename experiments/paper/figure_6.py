@@ -28,6 +28,7 @@ from agents.rollout import rollout
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, publish_with_picture
 from experiments.studies.shared import heading, in_words
@@ -145,6 +146,7 @@ def _row(runs: list[np.ndarray], samples: int) -> dict[str, Any]:
     }
 
 
+@styled
 def _figure(found: dict[str, list[dict[str, Any]]]) -> Figure:
     from matplotlib.figure import Figure
 

@@ -44,6 +44,7 @@ import tyro
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
+from experiments.common.style import label_lines, styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
 from experiments.studies.shared import heading, in_words, iterations_of
@@ -186,6 +187,7 @@ def _row(size: int, runs: list[dict[str, Any]], num_permutations: int) -> dict[s
     }
 
 
+@styled
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
@@ -197,12 +199,14 @@ def _figure(report: dict[str, Any]) -> Figure:
         places = checkpoints + width * (number - (len(sizes) - 1) / 2)
         left.errorbar(places, row["mean"][0], row["sd"][0], fmt="o", markersize=3, capsize=3, label=str(row["size"]))
     left.set(xlabel="SGD iteration", ylabel="E", title=f"mean and deviation of {report['draws']} sets, one network")
-    left.legend(title="size", fontsize=8)
-    right.loglog(sizes, [row["sd_all"] for row in report["sizes"]], "o", color="black", label="measured")
+    left.legend(title="size", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    lines = right.loglog(sizes, [row["sd_all"] for row in report["sizes"]], "o", color="black", label="measured")
     for name, style in zip(PREDICTIONS, ("-", "--"), strict=True):
-        right.loglog(sizes, [row["predicted"][name] for row in report["sizes"]], style, label=f"predicted, {name}")
+        lines += right.loglog(
+            sizes, [row["predicted"][name] for row in report["sizes"]], style, label=f"predicted, {name}"
+        )
     right.set(xlabel="size", ylabel="deviation of E", title=f"{report['seeds']} networks, all checkpoints")
-    right.legend(fontsize=8)
+    label_lines(right, lines)
     return picture
 
 

@@ -34,6 +34,7 @@ import tyro
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
 from experiments.studies.shared import heading, in_words, iterations_of
@@ -198,6 +199,7 @@ def _row(count: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@styled
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
@@ -208,14 +210,20 @@ def _figure(report: dict[str, Any]) -> Figure:
     edges = np.array(report["histogram"]["edges"])
     axis.stairs(report["histogram"]["counts"], edges, fill=True)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.set(xlabel="ratio (right of 1: recognised)", ylabel="pairs", yscale="log")
+    axis.text(1.03, 0.98, "recognised", fontsize=9, verticalalignment="top", transform=axis.get_xaxis_transform())
+    axis.set(title=f"random permutations, {report['seeds']} seeds", xlabel="ratio", ylabel="pairs", yscale="log")
+    right.suptitle(f"p-values of pairs of groups, seed {report['first_seed']}", fontsize=10, fontweight="bold")
     axes = right.subplots(rows, columns, squeeze=False)
     for line, (count, row) in zip(axes, report["counts"].items(), strict=True):
         for cell, p, iteration in zip(line, row["p_values"], report["checkpoints"], strict=True):
             values = np.array(p, dtype=float)
             shown = cell.imshow(np.log10(np.clip(values, 1e-6, 1)), vmin=-6, vmax=0, cmap="magma")
-            cell.set(title=f"|C| = {count}, {iteration}", xticks=[], yticks=[])
-            cell.title.set_fontsize(8)
+            cell.set(xticks=[], yticks=[])
+            cell.spines[:].set_visible(False)
+            if cell in axes[0]:
+                cell.set_title(f"iteration {iteration}", fontsize=9, fontweight="normal")
+            if cell in axes[:, 0]:
+                cell.set_ylabel(f"{count} groups")
     right.colorbar(shown, ax=axes, label=f"log10 p (not told apart: above {np.log10(ALPHA):.0f})")
     return picture
 

@@ -20,6 +20,7 @@ Reads `experiments/results/table-5-figure-5.json` if it is there; without it onl
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, require_at_least
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_of
+from experiments.common.style import label_lines, styled
 from experiments.paper.shared import base_of, publish_with_picture
 from experiments.studies.shared import iterations_of
 from permenv import Config as Numbers
@@ -47,6 +49,7 @@ from permenv.training import resolve_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 UPDATES = (10, 30, 90, 270, 810)
 """Numbers of updates in a run, the paper's 90 among them."""
@@ -229,20 +232,22 @@ def seconds_of_run(times: Mapping[str, float], iterations: int, updates: int) ->
     }
 
 
+@styled
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
+    from permenv.render import COLOURS
+
     picture = Figure(figsize=(12, 4.5), dpi=120, layout="constrained")
     left, right = picture.subplots(1, 2, width_ratios=(3, 2))
-    for number, (name, curve) in enumerate((report["curves"] or {}).items()):
+    lines: list[Line2D] = []
+    for colour, (name, curve) in zip(itertools.cycle(COLOURS), (report["curves"] or {}).items(), strict=False):
         top1 = 100 * np.mean(curve["top1"], axis=0)
         for way, style in zip(WAYS, ("--", "-"), strict=True):
-            label = name if way == "exact" else None
-            left.plot(curve[way], top1, style, marker=".", color=f"C{number}", label=label)
+            line = left.plot(curve[way], top1, style, marker=".", color=colour, label=name)
+            lines += line if way == "naive" else []  # which ends on the right
     left.set(xlabel="forward passes (dashed: naive validation)", ylabel="Top-1, %", xscale="log")
-    if report["curves"]:
-        left.legend(fontsize=8)
-    else:
+    if not report["curves"]:
         left.text(0.5, 0.5, "figure 5 has not been run", transform=left.transAxes, horizontalalignment="center")
     below = np.zeros(len(UPDATES))
     for part in PARTS:
@@ -253,7 +258,8 @@ def _figure(report: dict[str, Any]) -> Figure:
     right.set(
         xlabel="updates in a run", ylabel="seconds", title=f"{report['preset']}, {report['iterations']} iterations"
     )
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), reverse=True)
+    label_lines(left, lines)
     return picture
 
 

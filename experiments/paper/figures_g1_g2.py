@@ -30,6 +30,7 @@ from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, follow, moments_of, policy_in, publish_with_picture
 from experiments.studies.shared import heading, in_words
@@ -132,6 +133,7 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
     }
 
 
+@styled
 def _figure(report: dict[str, Any], task: Task) -> Figure:
     import matplotlib  # slow to import
     from matplotlib.figure import Figure
@@ -141,22 +143,26 @@ def _figure(report: dict[str, Any], task: Task) -> Figure:
     left, right = picture.subfigures(1, 2, squeeze=False, width_ratios=(6, 1.1 * columns))[0]
     axis, chosen = left.subplots(), np.mean(report["chosen"], axis=0)
     width = 0.8 / (len(iterations) + 1)
-    axis.bar(np.arange(len(report["random"])), report["random"], width, color="grey", label="random")
+    first = np.flatnonzero(report["random"])[0]  # the least distance in Ψ
+    axis.bar(np.arange(len(report["random"])), report["random"], width, color="0.72", label="random permutations")
     for number, (iteration, shares) in enumerate(zip(iterations, chosen, strict=True)):
         colour = matplotlib.colormaps["viridis"](number / len(iterations))
         places = np.arange(len(shares)) + width * (number + 1)
         axis.bar(places, shares, width, color=colour, label=f"iteration {iteration}")
-    axis.set(xlabel="Hamming distance to the true order", ylabel="share of the choices", title=report["policy"])
+    axis.set(xlabel="Hamming distance to the true order", ylabel="share of the choices")
+    axis.set(title=f"{report['policy']}, mean of {report['seeds']} seeds")
     axis.set_xticks(np.arange(len(report["random"])) + 0.4 - width / 2, [str(d) for d in range(len(report["random"]))])
-    axis.legend(fontsize=8)
+    axis.set_xlim(first - width, len(report["random"]) - width)
+    left.legend(fontsize=9, loc="outside lower center", ncols=3)
     axes = right.subplots(len(iterations), columns, squeeze=False)
     for line, iteration, high, low in zip(axes, iterations, report["high"][0], report["low"][0], strict=True):
         for place, (cell, number) in enumerate(zip(line, [*high, *low], strict=True)):
             sample = np.zeros((1, 1), dtype=np.int64)  # the first image
             cell.imshow(tiled(task.raw_pieces(sample, task.permutations[[number]])[0], task.picture_columns))
-            cell.set(xticks=[], yticks=[], ylabel=str(iteration) if place == 0 else "")
-    axes[0, 0].set_title("high probability", fontsize=8, loc="left")
-    axes[0, EXAMPLES].set_title("low probability", fontsize=8, loc="left")
+            cell.set(xticks=[], yticks=[], ylabel=f"iteration {iteration}" if place == 0 else "")
+            cell.spines[:].set_visible(False)
+    axes[0, 0].set_title(f"often chosen (seed {report['first_seed']})")
+    axes[0, EXAMPLES].set_title("seldom chosen")
     return picture
 
 

@@ -42,6 +42,7 @@ from experiments.common.protocols import PROTOCOLS, Data, some_of
 from experiments.common.script import run_script
 from experiments.common.sources import Source
 from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.style import label_lines, styled
 from experiments.common.sweep import executor_of, sweep
 from experiments.paper.shared import base_of, moments_of, publish_with_picture
 from experiments.studies import features
@@ -347,19 +348,21 @@ def _curve(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+@styled
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(8, 5), dpi=120, layout="constrained")
     axis = picture.subplots()
-    for number, (name, curve) in enumerate(report["curves"].items()):
+    lines = []
+    for name, curve in report["curves"].items():
         value, low, high = 100 * np.array([mean_of(each) for each in np.transpose(curve["top1"])]).T
-        axis.plot(curve["iterations"], value, marker=".", color=f"C{number}", label=name)
-        axis.fill_between(curve["iterations"], low, high, color=f"C{number}", alpha=0.12, linewidth=0)
+        lines += axis.plot(curve["iterations"], value, marker=".", label=name)
+        axis.fill_between(curve["iterations"], low, high, color=lines[-1].get_color(), alpha=0.12, linewidth=0)
     for line, style in zip(LINES, ("dotted", "dashed"), strict=True):
-        axis.axhline(100 * np.mean(report["lines"][line]), color="black", linestyle=style, label=line)
+        lines.append(axis.axhline(100 * np.mean(report["lines"][line]), color="black", linestyle=style, label=line))
     axis.set(xlabel="SGD iteration", ylabel="Top-1, %", title=f"nearest neighbours of {report['search']}")
-    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    label_lines(axis, lines)
     return picture
 
 

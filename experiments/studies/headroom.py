@@ -30,6 +30,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import watch
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate
+from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
 from experiments.studies.shared import heading, publish
 from permenv import Config as Numbers
@@ -288,14 +289,17 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     return {**flat, "tuning": {kind: {k: v.tolist() for k, v in its.items()} for kind, its in row["tuning"].items()}}
 
 
+@styled
 def _picture(rows: list[dict[str, Any]]) -> Figure:
     """Draw each cell's gain at half of the iterations and at the end."""
     from matplotlib.figure import Figure  # slow to import
 
+    from permenv.render import BLUE, VERMILION
+
     figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), dpi=120, layout="constrained")
     axis = figure.subplots()
     for place, row in enumerate(rows):
-        for shift, column, colour in ((-0.18, "at_half", "tab:blue"), (0.18, "at_end", "tab:orange")):
+        for shift, column, colour in ((-0.18, "at_half", BLUE), (0.18, "at_end", VERMILION)):
             value, low, high = (100 * end for end in row[column])
             label = {"at_half": "at half of the iterations", "at_end": "at the end"}[column] if not place else None
             axis.barh(place + shift, value, height=0.34, color=colour, label=label)
@@ -304,7 +308,7 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
     axis.set_yticks(range(len(rows)), [f"{row['factor']}: {row['cell']}" for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel="accuracy of the best curriculum, % of random permutations'")
-    axis.legend(fontsize=8)
+    figure.legend(fontsize=9, loc="outside upper right", ncols=2)
     return figure
 
 

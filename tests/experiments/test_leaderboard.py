@@ -8,6 +8,7 @@ import pytest
 from experiments import leaderboard
 from experiments.common.players import AGENTS
 from experiments.common.run_folder import RunFolderError
+from experiments.common.statistics import Estimate
 from permenv import ConfigurationError
 from tests.experiments.helpers import small
 
@@ -77,3 +78,32 @@ def test_an_agent_that_does_not_exist_is_refused(options, tmp_path):
     with pytest.raises(ConfigurationError, match="unknown agent 'randon': choose from random"):
         leaderboard.main(options(agents=("randon",)))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("random", "random permutations"),
+        ("reinforce, cross-entropy", "REINFORCE, cross-entropy"),
+        ("easiest-first (0.1, 0.5)", "easiest first (0.1, 0.5)"),
+        ("inverse", "inverse of REINFORCE"),
+        ("inverse of pool-policy", "inverse of the learned"),
+        ("across-pgpe-pool-seed0", "across-pgpe-pool-seed0"),
+    ],
+)
+def test_the_picture_has_names_of_its_own(name, label):
+    assert leaderboard._label(name) == label
+
+
+def test_the_picture_emphasises_a_few_agents():
+    names = ["a", "b", "c", "d", "random", "e", "reinforce"]
+    column = {name: Estimate(0.5, 0.4, 0.6) for name in ("at_half", "at_end")}
+    runs = [{"iterations": [0, 10], "errors": [0.9, 0.5], "diverged": False}]
+    figure = leaderboard._picture(dict.fromkeys(names, column), dict.fromkeys(names, runs), "a title")
+    end, _, curves = figure.axes
+    assert [text.get_text() for text in curves.texts] == ["c", "b", "a", "REINFORCE", "random permutations"]
+    assert len({text.get_color() for text in curves.texts}) == 5
+    assert [text.get_text() for text in end.get_yticklabels()][4:] == ["random permutations", "e", "REINFORCE"]
+    grey = [line for line in curves.lines if line.get_label() in ("d", "e")]
+    assert len({line.get_color() for line in grey}) == 1
+    assert figure.get_suptitle() == "a title"

@@ -340,3 +340,7 @@ def test_errors_reach_the_user_as_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stderr.startswith("error: unknown preset 'huge'; choose one of")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_title_of_its_pictures_names_policy_and_seed(tmp_path):
+    assert job(tmp_path, policy="easiest-first", seed=3).title == "easiest-first, tiny preset, seed 3"

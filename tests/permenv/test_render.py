@@ -81,7 +81,7 @@ def test_the_dashboard_shows_the_end_of_a_run_and_its_divergence():
     assert axis.get_title(loc="left") == "spatial: diverged"
     assert axis.lines[1].get_xydata()[-1].tolist() == [31, 1]
     assert axis.collections[-1].get_segments()[0] == pytest.approx(np.array([[31, 1], [31, 0.485]]))
-    assert to_rgba(axis.collections[-1].get_color()[0])[:3] == to_rgba("tab:red")[:3]
+    assert to_rgba(axis.collections[-1].get_color()[0])[:3] == to_rgba(render.VERMILION)[:3]
 
 
 def test_the_dashboard_shows_the_state_and_the_choices():
@@ -109,7 +109,7 @@ def shown_pieces(axis):
 
 @pytest.mark.parametrize("stills", [True, False])
 def test_the_dashboard_puts_a_sample_back_in_the_predicted_order(stills):
-    good, bad = to_rgba("tab:green"), to_rgba("tab:red")
+    good, bad = to_rgba(render.GREEN), to_rgba(render.VERMILION)
     *_, shuffled, back = draw(predictions=predictions(stills=stills)).axes
     assert shown_pieces(shuffled)[0] == [1, 2, 3, 0]
     assert shown_pieces(back) == ([0, 1, 2, 3], [good] * 4)

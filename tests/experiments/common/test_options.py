@@ -110,8 +110,11 @@ def test_help_imports_nothing_slow(script):
     assert result.stdout.splitlines()[-1] == "slow:"
 
 
-WITHOUT_A_PRESET = ("main_runs", "benchmarks/store", "evaluate", "export", "figure_3", "figure_i3", "figures_i1")
-"""The runs of the first have presets of their own; the second has no network; the others take trained ones."""
+WITHOUT_A_PRESET = (
+    *("main_runs", "benchmarks/store", "benchmarks/history"),
+    *("evaluate", "export", "figure_3", "figure_i3", "figures_i1"),
+)
+"""The runs of the first have presets of their own; the next two have no network; the others take trained ones."""
 
 
 @pytest.mark.ci

@@ -90,5 +90,5 @@ def test_the_source_distribution_holds_what_the_wheel_is_built_from(built, versi
     with tarfile.open(archive) as file:
         names = [PurePosixPath(name).relative_to(f"permenv-{version}") for name in file.getnames()]
     tops = {name.parts[0] for name in names if name.parts}
-    metadata = {"pyproject.toml", "README.md", "LICENSE", "PKG-INFO", "setup.cfg", "permenv.egg-info"}
+    metadata = {"pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "PKG-INFO", "setup.cfg", "permenv.egg-info"}
     assert tops == {*PACKAGES, *metadata}

@@ -221,7 +221,7 @@ def _label(name: str) -> str:
 
 
 def _in_words(report: dict[str, Any], figures: dict[str, dict[str, Estimate]]) -> str:
-    """Return the table, as the README shows it."""
+    """Return the table, as the documentation shows it."""
     lines = [
         f"{report['preset']} preset, {report['data']}, {report['seeds']} seeds, {report['iterations']} iterations; "
         f"mean [{report['interval']}]",

@@ -91,9 +91,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     `reset(seed=...)` draws new weights, a new X_val and all later randomness from the seed. Every draw has a generator
     of its own, keyed by the seed, its purpose, the iteration and the task, so no choice changes another draw. The
     network is validated, so the first observation is that of an untrained network, with an error near 1 - 1 / |Ψ|. Ψ
-    depends on `permutation_seed` alone. `reset(options={"checkpoint": path})` continues a run that `save(path)` wrote.
-    `reset(options={"trunk": path})` begins a new run with the trunk of such a run, of whatever task: the paper's S&T
-    (section 4.3) is a spatial run followed by a temporal one with its trunk.
+    depends on `permutation_seed`, not on the seed. `reset(options={"checkpoint": path})` continues a run that
+    `save(path)` wrote. `reset(options={"trunk": path})` begins a new run with the trunk of such a run, of whatever
+    task: the paper's S&T (section 4.3) is a spatial run followed by a temporal one with its trunk.
 
     ## Episode End
     One episode is one training run. It is truncated after `total_updates` updates. It is terminated when a loss or

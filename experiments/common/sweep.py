@@ -59,7 +59,7 @@ def sweep(
         ConfigurationError: If no such folder can be made.
         RunFolderError: If another process uses the folder, or it has a result that is damaged or of other arguments or
             versions; nothing has been run.
-        JobError: If a job failed. Jobs that had not begun are cancelled.
+        JobError: If a job failed. Jobs that had not begun are cancelled; those that run are kept, on Ray cancelled too.
     """
     if folder is None:
         return _run(work, jobs, executor)

@@ -30,6 +30,28 @@ def _convolution(
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
+class ConvolutionalTrunk(nn.Sequential):
+    """Convolutions, batch normalisation, ReLU and max pooling in sequence.
+
+    In training a ReLU before a max pooling is applied after it, to a quarter of the numbers. Outputs and gradients are
+    the same to the bit, since a ReLU keeps the order of numbers. In evaluation every layer's output is what its place
+    in the sequence says, for whoever looks at it.
+    """
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        """Feature map (N, c, y, x) of pieces (N, 3, h, w)."""
+        if not self.training:
+            return super().forward(pieces)
+        layers = list(self)
+        for place in range(1, len(layers)):
+            before, layer = layers[place - 1 : place + 1]
+            if isinstance(before, nn.ReLU) and isinstance(layer, nn.MaxPool2d):
+                layers[place - 1 : place + 1] = layer, before
+        for layer in layers:
+            pieces = layer(pieces)
+        return pieces
+
+
 def caffenet() -> nn.Sequential:
     """CaffeNet up to pool5 with batch normalisation between the convolutions (section 4.1).
 
@@ -39,7 +61,7 @@ def caffenet() -> nn.Sequential:
     Returns:
         The trunk: 2,334,080 parameters of convolutions and 2,752 of batch normalisation.
     """
-    return nn.Sequential(
+    return ConvolutionalTrunk(
         *_convolution(3, 96, 11, stride=2),
         nn.MaxPool2d(3, stride=2),
         *_convolution(96, 256, 5, padding=2, groups=2),
@@ -60,7 +82,7 @@ def quarter_caffenet() -> nn.Sequential:
     Returns:
         The trunk.
     """
-    return nn.Sequential(
+    return ConvolutionalTrunk(
         *_convolution(3, 24, 7, stride=2, padding=3),
         nn.MaxPool2d(3, stride=2, padding=1),
         *_convolution(24, 64, 3, padding=1),
@@ -80,7 +102,7 @@ def two_convolutions() -> nn.Sequential:
     Returns:
         The trunk.
     """
-    return nn.Sequential(
+    return ConvolutionalTrunk(
         *_convolution(3, 16, 5, stride=2, padding=2),
         nn.MaxPool2d(2),
         *_convolution(16, 32, 3, padding=1),
@@ -187,7 +209,8 @@ class OrderingNetwork(nn.Module):
         All pieces form one batch of the trunk, so that its batch statistics in training are those of the mixture of
         tasks, as its running statistics are.
         """
-        folded = torch.cat([batch.flatten(0, 1) for batch in pieces.values()])
+        parts = [batch.flatten(0, 1) for batch in pieces.values()]
+        folded = torch.cat(parts) if len(parts) > 1 else parts[0]  # which would copy a single one
         features = self._pool5(folded).split([batch.shape[0] * batch.shape[1] for batch in pieces.values()])
         return {
             task: self.heads[task](flat.unflatten(0, batch.shape[:2]))

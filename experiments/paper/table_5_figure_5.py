@@ -139,7 +139,7 @@ def main(config: Config) -> dict[str, Any]:
         sweep(
             features.train,
             {
-                name: {"network": LINES[1], "options": config.on("spatial"), "seed": seed, "path": of_labels[name]}
+                name: {"network": LINES[1], "options": config.of(LINES[1]), "seed": seed, "path": of_labels[name]}
                 for name, seed in zip(of_labels, seeds, strict=True)
             },
             executor=executor,

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,6 @@ UNTRAINED, SUPERVISED = "untrained", "supervised"
 TASKS = {"jigsaw": "spatial", ORDER_PREDICTION: ORDER_PREDICTION, "temporal": "temporal", "joint": "spatiotemporal"}
 """By network, the task that it is trained on."""
 NETWORKS = (UNTRAINED, *TASKS, SUPERVISED)
-_RATE = 0.02  # of the supervised network, which has no task's own
 _IMAGES, _VIDEOS = ("spatial", "spatiotemporal"), ("temporal", "spatiotemporal", ORDER_PREDICTION)
 
 
@@ -69,6 +68,10 @@ class Config(SweepOptions):
     """VOCdevkit/VOC2007 or a folder above it."""
     share: float = 1.0
     """Share of the iterations of each protocol, in (0, 1]: to try it out."""
+    supervised_rate: float = 0.02
+    """Learning rate of the supervised network; the other networks have their task's own."""
+    supervised_rate: float = 0.02
+    """Learning rate of the supervised network; the other networks have their task's own."""
     seeds: int = 3
     """Networks of each kind."""
     first_seed: int = 500
@@ -83,9 +86,10 @@ class Config(SweepOptions):
         """What the protocols take."""
         return Data(images=self.images, eval_images=self.eval_images, videos=self.videos, voc=self.voc)
 
-    def on(self, task: str) -> EnvOptions:
-        """The environment of a task: its own learning rate, the same number of updates."""
-        return EnvOptions(
+    def of(self, network: str) -> EnvOptions:
+        """The environment of a network's task: its own learning rate, the same number of updates."""
+        task = TASKS.get(network, "spatial")
+        options = EnvOptions(
             preset=self.preset,
             task=task,
             images=self.images if task in _IMAGES else None,
@@ -93,6 +97,9 @@ class Config(SweepOptions):
             device=self.device,
             updates=self.env.total_updates,
         )
+        if network == SUPERVISED:
+            return replace(options, env=replace(options.env, learning_rate=self.supervised_rate))
+        return options
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -120,7 +127,7 @@ def main(config: Config) -> dict[str, Any]:
             {
                 f"{network}-seed{seed}": {
                     "network": network,
-                    "options": config.on(TASKS.get(network, "spatial")),
+                    "options": config.of(network),
                     "seed": seed,
                     "path": weights[f"{network}-seed{seed}"],
                 }
@@ -226,9 +233,8 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     trunk = load_trunk("random", backbone=numbers.backbone, seed=seed)
     images = image_folder(options.images, round(trunk.input_size * 256 / 224))
     iterations = iterations_of(numbers, numbers.total_updates)
-    chosen = SupervisedOptions(
-        batch=numbers.batch_size, hidden=numbers.fc7, schedule=Schedule(iterations, _RATE, -(-2 * iterations // 3))
-    )
+    schedule = Schedule(iterations, numbers.learning_rate, -(-2 * iterations // 3))
+    chosen = SupervisedOptions(batch=numbers.batch_size, hidden=numbers.fc7, schedule=schedule)
     return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()
 
 

@@ -1,5 +1,6 @@
 """The network: CaffeNet's sizes, seeded weights, any backbone, one trunk for all tasks."""
 
+import copy
 import json
 import pickle
 import random
@@ -53,6 +54,31 @@ def test_caffenet_has_caffenets_parameters():
 
 def test_caffenet_takes_a_75_pixel_piece_to_256_3_3():
     assert caffenet().eval()(torch.zeros(1, 3, 75, 75)).shape == (1, 256, 3, 3)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_trunk_computes_what_its_layers_do_one_after_the_other(backbone, training, half):
+    torch.manual_seed(0)
+    trunk = BACKBONES[backbone]().train(training)
+    plain = nn.Sequential(*copy.deepcopy(trunk))
+    pieces = torch.randn(4, 3, SIZES.get(backbone, 16), SIZES.get(backbone, 16))
+    found = []
+    for module in (trunk, plain):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            features = module(pieces)
+        features.float().square().sum().backward()
+        found.append([features, *(each.grad for each in module.parameters()), *module.buffers()])
+    assert all(torch.equal(own, expected) for own, expected in zip(*found, strict=True))
+
+
+def test_in_evaluation_the_output_of_a_relu_is_not_pooled():
+    seen = {}
+    trunk = BACKBONES["quarter-caffenet"]().eval()
+    trunk[2].register_forward_hook(lambda layer, given, output: seen.update(size=output.shape[2]))
+    trunk(torch.zeros(1, 3, 32, 32))
+    assert seen["size"] == 16
 
 
 @pytest.mark.parametrize("task", PIECES)

@@ -116,6 +116,11 @@ def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple
     return rows, metadata
 
 
+def discard(key: str) -> None:
+    """Delete the entry of this key if there is one, so that it is made again."""
+    _discard(cache_folder() / key)
+
+
 def cache_folder() -> Path:
     """Return the folder of the entries. It need not exist yet.
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".gif", ".mov", ".mpg", ".mpeg", ".m4v")
 UNLABELLED = -1
+UNSETTLED = 2 * 10**9  # ns; within that of its last change a file may change again and still have the same time
+UNKNOWN_TIME = -1  # of a file that cannot be reached
 NAMED_IN_LOG = 5  # names in a warning; the others are counted
 
 T = TypeVar("T")
@@ -155,6 +157,19 @@ def read_regular(path: Path, most: int) -> bytes:
         if os.fstat(file.fileno()).st_size > most:
             raise UnusableFileError(errno.EFBIG, f"larger than {most} bytes", str(path))
         return file.read()
+
+
+def state_of(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and time in nanoseconds of a file, by which a change is noticed.
+
+    The time of its status counts as well: it changes when another time is set. A file that cannot be reached has
+    `UNKNOWN_TIME`.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 - of a million files
+    except OSError:
+        return -1, UNKNOWN_TIME
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def stem(clip: str) -> str:

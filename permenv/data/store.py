@@ -38,7 +38,15 @@ from permenv.data.cache import (
     temporary_folder,
     writing,
 )
-from permenv.data.files import UnusableFileError, content_digest, encoded, in_parallel
+from permenv.data.files import (
+    UNKNOWN_TIME,
+    UNSETTLED,
+    UnusableFileError,
+    content_digest,
+    encoded,
+    in_parallel,
+    state_of,
+)
 from permenv.data.shards import BrokenError, Outcome, Shard, write_index, write_shard
 from permenv.data.source import DataError, log
 
@@ -48,8 +56,6 @@ QUALITY, SUBSAMPLING = 95, "420"  # 45 dB of signal to noise on photos of 255 pi
 LARGEST_RATIO = 20  # of the bytes of pixels and of their JPEG, on disk space that is required beforehand
 FILES = 4096  # of a shard, on average; it has at most twice as many
 IN_FLIGHT = 128  # files submitted to the threads before the result of the first is written
-UNSETTLED = 2 * 10**9  # ns; within that of its last change a file may change again and still have the same time
-UNKNOWN_TIME = -1  # of a file that is read again at the next start
 
 
 class Source(Protocol):
@@ -228,7 +234,7 @@ class Store:
             return old.outcome(row, state), True
         file = self.source.files[part.start + row]
         content = self.source.read(file)
-        if isinstance(content, bytes) and _state(self.source.path(file)) != state:
+        if isinstance(content, bytes) and state_of(self.source.path(file)) != state:
             raise DataError(
                 f"{self.source.path(file)} changed while it was read; start again when no process writes to the folder"
             )
@@ -330,17 +336,8 @@ def _is_of(shard: Shard, part: _Part, states: np.ndarray) -> bool:
 
 
 def _states(source: Source) -> np.ndarray:
-    """(N, 2) int64, see `_state`."""
+    """(N, 2) int64, see `state_of`."""
     numbers: list[int] = []
     for file in source.files:
-        numbers += _state(source.path(file))
+        numbers += state_of(source.path(file))
     return np.array(numbers, np.int64).reshape(-1, 2)
-
-
-def _state(path: str) -> tuple[int, int]:
-    """Size and time of a file; the time of its status changes, too, when another is set."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - of a million files
-    except OSError:
-        return -1, UNKNOWN_TIME
-    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)

@@ -1,7 +1,7 @@
 """A folder of videos as clips of square frames, decoded once and kept in the cache.
 
-A clip is a video file or a folder of image files. As with a folder of images, every start reads and hashes all
-files and decodes only what the cache does not hold.
+A clip is a video file or a folder of image files. The first start reads all files for their digests, and decodes them.
+A later one reads only what has changed by its size or time, and decodes only what the cache does not hold.
 
 A video file is opened here and FFmpeg is given the descriptor, so what is decoded is what was opened. FFmpeg chooses
 the format by the content, and some formats, such as playlists, name other files or addresses to be opened. So only
@@ -13,15 +13,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from permenv.data.cache import Append, cached_rows
+from permenv.data.cache import Append, cached_rows, discard
 from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.files import (
+    UNSETTLED,
     VIDEO_EXTENSIONS,
     content_digest,
     data_folder,
@@ -30,6 +32,7 @@ from permenv.data.files import (
     in_parallel,
     labels_by_folder,
     open_regular,
+    state_of,
     stem,
     summary,
     walk,
@@ -57,6 +60,7 @@ def video_folder(
     min_frames: int = 1,
     split: int | None = None,
     part: Literal["train", "test"] = "train",
+    verify: bool = False,
     progress: bool = True,
 ) -> VideoClips:
     """Read a folder of videos, at any depth, as clips of square frames of one size.
@@ -87,6 +91,7 @@ def video_folder(
         split: Number of the official split, from 1 on. None means split 1 if there are lists, otherwise all clips;
             0 means all clips in any case.
         part: Part of the split.
+        verify: Read all files again. It finds what a start does not see: files changed under the same size and time.
         progress: Show progress bars, see `permenv.progress`.
 
     Returns:
@@ -104,13 +109,13 @@ def video_folder(
     found = _find(folder)
     lists = _choose_lists(folder, found, split, part)
     clips, missing = (found, []) if lists is None else _listed(folder, found, lists, part)
-    digests = list(in_parallel(lambda clip: clip.identify(), clips, "reading", progress, "clip", IN_FLIGHT))
+    digests = _digests(folder, clips, verify, progress)
     recipe = f"permenv video folder, recipe {RECIPE}, size {size}, {min_frames} to {max_frames} frames"
     key = fingerprint(recipe, [clip.name for clip in clips], digests)
 
     def build(append: Append) -> dict[str, Any]:
         results = in_parallel(
-            lambda place: _load(clips[place], size, max_frames, min_frames),
+            lambda place: _load(clips[place], digests[place], size, max_frames, min_frames),
             first_of_each(digests),
             "decoding",
             progress,
@@ -250,18 +255,53 @@ def _listed(root: Path, found: Sequence[_Clip], lists: Split, part: str) -> tupl
     return clips, [(name, f"in the {part} list, but missing") for key, name in wanted.items() if key not in there]
 
 
+def _digests(root: Path, clips: Sequence[_Clip], verify: bool, progress: bool) -> list[bytes]:
+    """Digests of clips, kept in the cache under the sizes and times of their files."""
+    since = time.time_ns() - UNSETTLED
+    states = [[(path.name, *state_of(path)) for path in clip.paths] for clip in clips]
+    described = [content_digest("\0".join(f"{name}/{size}/{when}" for name, size, when in own)) for own in states]
+    recipe = f"permenv digests of clips, recipe {RECIPE}, {root.resolve()}"
+    key = fingerprint(recipe, [clip.name for clip in clips], described)
+
+    def build(append: Append) -> dict[str, Any]:
+        digests = list(in_parallel(lambda clip: clip.identify(), clips, "reading", progress, "clip", IN_FLIGHT))
+        append(np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
+        # a file that cannot be read may be readable the next time, and a new one may still be written
+        new = [max(when for _, _, when in own) >= since for own in states]
+        return {"again": [place for place, clip in enumerate(clips) if new[place] or not clip.was_readable]}
+
+    if verify:
+        discard(key)
+    rows, metadata = cached_rows(key, (len(clips), len(described[0])), build)
+    digests = [row.tobytes() for row in rows]
+    for place in metadata["again"]:
+        digests[place] = clips[place].digest or clips[place].identify()
+    return digests
+
+
 class _VideoFile:
-    """A clip that is a video file."""
+    """A clip that is a video file.
+
+    Attributes:
+        name: Its path below the root.
+        paths: Its files.
+        digest: Of its content, or of the reason why there is none; None before `identify`.
+        was_readable: Whether `identify` could read it, even if what it read is no video.
+    """
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
-        self._path = root.resolve() / name
+        self.paths: Sequence[Path] = (root.resolve() / name,)
+        self.digest: bytes | None = None
+        self.was_readable = True
+        self._path = self.paths[0]
         self._flaw: str | None = None
         self._stamp: tuple[int, ...] = ()
 
     def identify(self) -> bytes:
-        """Digest of the content, or of the reason why there is none; called before `squares`."""
+        """Read it and return its digest."""
         content = hashlib.blake2b(digest_size=16)
+        self._flaw, self.was_readable = None, True
         try:
             with open_regular(self._path) as file:
                 self._stamp = _stamp(file)
@@ -270,11 +310,12 @@ class _VideoFile:
                 while self._flaw is None and (piece := file.read(READ_BYTES)):
                     content.update(piece)
         except OSError as fault:
-            self._flaw = str(fault.strerror)
-        return content.digest() if self._flaw is None else content_digest(self._flaw)
+            self._flaw, self.was_readable = str(fault.strerror), False
+        self.digest = content.digest() if self._flaw is None else content_digest(self._flaw)
+        return self.digest
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
-        """Decode up to `max_frames` frames, evenly spread.
+        """Decode up to `max_frames` frames, evenly spread; called after `identify`.
 
         Returns:
             (size, size, 3) uint8 each, and a remark if the file has fewer frames than its header says, else "".
@@ -285,7 +326,6 @@ class _VideoFile:
         """
         if self._flaw is not None:
             return self._flaw
-        reason = ""
         try:
             with open_regular(self._path) as file:
                 if _stamp(file) == self._stamp:
@@ -293,10 +333,8 @@ class _VideoFile:
                     if _stamp(file) == self._stamp:
                         return result
         except OSError as fault:
-            reason = f": {fault.strerror}"
-        raise DataError(
-            f"{self._path} changed while it was read{reason}; start again when no process writes to the folder"
-        )
+            raise _changed(self._path, f": {fault.strerror}") from fault
+        raise _changed(self._path)
 
     def _decode(self, file: BinaryIO, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
         """Decode the frames at the positions that follow from the header, and again if the header is wrong."""
@@ -328,6 +366,10 @@ class _VideoFile:
         return cv2.VideoCapture(name, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
 
 
+def _changed(path: Path, reason: str = "") -> DataError:
+    return DataError(f"{path} changed while it was read{reason}; start again when no process writes to the folder")
+
+
 def _stamp(file: BinaryIO) -> tuple[int, ...]:
     """What changes when an open file is written to."""
     status = os.fstat(file.fileno())
@@ -342,20 +384,27 @@ def _why_not(head: bytes) -> str | None:
 
 
 class _FrameFolder:
-    """A clip that is a folder of image files, its frames in order."""
+    """A clip that is a folder of image files, its frames in order; see `_VideoFile`."""
 
     def __init__(self, root: Path, name: str, files: Sequence[str]) -> None:
         self.name = name
-        self._paths = [root / name / file for file in files]
+        self.paths: Sequence[Path] = [root / name / file for file in files]
+        self.digest: bytes | None = None
+        self.was_readable = True
         self._digests: list[bytes] = []
 
     def identify(self) -> bytes:
-        """Digest of the frames' names and contents; called before `squares`."""
-        self._digests = [content_digest(read(path)) for path in self._paths]
-        return bytes.fromhex(fingerprint("frames", [path.name for path in self._paths], self._digests))
+        """Read its frames and return the digest of their names and contents."""
+        self._digests, self.was_readable = [], True
+        for path in self.paths:
+            content = read(path)
+            self._digests.append(content_digest(content))
+            self.was_readable &= isinstance(content, bytes)
+        self.digest = bytes.fromhex(fingerprint("frames", [path.name for path in self.paths], self._digests))
+        return self.digest
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
-        """Decode up to `max_frames` frames, evenly spread, and leave out broken ones.
+        """Decode up to `max_frames` frames, evenly spread, and leave out broken ones; called after `identify`.
 
         Returns:
             (size, size, 3) uint8 each, and a remark if there were broken ones, else "".
@@ -363,8 +412,8 @@ class _FrameFolder:
         Raises:
             DataError: If a frame has changed since it was identified.
         """
-        places = spread(len(self._paths), max_frames)
-        loaded = [(self._paths[place].name, load(self._paths[place], self._digests[place], size)) for place in places]
+        places = spread(len(self.paths), max_frames)
+        loaded = [(self.paths[place].name, load(self.paths[place], self._digests[place], size)) for place in places]
         broken = [(name, square) for name, square in loaded if isinstance(square, str)]
         squares = [square for _, square in loaded if not isinstance(square, str)]
         remark = f"{len(broken)} of {len(places)} frames broken, the first: {summary(broken[:1])}" if broken else ""
@@ -374,8 +423,17 @@ class _FrameFolder:
 _Clip = _VideoFile | _FrameFolder
 
 
-def _load(clip: _Clip, size: int, max_frames: int, min_frames: int) -> tuple[np.ndarray, str] | str:
-    """Read a clip: (F, size, size, 3) uint8, and a remark or ""; or a str that says why it cannot be used."""
+def _load(clip: _Clip, digest: bytes, size: int, max_frames: int, min_frames: int) -> tuple[np.ndarray, str] | str:
+    """Read a clip: (F, size, size, 3) uint8, and a remark or ""; or a str that says why it cannot be used.
+
+    Raises:
+        DataError: If it has changed since its digest was taken.
+    """
+    if clip.digest is None and clip.identify() != digest:  # which an earlier start had taken
+        raise DataError(
+            f"the clip {clip.name} has changed under the same size and time; read the folder once with "
+            "permenv.video_folder(..., verify=True)"
+        )
     result = clip.squares(size, max_frames)
     if isinstance(result, str):
         return result

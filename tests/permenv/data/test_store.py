@@ -191,7 +191,7 @@ def test_new_and_missing_files_concern_few_shards(root, encoding):
 
 
 def test_verification_finds_what_a_start_does_not(root, encoding, monkeypatch):
-    monkeypatch.setattr(store, "_state", lambda path: (1, 1))  # as if size and time could not tell
+    monkeypatch.setattr(store, "state_of", lambda path: (1, 1))  # as if size and time could not tell
     opened(root)
     write(root, 20, 1020)
     assert_holds(opened(root), encoding)

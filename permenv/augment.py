@@ -106,10 +106,8 @@ def _check_offsets(offsets: np.ndarray, cell: int, piece_size: int) -> None:
 
 def _crop(images: torch.Tensor, which: np.ndarray, corners: np.ndarray, piece_size: int) -> torch.Tensor:
     """Crop pieces (B, n, h, w, 3) from images (N, S, S, 3): of image `which` (B, n) at `corners` (B, n, 2)."""
-    row, column, image = (
-        torch.from_numpy(index).to(images.device, non_blocking=True)
-        for index in (corners[:, :, 0], corners[:, :, 1], which)
-    )
+    places = np.stack([which, corners[:, :, 0], corners[:, :, 1]])
+    image, row, column = torch.from_numpy(places).to(images.device, non_blocking=True)  # one transfer
     windows = images.unfold(1, piece_size, 1).unfold(2, piece_size, 1)  # a view, [N, row, column, 3, h, w]
     return windows[image, row, column].permute(0, 1, 3, 4, 2)
 

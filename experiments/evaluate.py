@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
-from experiments.common.files import write_json, write_text
+from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least
 from experiments.common.processes import make_executor
@@ -152,10 +152,10 @@ def main(config: Config) -> dict[str, Any]:
         "interval": INTERVAL,
         "rows": rows,
     }
-    write_json(config.out.with_suffix(".json"), report)
-    write_text(config.out.with_suffix(".csv"), as_csv(list(_long(rows))))
+    write_json(with_ending(config.out, ".json"), report)
+    write_text(with_ending(config.out, ".csv"), as_csv(list(_long(rows))))
     tables = "\n\n".join(as_table(name, [row for row in rows if row["protocol"] == name]) for name in names)
-    write_text(config.out.with_suffix(".md"), tables + "\n")
+    write_text(with_ending(config.out, ".md"), tables + "\n")
     print(f"\n{tables}\n\nwritten to {config.out}.json, .csv and .md")
     return report
 

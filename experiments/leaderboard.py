@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.files import write_json, write_picture, write_text
+from experiments.common.files import with_ending, write_json, write_picture, write_text
 from experiments.common.learned import LearnedPolicy
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, SweepOptions
@@ -127,12 +127,12 @@ def main(config: Config) -> dict[str, Any]:
             for name, its in figures.items()
         ],
     }
-    write_json(config.out.with_suffix(".json"), report)
+    write_json(with_ending(config.out, ".json"), report)
     write_text(
-        config.out.with_suffix(".csv"), as_csv([{**row, "errors": len(row["errors"])} for row in report["agents"]])
+        with_ending(config.out, ".csv"), as_csv([{**row, "errors": len(row["errors"])} for row in report["agents"]])
     )
     title = f"{config.preset} preset, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}"
-    write_picture(config.out.with_suffix(".png"), _picture(figures, found, title))
+    write_picture(with_ending(config.out, ".png"), _picture(figures, found, title))
     print(_in_words(report, figures))
     return report
 

@@ -18,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 REAL_DATA = Path(os.environ.get("PERMENV_DATA", ROOT.parent / "shared" / "data"))
 """Folder of real data, which need not be there."""
 
+TASKS = ("spatial", "temporal", "spatiotemporal")
+"""The tasks of the package; other tests and scripts may register more."""
+
 SMALL: dict[str, Any] = {
     "device": "cpu",
     "cell_size": 18,

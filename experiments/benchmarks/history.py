@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.common.files import write_picture, write_text
+from experiments.common.files import with_ending, write_picture, write_text
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.style import add_title, label_lines, styled
@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     Raises:
         ConfigurationError: If a file is no report, or there is nothing to draw; nothing has been written.
     """
-    table = config.out.with_suffix(".csv")
+    table = with_ending(config.out, ".csv")
     rows = read(table)
     for path in config.reports:
         row = {"date": datetime.date.today().isoformat(), "commit": _commit(), **row_of(path)}
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
     if not rows:
         raise ConfigurationError(f"{table} has no lines: name a report of experiments/benchmarks/speed.py")
     write_text(table, as_csv(rows))
-    write_picture(config.out.with_suffix(".png"), _picture(rows))
+    write_picture(with_ending(config.out, ".png"), _picture(rows))
     print(f"{len(rows)} lines in {table}")
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_ENDINGS = (".json", ".csv", ".md", ".png")
+
+
 def require_writable(folder: Path, option: str) -> None:
     """Check that files can be written into a folder, which may have to be made first.
 
@@ -34,6 +37,16 @@ def require_writable(folder: Path, option: str) -> None:
         raise ConfigurationError(f"{option} {folder}: {place} is not a folder; name another place with {option}")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigurationError(f"{option} {folder}: {place} cannot be written to; name another place with {option}")
+
+
+def with_ending(out: Path, ending: str) -> Path:
+    """Name one of the files that a script writes together.
+
+    Args:
+        out: Their common name, with the ending of any of them or with none. Dots in it are kept: "rate-0.1".
+        ending: Such as ".csv".
+    """
+    return out.with_name((out.stem if out.suffix in _ENDINGS else out.name) + ending)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

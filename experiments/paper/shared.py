@@ -14,7 +14,7 @@ import agents
 from agents import Agent, Transition
 from agents.base import in_update
 from agents.rollout import rollout
-from experiments.common.files import write_picture
+from experiments.common.files import with_ending, write_picture
 from experiments.common.learned import LearnedPolicy
 from experiments.studies.shared import publish
 from permenv import PermShuffleEnv, Pretraining, Validation
@@ -136,5 +136,5 @@ def at_checkpoints(run: Pretraining, iterations: Sequence[int]) -> Iterator[int]
 
 def publish_with_picture(report: Mapping[str, Any], table: str, picture: Figure, out: Path) -> None:
     """Write the picture beside the report, then the report, and print its table."""
-    write_picture(out.with_suffix(".png"), picture)
+    write_picture(with_ending(out, ".png"), picture)
     publish(report, table, out)

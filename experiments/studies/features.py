@@ -26,7 +26,7 @@ import torch
 
 import agents
 from agents.rollout import rollout
-from experiments.common.files import write_json, write_text, write_with
+from experiments.common.files import with_ending, write_json, write_text, write_with
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data
@@ -70,8 +70,6 @@ class Config(SweepOptions):
     """Share of the iterations of each protocol, in (0, 1]: to try it out."""
     supervised_rate: float = 0.02
     """Learning rate of the supervised network; the other networks have their task's own."""
-    supervised_rate: float = 0.02
-    """Learning rate of the supervised network; the other networks have their task's own."""
     seeds: int = 3
     """Networks of each kind."""
     first_seed: int = 500
@@ -86,10 +84,9 @@ class Config(SweepOptions):
         """What the protocols take."""
         return Data(images=self.images, eval_images=self.eval_images, videos=self.videos, voc=self.voc)
 
-    def of(self, network: str) -> EnvOptions:
-        """The environment of a network's task: its own learning rate, the same number of updates."""
-        task = TASKS.get(network, "spatial")
-        options = EnvOptions(
+    def on(self, task: str) -> EnvOptions:
+        """The environment of a task: its own learning rate, the same number of updates."""
+        return EnvOptions(
             preset=self.preset,
             task=task,
             images=self.images if task in _IMAGES else None,
@@ -97,9 +94,13 @@ class Config(SweepOptions):
             device=self.device,
             updates=self.env.total_updates,
         )
-        if network == SUPERVISED:
-            return replace(options, env=replace(options.env, learning_rate=self.supervised_rate))
-        return options
+
+    def of(self, network: str) -> EnvOptions:
+        """The environment of a network; the supervised one has that of the spatial task, at its own rate."""
+        options = self.on(TASKS.get(network, "spatial"))
+        if network != SUPERVISED:
+            return options
+        return replace(options, env=replace(options.env, learning_rate=self.supervised_rate))
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -148,8 +149,8 @@ def main(config: Config) -> dict[str, Any]:
     }
     tables = [as_table(name, [row for row in rows if row["protocol"] == name]) for name in config.protocols]
     text = "\n\n".join([_gains_in_words(report), *tables])
-    write_json(config.out.with_suffix(".json"), report)
-    write_text(config.out.with_suffix(".md"), text + "\n")
+    write_json(with_ending(config.out, ".json"), report)
+    write_text(with_ending(config.out, ".md"), text + "\n")
     print(f"{text}\n\nwritten to {config.out}.json and .md")
     return report
 

@@ -25,7 +25,7 @@ import numpy as np
 import agents
 from agents.rollout import rollout
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.files import write_picture
+from experiments.common.files import with_ending, write_picture
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import watch
 from experiments.common.script import run_script
@@ -196,7 +196,7 @@ def main(config: Config) -> dict[str, Any]:
         "interval": INTERVAL,
         "cells": [_as_json(row) for row in rows],
     }
-    write_picture(config.out.with_suffix(".png"), _picture(rows))
+    write_picture(with_ending(config.out, ".png"), _picture(rows))
     publish(report, _in_words(rows), config.out)
     return report
 

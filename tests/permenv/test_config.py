@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from permenv import PRESETS, ConfigurationError, make_config, registered_tasks
-
-TASKS = ("spatial", "temporal", "spatiotemporal")
+from tests.helpers import TASKS
 
 
 def changes_of(preset, task):

@@ -10,14 +10,14 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode
 
-from permenv import ConfigurationError, registered_tasks
+from permenv import ConfigurationError
 from permenv.training import resolve_device
-from tests.helpers import SMALL
+from tests.helpers import SMALL, TASKS
 
 FORKED = {"context": "fork"}
 MODES = {"sync": ("sync", {}), "async": ("async", FORKED)}
 
-every_task = pytest.mark.parametrize("task", registered_tasks())
+every_task = pytest.mark.parametrize("task", TASKS)
 every_mode = pytest.mark.parametrize("mode", MODES)
 # Python 3.12 and later warn of any fork among threads; that ours end well is what is tested
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")

@@ -43,7 +43,7 @@ def compare(
 
     Args:
         device: Where.
-        base: Bytes of a process that has imported all and made nothing.
+        base: Bytes of a process that trains next to nothing, see `memory_of_libraries`.
         cases: See `CASES`.
 
     Returns:

@@ -32,7 +32,7 @@ from typing import Any
 import permenv
 from experiments.benchmarks import check
 from experiments.benchmarks.limits import Limits
-from experiments.benchmarks.prediction import Prediction, memory_of_this_process, predict
+from experiments.benchmarks.prediction import Prediction, memory_of_libraries, predict
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
@@ -90,9 +90,9 @@ def main(config: Config) -> dict[str, Any]:
     Returns:
         What the JSON file holds.
     """
-    base = memory_of_this_process()  # before anything is made
     device = resolve_device("cpu" if config.limits else config.device)
     keep_freed_memory()
+    base = memory_of_libraries(device)  # before anything else is made
     report: dict[str, Any] = {"machine": machine(device), "preset": config.preset, "task": config.task}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     if config.check:

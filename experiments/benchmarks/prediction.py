@@ -86,7 +86,7 @@ def predict(
         task: "spatial", "temporal" or "spatiotemporal".
         numbers: All numbers of the run.
         device: Where it is to train; where operations are counted.
-        base: Bytes of a process that has imported all and made nothing.
+        base: Bytes of a process that trains next to nothing, see `memory_of_libraries`.
         data: Bytes of the pixels of the data.
         elsewhere: The rates of another device that it is to train on.
     """
@@ -115,6 +115,19 @@ def predict(
         limits=limits,
         sizes=_sizes(numbers.batch_size, device),
     )
+
+
+def memory_of_libraries(device: torch.device) -> int:
+    """Return the bytes that a process has in memory that trains next to nothing.
+
+    Libraries load and reserve much when they are first used, so a run of the nano preset is made first.
+
+    Args:
+        device: Where runs are to train.
+    """
+    numbers = permenv.make_config("nano", batch_size=_LEAST, samples_per_action=1, num_validation=_LEAST)
+    new_run(numbers, tasks_of_noise(numbers, device)).iterate()
+    return memory_of_this_process()
 
 
 def memory_of_this_process(peak: bool = False) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +17,15 @@ from experiments.benchmarks.counting import Counter, Operation, extrapolate
 from experiments.benchmarks.limits import Limits, measure_limits
 from experiments.benchmarks.noise import new_run, tasks_of_noise
 from experiments.benchmarks.parts import PARTS, by_part, count_iteration, time_iteration
-from experiments.benchmarks.timing import Clock
+from experiments.benchmarks.timing import Clock, medians_in_turn
 from permenv import Pretraining
 from permenv.state import group_permutations
 from permenv.validation import _CHUNK_SAMPLES, validate
 
 _MOST = {"cpu": 16, "cuda": 64}  # samples of the larger mini-batch
 _LEAST = 4
-_REPEATS = 5
+_SECONDS = 2.0  # of timed work; on a machine that is busy, shorter ones vary
+_REPEATS = 3
 _CONTEXT = 500_000_000  # bytes of a GPU that CUDA and its libraries take
 
 
@@ -66,6 +66,7 @@ class Prediction:
         """Return all numbers, and their sums."""
         return {
             **dataclasses.asdict(self),
+            "sizes": list(self.sizes),
             "run_seconds": self.run_seconds,
             "device_bytes": sum(self.device_memory.values()),
             "host_bytes": sum(self.host_memory.values()),
@@ -154,40 +155,64 @@ def _iteration(run: Pretraining, batch_size: int, limits: Limits, timed: bool) -
     """Extrapolate an iteration."""
     sizes = _sizes(batch_size, run.device)
     times = _times(batch_size, sizes)
-    counted, whole, parts = [], [], []
+    counted, parts = [], []
     for size in sizes:
-        run.config = dataclasses.replace(run.config, batch_size=size)
+        _resize(run, size)
         run.iterate()  # makes what is kept
-        if timed:
-            seconds, by_name = time_iteration(run, _REPEATS)
-            whole.append(seconds)
-            parts.append(by_name)
         counted.append(count_iteration(run)[0])
+        if timed:
+            parts.append(time_iteration(run, _REPEATS)[1])
     operations = extrapolate(counted[0], counted[1], times)
     gradients = sum(parameter.nbytes for parameter in run.trainer.network.parameters())  # counted as what is kept
     memory = max(each.live for each in operations) - gradients
-    found = {name: limits.bound([each for each in operations if each.part == name]) for name in PARTS}
-    if timed:
-        found = {name: max(0.0, _line((parts[0][name], parts[1][name]), times)) for name in PARTS}
-    return _Cost(_seconds(whole, times, limits.bound(operations)), memory, operations, found)
+    bound = limits.bound(operations)
+    if not timed:
+        found = {name: limits.bound([each for each in operations if each.part == name]) for name in PARTS}
+        return _Cost(bound, memory, operations, found)
+    found = {name: max(0.0, _line((parts[0][name], parts[1][name]), times)) for name in PARTS}
+    measured = _measured([_iterating(run, size) for size in sizes], run.device)
+    seconds = max(_line(measured, times), bound)
+    scale = seconds / sum(found.values())  # the parts sum to the whole
+    return _Cost(seconds, memory, operations, {name: scale * value for name, value in found.items()})
+
+
+def _iterating(run: Pretraining, size: int) -> Callable[[], object]:
+    def work() -> None:
+        _resize(run, size)
+        run.iterate()
+
+    return work
+
+
+def _resize(run: Pretraining, size: int) -> None:
+    """Let a run's next mini-batches have another size."""
+    run.config = dataclasses.replace(run.config, batch_size=size)
 
 
 def _validation(run: Pretraining, sizes: tuple[int, int], samples: int, limits: Limits, timed: bool) -> _Cost:
     """Extrapolate the predictions of all permutations on X_val."""
     times, together = _times(samples, sizes), _times(min(samples, _CHUNK_SAMPLES), sizes)
-    clock, total, memory = Clock(run.device), 0.0, 0.0
+    total, memory = 0.0, 0.0
     for name, task in run.tasks.items():
-        work = [_validating(run, name, run._validation_pieces[name][:size], task.permutations) for size in sizes]
-        whole = [statistics.median(clock.times(each, _REPEATS)) for each in work] if timed else []
+        works = [_validating(run, name, run._validation_pieces[name][:size], task.permutations) for size in sizes]
         counted = []
-        for each in work:
+        for work in works:
             with Counter() as counter:
-                each()
+                work()
             counted.append(counter.operations)
-        bounds, peaks = [limits.bound(each) for each in counted], [max(op.live for op in each) for each in counted]
-        total += _seconds(whole, times, _line(bounds, times))
+        bound = _line([limits.bound(each) for each in counted], times)
+        total += max(_line(_measured(works, run.device), times), bound) if timed else bound
+        peaks = [max(each.live for each in operations) for operations in counted]
         memory = max(memory, _line(peaks, together))  # the tasks take turns
     return _Cost(total, memory)
+
+
+def _measured(works: Sequence[Callable[[], object]], device: torch.device) -> list[float]:
+    """Return the median seconds of each, measured in turn."""
+    clock, rivals = Clock(device), {str(number): work for number, work in enumerate(works)}
+    longest = clock.times(works[-1], 1)[0]
+    repeats = max(_REPEATS, int(_SECONDS / max(longest, _SECONDS / 50)))
+    return list(medians_in_turn(rivals, repeats, device, clock.now).values())
 
 
 def _validating(run: Pretraining, name: str, pieces: Tensor, permutations: np.ndarray) -> Callable[[], object]:
@@ -196,10 +221,10 @@ def _validating(run: Pretraining, name: str, pieces: Tensor, permutations: np.nd
 
 def _grouping(run: Pretraining, numbers: permenv.Config) -> float:
     """Time the grouping of as many permutations as there are."""
-    clock, rng = Clock(torch.device("cpu")), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     ratios = rng.uniform(0.9, 1.1, (numbers.num_permutations, numbers.num_validation)).astype(np.float32)
-    work = clock.times(lambda: group_permutations(ratios, numbers.num_groups, 0), 3)
-    return len(run.tasks) * statistics.median(work)
+    clock = Clock(torch.device("cpu"))
+    return len(run.tasks) * clock.median(lambda: group_permutations(ratios, numbers.num_groups, 0), _SECONDS / 10)
 
 
 def _kept(run: Pretraining, numbers: permenv.Config) -> dict[str, float]:
@@ -217,8 +242,8 @@ def _kept(run: Pretraining, numbers: permenv.Config) -> dict[str, float]:
 
 
 def _sizes(count: int, device: torch.device) -> tuple[int, int]:
-    """Return two sizes, of which the larger is a quarter of what is asked for, within bounds."""
-    larger = max(_LEAST, min(_MOST[device.type], count // 4))
+    """Return two sizes, of which the larger is half of what is asked for, within bounds."""
+    larger = max(_LEAST, min(_MOST[device.type], count // 2))
     return larger // 2, larger
 
 
@@ -231,8 +256,3 @@ def _line(values: Sequence[float], times: float) -> float:
     """Extrapolate what has one value at the smaller size and another at the larger one."""
     one, other = values
     return one + times * (other - one)
-
-
-def _seconds(measured: Sequence[float], times: float, bound: float) -> float:
-    """Return the seconds of what was measured at two sizes, and no fewer than the bound."""
-    return max(_line(measured, times), bound) if measured else bound

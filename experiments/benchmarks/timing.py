@@ -20,7 +20,10 @@ REST = "rest"
 
 
 def seconds_in_turn(
-    rivals: Mapping[str, Callable[[], object]], repeats: int, device: torch.device
+    rivals: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Time rivals in turn, so that a slow moment of the machine affects all of them.
 
@@ -30,6 +33,7 @@ def seconds_in_turn(
         rivals: By name, what is timed.
         repeats: Times that each is timed.
         device: The device whose work is waited for.
+        now: Returns the time.
 
     Returns:
         By rival, the seconds of each time, in the order in which they were measured.
@@ -40,16 +44,21 @@ def seconds_in_turn(
     for repeat in range(repeats):
         for name in reversed(seconds) if repeat % 2 else seconds:
             wait_for(device)
-            start = time.perf_counter()
+            start = now()
             rivals[name]()
             wait_for(device)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(now() - start)
     return seconds
 
 
-def medians_in_turn(rivals: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
+def medians_in_turn(
+    rivals: Mapping[str, Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    now: Callable[[], float] = time.perf_counter,
+) -> dict[str, float]:
     """Return the median seconds of each rival, see `seconds_in_turn`."""
-    return {name: statistics.median(each) for name, each in seconds_in_turn(rivals, repeats, device).items()}
+    return {name: statistics.median(each) for name, each in seconds_in_turn(rivals, repeats, device, now).items()}
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,11 @@ class Clock:
         """Wait for the device and read the clock."""
         wait_for(self.device)
         return time.process_time() if self.counts_cpu else time.perf_counter()
+
+    def median(self, work: Callable[[], object], seconds: float) -> float:
+        """Return the median seconds of as many repetitions as take so many seconds, but at least three."""
+        (first,) = self.times(work, 1)
+        return statistics.median(self.times(work, max(3, int(seconds / max(first, seconds / 100)))))
 
     def times(self, work: Callable[[], object], repeats: int) -> list[float]:
         """Return the seconds of each repetition, after one that is not timed."""

@@ -20,7 +20,6 @@ being measured; then the exit code is 1.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -137,7 +136,7 @@ def _commands(config: Config) -> dict[str, list[str]]:
 
 
 def _run(name: str, command: list[str], seconds: float, out: Path) -> dict[str, Any]:
-    """Run a command for at most some seconds; then it is stopped as by Ctrl-C."""
+    """Run a command for at most some seconds; then it is stopped."""
     begin = time.monotonic()
     with (out / f"{name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
@@ -146,7 +145,7 @@ def _run(name: str, command: list[str], seconds: float, out: Path) -> dict[str, 
             ended = "well" if code == 0 else f"with code {code}"
         except subprocess.TimeoutExpired:
             ended = "stopped when its time was over"
-            process.send_signal(signal.SIGINT)
+            process.terminate()
             try:
                 code = process.wait(_GRACE)
             except subprocess.TimeoutExpired:

@@ -3,8 +3,8 @@
     torchrun --nproc-per-node 2 experiments/benchmarks/scaling.py --env.batch-size 128
 
 prints the images a second of these ranks, on noise; `measure` runs it for N = 1, 2, 4, ... with N times the mini-batch.
-On GPUs there is a rank a GPU, and N ends with all of them. On a CPU there are one and two processes, which share its
-cores and speak through gloo: that shows what the ranks cost, and nothing of what GPUs gain.
+On GPUs there is a rank a GPU, and N ends with all of them. On a CPU there are one and two processes of one thread each,
+which speak through gloo: that shows what the ranks cost, and nothing of what GPUs gain.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ def main(config: Config) -> None:
     """Train in the ranks that torchrun has started, and print the images a second of all together."""
     keep_freed_memory()
     device = resolve_device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # as torchrun does where there are several ranks
     run = new_run(config.env, tasks_of_noise(config.env, device, config.task))
     for _ in range(2):
         run.iterate()

@@ -44,8 +44,8 @@ from permenv.training import resolve_device
 
 _START = 1e-5  # seconds that torch's own code takes to start an operation, on another device
 UNCERTAINTY = {
-    "here": "seconds within a factor of 1.5, memory within 20% (experiments/results/dry-run-cpu.json)",
-    "elsewhere": "the least seconds that these rates allow: expect one to three times as much; memory within 20%",
+    "here": "on a CPU seconds within a factor of 1.3, memory within 20% (experiments/results/dry-run-cpu.json)",
+    "elsewhere": "the least seconds that these rates allow: expect one to three times as much; memory within 20% on a CPU",
 }
 """What is known of how far predictions are off."""
 

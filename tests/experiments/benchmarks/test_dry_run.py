@@ -82,7 +82,7 @@ def test_a_report_has_the_device_and_all_numbers(tmp_path, capsys):
     assert report["host_bytes"] == sum(report["host_memory"].values()) > 10**8
     scenes, clips = 80 * 3 * 54**2, 16 * 10 * 3 * 18**2
     assert report["host_memory"]["pixels of the data"] == scenes + clips
-    assert "uncertainty: seconds within" in capsys.readouterr().out
+    assert "uncertainty: on a CPU seconds within" in capsys.readouterr().out
 
 
 def test_another_device_is_predicted_from_its_rates_alone(capsys):

@@ -10,8 +10,8 @@ validates a few samples. Every operation of torch is counted meanwhile (`countin
 moves and keeps grows linearly with the mini-batch, and so does its time where the device is busy; so the two sizes give
 any other. The time is never less than what the measured rates of the device allow for all operations.
 
-With `--peak-tflops` and `--bandwidth`, the rates that another device reaches, the time is that least time alone: an
-iteration is expected to take one to three times as long. Give the precision of that device as well. Memory does not
+With `--peak-tflops` and `--bandwidth`, the rates that another device reaches, the time is that least time alone; on the
+CPU of `experiments/results/iteration-tiny-cpu.json` an iteration takes 2.5 times as long. Give the precision of that device as well. Memory does not
 depend on the device, but for what its libraries need.
 
 Left out: what the agent, `env.step`, checkpoints and pictures take (a few percent, see `speed.py`); the start; and the
@@ -45,7 +45,7 @@ from permenv.training import resolve_device
 _START = 1e-5  # seconds that torch's own code takes to start an operation, on another device
 UNCERTAINTY = {
     "here": "on a CPU seconds within a factor of 1.3, memory within 20% (experiments/results/dry-run-cpu.json)",
-    "elsewhere": "the least seconds that these rates allow: expect one to three times as much; memory within 20% on a CPU",
+    "elsewhere": "the least seconds that these rates allow, of which no device has been measured; memory as on a CPU",
 }
 """What is known of how far predictions are off."""
 

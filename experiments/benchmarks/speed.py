@@ -9,27 +9,30 @@
 - joint: seconds of a training iteration on both tasks against the sum of an iteration on each.
 - env: seconds of an iteration through `gym.make(...).step`, its validations included, against `Pretraining.iterate`
   alone, which never validates. With the paper's preset a block takes hours on a CPU.
+- parts: seconds of an iteration by part, and their share of the roofline, see `parts.py`.
+- start: seconds from the command to the end of the first iteration, see `start.py`.
+- scaling: images a second of 1, 2, ... ranks, see `scaling.py`.
 
-The first three train on noise, because what the pixels show changes no time; env trains on the data of the options.
+Runs train on noise, because what the pixels show changes no time; env and start train on the data of the options.
 Prints tables, and writes the figures with the machine's description as JSON.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import permenv
-from experiments.benchmarks.timing import seconds_in_turn
+from experiments.benchmarks import parts, scaling, start
+from experiments.benchmarks.noise import new_run, tasks_of_noise
+from experiments.benchmarks.timing import medians_in_turn
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
@@ -37,10 +40,11 @@ from experiments.common.script import run_script
 from permenv import PermShuffleEnv, Pretraining
 from permenv.heads import SpatialHead
 from permenv.networks import OrderingNetwork, eval_mode
-from permenv.tasks import Task, make_tasks
 from permenv.torch_state import default_torch_state
 from permenv.training import resolve_device, resolve_precision
 from permenv.validation import Validation, validate
+
+Measured = Literal["validation", "step", "joint", "env", "parts", "start", "scaling"]
 
 _CLASSIFIER_SCALE = 200  # an untrained network predicts all alike, and two methods could not differ
 
@@ -49,12 +53,12 @@ _CLASSIFIER_SCALE = 200  # an untrained network predicts all alike, and two meth
 class Config(EnvOptions):
     """The benchmark's options."""
 
-    which: tuple[Literal["validation", "step", "joint", "env"], ...] = ("validation", "step", "joint", "env")
+    which: tuple[Measured, ...] = get_args(Measured)
     """What to measure."""
     naive_pairs: int = 384
     """Pairs of permutation and sample that the naive validation is timed on; the rest is extrapolated."""
     repeats: int = 5
-    """Timed repetitions of validation, step and joint; the median counts."""
+    """Timed repetitions of validation, step, joint, parts, start and scaling; the median counts."""
     blocks: int = 24
     """Timed blocks of env, each of as many iterations as an update; the median counts."""
     out: Path | None = None
@@ -69,7 +73,10 @@ def main(config: Config) -> dict[str, Any]:
     """
     device = resolve_device(config.device)
     keep_freed_memory()
-    measure = {"validation": validation, "step": step, "joint": joint, "env": env_overhead}
+    measure: dict[str, Callable[[Config, torch.device], dict[str, Any]]] = {
+        **{"validation": validation, "step": step, "joint": joint, "env": env_overhead},
+        **{"parts": parts_of_iteration, "start": starting, "scaling": several_ranks},
+    }
     report: dict[str, Any] = {"machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for name in config.which:
@@ -82,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def validation(config: Config, device: torch.device) -> dict[str, Any]:
     """Measure exact against naive validation."""
-    run = _run(config.env, _tasks_of_noise(config.env, device))
+    run = new_run(config.env, tasks_of_noise(config.env, device))
     figures = {}
     for name, task in run.tasks.items():
         with torch.no_grad():
@@ -125,7 +132,7 @@ def _validation_figures(config: Config, run: Pretraining, name: str) -> dict[str
     other = probabilities.scatter(1, true, 0).amax(1)
     ratios = ((truth + 1) / (other + 1)).cpu().numpy()
     result = exact()
-    seconds = _medians({"exact": exact, "naive": naive}, max(1, config.repeats // 2), run.device)
+    seconds = medians_in_turn({"exact": exact, "naive": naive}, max(1, config.repeats // 2), run.device)
     naive_seconds = seconds["naive"] * result.ratios.size / len(pairs)
     return {
         "permutations": count,
@@ -158,12 +165,12 @@ class _LoopNetwork(OrderingNetwork):
 def step(config: Config, device: torch.device) -> dict[str, Any]:
     """Measure training iterations against the plain loop over tiles, in float32 and bf16."""
     numbers = dataclasses.replace(config.env, ema_decay=0.0)
-    tasks = {"spatial": _tasks_of_noise(numbers, device)["spatial"]}
-    runs = {"loop float32": _run(dataclasses.replace(numbers, precision="float32"), tasks)}
+    tasks = {"spatial": tasks_of_noise(numbers, device)["spatial"]}
+    runs = {"loop float32": new_run(dataclasses.replace(numbers, precision="float32"), tasks)}
     runs["loop float32"].trainer.network = _LoopNetwork(runs["loop float32"].trainer.network)
     for precision in ("float32", "bf16"):
-        runs[f"folded {precision}"] = _run(dataclasses.replace(numbers, precision=precision), tasks)
-    seconds = _medians({name: run.iterate for name, run in runs.items()}, config.repeats, device)
+        runs[f"folded {precision}"] = new_run(dataclasses.replace(numbers, precision=precision), tasks)
+    seconds = medians_in_turn({name: run.iterate for name, run in runs.items()}, config.repeats, device)
     rates = {name: numbers.batch_size / value for name, value in seconds.items()}
     auto = "bf16" if resolve_precision("auto", device) == torch.bfloat16 else "float32"
     _print_table(
@@ -184,10 +191,10 @@ def step(config: Config, device: torch.device) -> dict[str, Any]:
 def joint(config: Config, device: torch.device) -> dict[str, Any]:
     """Measure training iterations on both tasks against one on each."""
     numbers = dataclasses.replace(config.env, ema_decay=0.0)
-    tasks = _tasks_of_noise(numbers, device)
-    runs = {name: _run(numbers, {name: task}) for name, task in tasks.items()}
-    runs["joint"] = _run(numbers, tasks)
-    seconds = _medians({name: run.iterate for name, run in runs.items()}, config.repeats, device)
+    tasks = tasks_of_noise(numbers, device)
+    runs = {name: new_run(numbers, {name: task}) for name, task in tasks.items()}
+    runs["joint"] = new_run(numbers, tasks)
+    seconds = medians_in_turn({name: run.iterate for name, run in runs.items()}, config.repeats, device)
     ratio = seconds["joint"] / (seconds["spatial"] + seconds["temporal"])
     _print_table(
         f"joint training step, {config.preset} preset, batches of {numbers.batch_size}",
@@ -225,7 +232,7 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
     env.reset(seed=0)
     env.action_space.seed(0)
     numbers, run = base_env.config, base_env.run
-    bare = _run(numbers, run.tasks)
+    bare = new_run(numbers, run.tasks)
     iterations = numbers.free_iterations + numbers.iterations_per_update
 
     def train_bare() -> None:
@@ -238,7 +245,7 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
 
     actions = [env.action_space.sample() for _ in range(iterations * numbers.actions_per_iteration)]
     before = run.seconds["validation"] + run.seconds["grouping"]
-    seconds = _medians({"bare": train_bare, "env": train_env}, config.blocks, device)
+    seconds = medians_in_turn({"bare": train_bare, "env": train_env}, config.blocks, device)
     validating = run.seconds["validation"] + run.seconds["grouping"] - before
     bare_seconds, env_seconds = (seconds[name] / iterations for name in ("bare", "env"))
     return {
@@ -251,26 +258,56 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
     }
 
 
-def _run(numbers: permenv.Config, tasks: Mapping[str, Task]) -> Pretraining:
-    device = next(iter(tasks.values())).device
-    return Pretraining(numbers, tasks, device, seed=0)
+def parts_of_iteration(config: Config, device: torch.device) -> dict[str, Any]:
+    """Measure an iteration by part."""
+    found = parts.measure(config, device, config.repeats)
+    roofline, whole = found["roofline"], found["seconds_by_part"]
+    _print_table(
+        f"an SGD iteration by part, {config.preset} preset, {config.task} task, batch of {found['batch_size']}, "
+        f"{found['precision']}, {found['clock']}",
+        {
+            **{
+                name: f"{1e3 * its['seconds']:10.2f} ms {its['seconds'] / whole:6.1%} {its['flops'] / 1e9:10.2f} GFLOP"
+                for name, its in found["parts"].items()
+            },
+            "sum; an iteration that is not divided": f"{1e3 * whole:10.2f} ms; {1e3 * found['seconds']:.2f} ms",
+            "bound by FLOPs; by bytes": (
+                f"{1e3 * roofline['flop_seconds']:10.2f} ms; {1e3 * roofline['byte_seconds']:.2f} ms"
+            ),
+            "share of the roofline; operation by operation": (
+                f"{roofline['share']:10.1%}; {roofline['share_by_operation']:.1%}"
+            ),
+        },
+    )
+    return found
 
 
-def _tasks_of_noise(numbers: permenv.Config, device: torch.device) -> dict[str, Task]:
-    """Make the spatial and the temporal task on noise."""
-    rng, count = np.random.default_rng(0), 2 * numbers.num_validation
+def starting(config: Config, device: torch.device) -> dict[str, Any]:
+    """Measure starts in new processes."""
+    found = start.measure(config, max(1, config.repeats // 2))
+    _print_table(
+        f"start, {config.preset} preset, {found['data']}",
+        {
+            "from the command to the first iteration": f"{found['seconds']:10.2f} s",
+            "after the imports": f"{found['seconds_after_import']:10.2f} s",
+            "of all processors": f"{found['cpu_seconds']:10.2f} CPU s",
+        },
+    )
+    return found
 
-    def noise(*shape: int) -> np.ndarray:
-        return rng.integers(0, 256, (*shape, 3), dtype=np.uint8)
 
-    images = noise(count, numbers.image_size, numbers.image_size)
-    videos = noise(count, numbers.num_frames, numbers.frame_size, numbers.frame_size)
-    return make_tasks("spatiotemporal", numbers, device, {"images": images, "videos": videos})
-
-
-def _medians(rivals: Mapping[str, Callable[[], object]], repeats: int, device: torch.device) -> dict[str, float]:
-    """Return the median seconds of each rival."""
-    return {name: statistics.median(each) for name, each in seconds_in_turn(rivals, repeats, device).items()}
+def several_ranks(config: Config, device: torch.device) -> dict[str, Any]:
+    """Measure several ranks."""
+    found = scaling.measure(config, device, 2 * config.repeats)
+    _print_table(
+        f"ranks ({found['ranks']}), {config.preset} preset, {config.task} task, batch of "
+        f"{found['batch_size_of_a_rank']} each",
+        {
+            size: f"{rate:10.1f} images/s   efficiency {found['efficiency'][size]:.2f}"
+            for size, rate in found["images_per_second"].items()
+        },
+    )
+    return found
 
 
 def _print_table(title: str, rows: Mapping[str, str]) -> None:

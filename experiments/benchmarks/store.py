@@ -18,10 +18,8 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -35,6 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 import permenv
+from experiments.benchmarks.timing import time_process
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.script import run_script
@@ -145,12 +144,10 @@ def _starts(config: Config) -> dict[str, float]:
     script = _START.format(folder=str(config.folder / "files"))
     seconds, cpu, after = [], [], []
     for _ in range(1 + config.starts):
-        before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(time.perf_counter() - begin)
-        cpu.append(spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime)
-        after.append(float(result.stdout))
+        process = time_process([sys.executable, "-c", script])
+        seconds.append(process.seconds)
+        cpu.append(process.cpu_seconds)
+        after.append(float(process.output))
     return {
         "seconds": statistics.median(seconds[1:]),
         "cpu_seconds": statistics.median(cpu[1:]),

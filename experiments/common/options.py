@@ -79,6 +79,20 @@ class EnvOptions:
         return {name: value for name, value in values.items() if value != getattr(preset, name)}
 
     @property
+    def arguments(self) -> list[str]:
+        """The command line of another script that has the same environment."""
+        words = ["--preset", self.preset, "--task", self.task, "--device", self.device]
+        for name, folder in (("images", self.images), ("videos", self.videos)):
+            words += [] if folder is None else [f"--{name}", str(folder)]
+        for name, value in self.overrides.items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--env.{option}" if value else f"--env.no-{option}")
+            else:
+                words += [f"--env.{option}", str(value)]
+        return words
+
+    @property
     def saved(self) -> str | None:
         """What the script has saved so far, in words; None if nothing."""
         return None

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from experiments.benchmarks import speed
+from experiments.benchmarks.noise import new_run, tasks_of_noise
 from tests.experiments.helpers import small
 
 
@@ -46,8 +47,8 @@ def test_steps_are_compared_with_the_loop_and_with_each_task_alone(options, caps
 
 def test_the_loop_trains_as_the_folded_network(options):
     numbers = options(precision="float32", ema_decay=0.0).env
-    tasks = {"spatial": speed._tasks_of_noise(numbers, torch.device("cpu"))["spatial"]}
-    folded, loop = speed._run(numbers, tasks), speed._run(numbers, tasks)
+    tasks = {"spatial": tasks_of_noise(numbers, torch.device("cpu"))["spatial"]}
+    folded, loop = new_run(numbers, tasks), new_run(numbers, tasks)
     loop.trainer.network = speed._LoopNetwork(loop.trainer.network.eval())  # batch statistics are those of a tile
     folded.trainer.network.eval()
     for _ in range(3):
@@ -61,3 +62,24 @@ def test_the_environment_is_compared_with_the_run_alone(options):
     assert {"samples_per_action=2", "samples_per_action=1"} <= set(found)
     assert found["samples_per_action=2"]["iterations_per_block"] == 2
     assert found["samples_per_action=2"]["validation_share"] > 0
+
+
+def test_the_parts_of_an_iteration_sum_to_the_whole(options, capsys):
+    found = speed.main(options("parts"))["parts"]
+    assert found["seconds_by_part"] == pytest.approx(sum(part["seconds"] for part in found["parts"].values()))
+    assert all(found["parts"][name]["seconds"] > 0 for name in ("draw and fetch", "forward", "backward", "optimiser"))
+    assert found["parts"]["backward"]["flops"] > found["parts"]["forward"]["flops"] > 0
+    roofline = found["roofline"]
+    assert roofline["flops"] == sum(part["flops"] for part in found["parts"].values())
+    assert roofline["least_bytes"] <= sum(part["bytes"] for part in found["parts"].values())
+    assert 0 < roofline["share"] < 1
+    assert "share of the roofline" in capsys.readouterr().out
+
+
+@pytest.mark.ci
+def test_starts_and_ranks_are_processes_of_their_own(options):
+    report = speed.main(options("start", "scaling"))
+    assert report["start"]["seconds"] > report["start"]["seconds_after_import"] > 0
+    assert list(report["scaling"]["images_per_second"]) == ["1", "2"]
+    assert report["scaling"]["efficiency"]["1"] == 1
+    assert "gloo" in report["scaling"]["ranks"]

@@ -58,6 +58,20 @@ def test_values_keep_their_types():
     )
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["--preset", "nano", "--task", "temporal", "--device", "cpu", "--videos", "clips", "--updates", "4"],
+        ["--preset", "paper", "--env.learning-rate-drop", "None", "--env.shared-crop", "--env.backbone", "caffenet"],
+        ["--images", "some images", "--env.no-shared-crop", "--env.learning-rate", "0.1", "--env.split", "2"],
+    ],
+)
+def test_options_as_arguments_are_the_same_options(words):
+    options = parse(EnvOptions, arguments=words).environment
+    assert parse(EnvOptions, arguments=options.arguments).environment == options
+
+
 def test_updates_is_short_for_total_updates():
     short = parse(JobOptions, arguments=["--updates", "4"])
     assert short.environment == parse(JobOptions, arguments=["--env.total-updates", "4"]).environment

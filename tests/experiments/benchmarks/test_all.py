@@ -1,0 +1,68 @@
+"""Everything in one command."""
+
+import json
+import sys
+
+import pytest
+
+from experiments.benchmarks import all as everything
+from permenv import ConfigurationError
+from tests.experiments.helpers import small
+
+
+@pytest.fixture
+def options(tmp_path):
+    """Return a function that makes small options."""
+
+    def make(**changes):
+        numbers = small(total_updates=1, free_iterations=0)
+        given = {"preset": "tiny", "task": "spatial", "device": "cpu", "env": numbers, "which": ("parts",)}
+        return everything.Config(**{**given, "out": tmp_path / "out", **changes})
+
+    return make
+
+
+@pytest.mark.ci
+def test_all_of_it_is_measured_on_a_cpu(options):
+    config = options()
+    summary = everything.main(config)
+    assert json.loads((config.out / "summary.json").read_text()) == summary
+    assert {name: its["ended"] for name, its in summary["done"].items()} == dict.fromkeys(
+        ("speed", "dry-run", "training"), "well"
+    )
+    for name in ("speed", "dry-run", "summary"):
+        assert json.loads((config.out / f"{name}.json").read_text())["machine"]["device"] == "cpu"
+    assert summary["iteration"]["speed"]["ratio"] > 0
+    assert summary["training"]["updates"] == 1
+    assert (config.out / "training" / "summary.json").is_file()
+    with pytest.raises(ConfigurationError, match="is not empty; name a new folder"):
+        everything.main(config)
+
+
+def test_a_gpu_gets_the_papers_sizes_on_the_joint_task_and_the_tiny_preset(options, tmp_path):
+    commands = everything._commands(everything.Config(device="cuda", out=tmp_path))
+    assert list(commands) == ["speed-tiny", "dry-run-tiny", "speed", "dry-run", "training"]
+    assert all("cuda" in command and "spatiotemporal" in command for command in commands.values())
+    assert "paper" in commands["training"]
+    assert "env" in commands["speed-tiny"]
+    assert "env" not in commands["speed"]  # a block takes hours
+    assert list(everything._commands(options())) == ["speed", "dry-run", "training"]
+
+
+def test_what_takes_too_long_is_stopped_and_what_fails_is_told(tmp_path):
+    slow = everything._run("slow", [sys.executable, "-c", "import time; time.sleep(60)"], 1.0, tmp_path)
+    assert slow["ended"] == "stopped when its time was over"
+    assert slow["seconds"] < 30
+    wrong = everything._run("wrong", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 30.0, tmp_path)
+    assert (wrong["ended"], wrong["code"]) == ("with code 3", 3)
+    assert (tmp_path / "wrong.log").read_text() == "why\n"
+
+
+def test_a_run_without_an_update_has_no_progress(tmp_path):
+    assert everything._progress(tmp_path) is None
+    assert everything._predicted_and_measured(tmp_path) == {}
+
+
+def test_the_training_is_part_of_the_time(options):
+    with pytest.raises(ConfigurationError, match="must be at least --training-minutes"):
+        options(minutes=1.0)

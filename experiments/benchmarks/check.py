@@ -17,18 +17,18 @@ from experiments.common.machine import keep_freed_memory
 from permenv import make_config
 
 CASES: Mapping[str, tuple[str, str, dict[str, Any]]] = {
-    "nano spatial, 16": ("nano", "spatial", {"batch_size": 16}),
-    "nano spatial, 64": ("nano", "spatial", {"batch_size": 64}),
-    "tiny spatial, 16": ("tiny", "spatial", {"batch_size": 16}),
-    "tiny spatial, 64": ("tiny", "spatial", {"batch_size": 64}),
-    "tiny temporal, 16": ("tiny", "temporal", {"batch_size": 16}),
-    "tiny temporal, 64": ("tiny", "temporal", {"batch_size": 64}),
-    "tiny joint, 16": ("tiny", "spatiotemporal", {"batch_size": 16}),
-    "tiny joint, 64": ("tiny", "spatiotemporal", {"batch_size": 64}),
-    "tiny joint, 256": ("tiny", "spatiotemporal", {"batch_size": 256}),
-    "tiny joint, 64, float32": ("tiny", "spatiotemporal", {"batch_size": 64, "precision": "float32"}),
-    "paper joint, 8": ("paper", "spatiotemporal", {"batch_size": 8, "num_validation": 20}),
-    "paper spatial, 32": ("paper", "spatial", {"batch_size": 32, "num_validation": 20}),
+    "nano spatial, 24": ("nano", "spatial", {"batch_size": 24}),
+    "nano spatial, 96": ("nano", "spatial", {"batch_size": 96}),
+    "tiny spatial, 32": ("tiny", "spatial", {"batch_size": 32}),
+    "tiny spatial, 128": ("tiny", "spatial", {"batch_size": 128}),
+    "tiny temporal, 32": ("tiny", "temporal", {"batch_size": 32}),
+    "tiny temporal, 128": ("tiny", "temporal", {"batch_size": 128}),
+    "tiny joint, 32": ("tiny", "spatiotemporal", {"batch_size": 32}),
+    "tiny joint, 128": ("tiny", "spatiotemporal", {"batch_size": 128}),
+    "tiny joint, 32, 500 permutations": ("tiny", "spatiotemporal", {"batch_size": 32, "num_permutations": 500}),
+    "tiny joint, 32, float32": ("tiny", "spatiotemporal", {"batch_size": 32, "precision": "float32"}),
+    "paper joint, 12": ("paper", "spatiotemporal", {"batch_size": 12, "num_validation": 10}),
+    "paper temporal, 24": ("paper", "temporal", {"batch_size": 24, "num_validation": 10}),
 }
 """By name: preset, task, and changes of the preset."""
 

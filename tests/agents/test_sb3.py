@@ -13,8 +13,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents.randomness import OwnRandomness
 from agents.sb3 import ALGORITHMS, load_model, make_model, start_from, steps_of_an_update
-from agents.sb3_state import OwnRandomness
 from permenv import CheckpointError, ConfigurationError, make_config
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, NormalizedReward
 

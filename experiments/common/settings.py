@@ -25,7 +25,7 @@ class Setting:
     """A point of the grid.
 
     Attributes:
-        name: As the command line has it, "agent.learning-rate 0.01, env.grid 4".
+        name: "agent.learning-rate=0.01 env.grid=4".
         agent: Options of the agent.
         env: Fields of `permenv.Config`.
     """
@@ -44,23 +44,32 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
         environment: What is varied. It is made once.
 
     Raises:
-        ConfigurationError: If an option does not exist, has no values or two that are equal, or if a value has the wrong
-            type or is out of range; nothing has been run.
+        ConfigurationError: If an option does not exist, has no values or two that are equal, or if a value has the
+            wrong type or is out of range; nothing has been run.
     """
+    types = {
+        "agent": {name: hint for name, hint in options_of(agent).items() if _is_of_words(hint)},
+        "env": {each.name: Any for each in dataclasses.fields(Config)},  # it checks the types itself
+    }
+    if not vary:
+        raise ConfigurationError(f"--vary: name at least one option: {_names('agent', types)}, {_names('env', types)}")
     axes: dict[str, list[Any]] = {}
-    for name, *words in vary or [[""]]:
+    for name, *words in vary:
         where, _, option = name.replace("-", "_").partition(".")
-        types = {"agent": options_of(agent), "env": {each.name: Any for each in dataclasses.fields(Config)}}
-        existing = [f"{kind}.{each}".replace("_", "-") for kind, theirs in types.items() for each in theirs]
-        if option not in types.get(where, {}):
-            raise ConfigurationError(f"--vary {name}: {agent} and its environment have {', '.join(existing)}")
+        if where not in types:
+            raise ConfigurationError(f"--vary {name}: begin it with agent. or env.")
+        if option not in types[where]:
+            existing = _names(where, types) or "no options"
+            raise ConfigurationError(
+                f"--vary {name}: {agent if where == 'agent' else 'the environment'} has {existing}"
+            )
         key, values = f"{where}.{option}", [_value(word) for word in words]
         if not values or key in axes or any(value in values[:place] for place, value in enumerate(values)):
             raise ConfigurationError(f"--vary {' '.join((name, *words))}: name each option and each of its values once")
+        hint = types[where][option]
         for word, value in zip(words, values, strict=True):
-            if not _fits(value, types[where][option]):
-                kind = types[where][option]
-                shown = kind.__name__ if isinstance(kind, type) else str(kind)
+            if not _fits(value, hint):
+                shown = hint.__name__ if isinstance(hint, type) else hint
                 raise ConfigurationError(f"--vary {name} {word}: must be of type {shown}")
         axes[key] = values
     settings = [_setting(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
@@ -71,9 +80,13 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
         try:
             check_options(agent, env, **setting.agent)
         except (ValueError, TypeError) as error:
-            raise ConfigurationError(f"--vary {setting.name}: {error}") from error
+            raise ConfigurationError(f"{setting.name}: {error}") from error
     env.close()
     return settings
+
+
+def _names(where: str, types: Mapping[str, Mapping[str, Any]]) -> str:
+    return ", ".join(f"{where}.{name}".replace("_", "-") for name in types[where])
 
 
 def _setting(values: Mapping[str, Any]) -> Setting:
@@ -81,7 +94,7 @@ def _setting(values: Mapping[str, Any]) -> Setting:
     for key, value in values.items():
         where, option = key.split(".")
         parts[where][option] = value
-    return Setting(", ".join(f"{key.replace('_', '-')} {value}" for key, value in values.items()), **parts)
+    return Setting(" ".join(f"{key.replace('_', '-')}={value}" for key, value in values.items()), **parts)
 
 
 def _value(word: str) -> Any:
@@ -93,8 +106,13 @@ def _value(word: str) -> Any:
     return value if isinstance(value, int | float | NoneType) else word
 
 
+def _is_of_words(hint: Any) -> bool:
+    """Return whether a type has values that a word of a command line can be."""
+    return typing.get_origin(hint) is Literal or any(_fits(value, hint) for value in (0, 0.5, True, None, ""))
+
+
 def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value has a type; of types that no word can be, none has."""
+    """Return whether a value, see `_value`, has a type."""
     if hint is Any or hint is inspect.Parameter.empty:
         return True
     if typing.get_origin(hint) is Literal:

@@ -67,9 +67,7 @@ def sweep(
     return kept(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
 
 
-def kept(
-    jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]
-) -> dict[str, R]:
+def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]) -> dict[str, R]:
     """Return the results of all jobs, those that a folder has and those of the others, which are run.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ class _Stopped(BaseException):
     """Ends a function that is not waited for any longer."""
 
 
-def reports(work: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
+def reports(work: Callable[[Callable[[T], None]], object]) -> Generator[T, None, None]:
     """Run a function as an iterator over what it reports.
 
     Between two steps of the iterator the function waits inside the callback. It has a thread and states of the global
@@ -54,19 +54,25 @@ def reports(work: Callable[[Callable[[T], None]], object]) -> Iterator[T]:
         except BaseException as error:
             steps.put(_raising(error))
 
-    threading.Thread(target=run, daemon=True).start()
+    thread, waits = threading.Thread(target=run, daemon=True), True
+    thread.start()
     try:
         while True:
             with randomness.in_use():
+                waits = False
                 goes_on.put(True)
                 step = steps.get()
+                waits = True
             try:
                 value = step()
             except StopIteration:
                 return
             yield value
     finally:
-        goes_on.put(False)
+        with randomness.in_use():
+            goes_on.put(False)
+            if waits:
+                thread.join()
 
 
 def _raising(error: BaseException) -> Callable[[], Any]:

@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from experiments.common import figures, options, script
 from permenv import render
 
-SCRIPTS = ("reinforce", "sb3", "across_runs", "leaderboard")
+SCRIPTS = ("reinforce", "sb3", "across_runs", "leaderboard", "search")
 SLOW = (
     *("agents.sb3", "agents.sb3_across", "permenv.transfer.retrieval", "cv2", "sklearn.cluster", "sklearn.neighbors"),
     *("matplotlib.backends.backend_agg", "torch.utils.tensorboard", "torch._dynamo"),

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import search
 from experiments.common.players import play
+from experiments.common.pruning import Asha, pruned_sweep
 from experiments.common.run_folder import RunFolderError
 from experiments.common.settings import Setting, grid
 from experiments.common.sweep import JobError
@@ -20,8 +21,12 @@ from permenv import ConfigurationError
 from tests.experiments.helpers import arguments, small
 from tests.helpers import ROOT
 
-NUMBERS = {"iterations_per_update": 6, "num_validation": 40, "ema_decay": 0.0}
-RATES = ("env.learning-rate", "0.05", "0.03", "0.000001", "0")
+NUMBERS = {
+    **{"num_permutations": 6, "num_groups": 2, "num_validation": 40, "batch_size": 16, "ema_decay": 0.0},
+    **{"iterations_per_update": 20, "free_iterations": 0, "total_updates": 2},
+}
+"""The first update learns something, with a good learning rate."""
+RATES = ("env.learning-rate", "0.02", "0.05", "0.000001", "0")
 """Two good learning rates, and two with which nothing is learned."""
 
 
@@ -29,10 +34,10 @@ RATES = ("env.learning-rate", "0.05", "0.03", "0.000001", "0")
 def options(tmp_path):
     """Return a function that makes small options; the runs are in this process."""
 
-    def make(*vary, updates=4, **changes):
+    def make(*vary, **changes):
         files = {"runs": tmp_path / "runs", "out": tmp_path / "found"}
-        given = {"agent": "exp3", "seeds": 2, "processes": 0, "env": small(total_updates=updates, **NUMBERS), **files}
-        return search.Config(vary=vary, **{**given, **changes})
+        given = {"agent": "exp3", "seeds": 2, "processes": 0, "env": small(), **files}
+        return search.Config(**{"vary": vary, **given, **changes})
 
     return make
 
@@ -95,14 +100,14 @@ def test_options_of_stable_baselines_are_refused_too(options):
     ("changes", "said"),
     [
         ({"ray": None}, r"--prune: .* --ray"),
-        ({"grace": 9}, r"--grace 9: a run has 4 updates"),
+        ({"grace": 9}, r"--grace 9: a run has 3 updates"),
         ({"reduction": 1}, r"--reduction 1: must be at least 2"),
-        ({"vary": (("env.iterations-per-update", "2"),)}, r"--vary env.iterations-per-update: .* as long"),
+        ({"vary": (("env.free-iterations", "2"),)}, r"--vary env.free-iterations: .* as long"),
     ],
 )
 def test_pruning_that_means_nothing_is_refused(options, changes, said):
     with pytest.raises(ConfigurationError, match=said):
-        search.main(options(RATES, **{"prune": True, "ray": "local", **changes}))
+        search.main(options(**{"vary": (RATES,), "prune": True, "ray": "local", **changes}))
 
 
 # Without pruning
@@ -116,10 +121,10 @@ def test_seeds_side_by_side_are_runs_like_others(options, agent):
     result = search.trial(agent, setting, (50, 51), config.environment, lambda each: reported.append(dict(each)))
     for errors, seed in zip(result["by_seed"], (50, 51), strict=True):
         alone = play(agent, config.make(learning_rate=0.05), seed=seed, hidden=8)
-        assert alone["errors"][-len(errors) :] == errors
+        assert alone["errors"][2::2] == errors  # the others are before the first update, and of free iterations
         assert alone["iterations"][-1] == result["iterations"]
-    assert [each["errors"] for each in reported] == [result["errors"][:end] for end in (1, 2, 3, 4)]
-    assert [each["finished"] for each in reported] == [False, False, False, True]
+    assert [each["errors"] for each in reported] == [result["errors"][:end] for end in (1, 2, 3)]
+    assert [each["finished"] for each in reported] == [False, False, True]
     assert result["errors"] == pytest.approx([sum(pair) / 2 for pair in zip(*result["by_seed"], strict=True)])
 
 
@@ -130,8 +135,9 @@ def test_a_run_that_diverges_has_the_worst_error(options):
     assert result["errors"] == [1.0]
 
 
+@pytest.mark.ci
 def test_it_ranks_the_settings_by_their_mean_error(options, tmp_path, capsys):
-    report = search.main(options(RATES))
+    report = search.main(options(RATES, env=small(**NUMBERS)))
     rows = report["settings"]
     assert json.loads((tmp_path / "found.json").read_text()) == report
     assert [row["error"] for row in rows] == sorted(row["error"] for row in rows)
@@ -141,15 +147,15 @@ def test_it_ranks_the_settings_by_their_mean_error(options, tmp_path, capsys):
         best = [errors[-1] for errors in rows[0]["errors"]]
         assert row["error"] == pytest.approx(sum(final) / 2)
         assert row["accuracy"] == pytest.approx(sum(1 - each for each in final) / sum(1 - each for each in best))
-        assert (row["stopped"], row["updates"], row["diverged"]) == (False, 4, 0)
+        assert (row["stopped"], row["updates"], row["diverged"]) == (False, 2, 0)
     table = (tmp_path / "found.md").read_text()
-    assert "| env.learning-rate=0.05 | 4 |" in table
+    assert "| env.learning-rate=0.05 | 2 |" in table
     assert "stopped" not in table
     assert table in capsys.readouterr().out
 
 
 def test_it_continues_where_it_was_stopped(options, tmp_path):
-    config = options(RATES[:3], updates=2)
+    config = options(("env.learning-rate", "0.03", "0.02"), env=small(total_updates=2))
     whole = search.main(config)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").glob("*.json")}
     missing = tmp_path / "runs" / "env.learning-rate=0.03.json"
@@ -157,7 +163,7 @@ def test_it_continues_where_it_was_stopped(options, tmp_path):
     again = search.main(config)
     assert {path for path, before in times.items() if path.stat().st_mtime_ns != before} == {missing}
     assert errors_of(again) == errors_of(whole)
-    for changes in ({"seeds": 3}, {"agent": "ucb"}, {"env": small(total_updates=3, **NUMBERS)}):
+    for changes in ({"seeds": 3}, {"agent": "ucb"}, {"env": small(total_updates=3)}):
         with pytest.raises(RunFolderError, match=r"was made with arguments.*--runs"):
             search.main(dataclasses.replace(config, **changes))
 
@@ -212,28 +218,30 @@ def cluster():
 @pytest.mark.ci
 @pytest.mark.timeout(900)
 def test_neither_a_cluster_nor_pruning_changes_an_error(options, tmp_path, cluster):
-    whole = errors_of(search.main(options(RATES)))
-    on_ray = options(RATES, ray=cluster.address, runs=tmp_path / "on-ray")
+    env = small(**NUMBERS)
+    whole = errors_of(search.main(options(RATES, env=env)))
+    on_ray = options(RATES, env=env, ray=cluster.address, runs=tmp_path / "on-ray")
     assert errors_of(search.main(on_ray)) == whole
-    pruning = {"ray": cluster.address, "prune": True, "grace": 1, "reduction": 2, "runs": tmp_path / "pruned"}
+    pruning = {"prune": True, "grace": 1, "reduction": 2}
+    pruning |= {"env": env, "ray": cluster.address, "runs": tmp_path / "pruned"}
     report = search.main(options(RATES, **pruning))
     stopped = {row["setting"] for row in report["settings"] if row["stopped"]}
     assert stopped & {f"env.learning-rate={rate}" for rate in ("1e-06", "0")}
     assert not report["settings"][0]["stopped"]
     for row in report["settings"]:
-        assert row["updates"] == 4 or row["stopped"]
+        assert row["updates"] == 2 or row["stopped"]
         assert row["errors"] == [errors[: row["updates"]] for errors in whole[row["setting"]]]
     with pytest.raises(RunFolderError, match=r"was made with arguments.asha.grace=1, not 2"):
         search.main(options(RATES, **{**pruning, "grace": 2}))
     with pytest.raises(RunFolderError, match=r"was made with arguments.asha"):
-        search.main(options(RATES, runs=tmp_path / "pruned"))
+        search.main(options(RATES, env=env, runs=tmp_path / "pruned"))
 
 
 @pytest.mark.ci
 @pytest.mark.timeout(900)
 def test_a_search_that_is_stopped_goes_on_without_what_was_done(options, tmp_path, cluster):
     runs = tmp_path / "runs"
-    words = [*arguments(total_updates=4, **NUMBERS), "--agent=exp3", "--seeds=2", f"--runs={runs}"]
+    words = [*arguments(**NUMBERS), "--agent=exp3", "--seeds=2", f"--runs={runs}"]
     words += ["--vary", *RATES, f"--ray={cluster.address}", "--prune", "--grace=1", "--reduction=2"]
     command = [sys.executable, "experiments/search.py", "--preset=tiny", *words, f"--out={tmp_path / 'found'}"]
     process = subprocess.Popen(
@@ -251,10 +259,8 @@ def test_a_search_that_is_stopped_goes_on_without_what_was_done(options, tmp_pat
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     report = json.loads((tmp_path / "found.json").read_text())
-    assert {row["setting"] for row in report["settings"]} == {
-        f"env.learning-rate={rate}" for rate in (0.05, 0.03, 1e-6, 0)
-    }
-    whole = errors_of(search.main(options(RATES, runs=None, preset="tiny")))
+    whole = errors_of(search.main(options(RATES, env=small(**NUMBERS), preset="tiny", runs=None)))
+    assert errors_of(report).keys() == whole.keys()
     for row in report["settings"]:
         assert row["errors"] == [errors[: row["updates"]] for errors in whole[row["setting"]]]
 

@@ -113,17 +113,29 @@ def _tune(
             for update, mean in enumerate(result["errors"], start=1):
                 scheduler.on_trial_result(None, job, {"update": update, "error": mean})
 
+        errors: list[Exception] = []  # Ray Tune makes others of them
+
         class _Keep(tune.Callback):
             def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict[str, Any]) -> None:
-                name = trial.config["name"]
-                if "failure" in result:
-                    raise JobError(f"{name}: {result['failure']}") from result["failure"]
-                if result["result"]["finished"] or result["done"]:
-                    keep(name, result["result"])
-                    bar.update()
+                try:
+                    name = trial.config["name"]
+                    if "failure" in result:
+                        raise JobError(f"{name}: {result['failure']}") from result["failure"]
+                    if result["result"]["finished"] or result["done"]:
+                        keep(name, result["result"])
+                        bar.update()
+                except Exception as error:
+                    errors.append(error)
+                    raise
+
+            def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+                errors.append(JobError(f"{trial.config['name']}: its process was lost {_LOST + 1} times"))
+
+            def __reduce__(self) -> tuple[Any, ...]:
+                return tune.Callback, ()  # Ray Tune pickles it, for `Tuner.restore`
 
         with tqdm(total=len(jobs), unit="run") as bar, tempfile.TemporaryDirectory() as folder:
-            tune.Tuner(
+            tuner = tune.Tuner(
                 tune.with_resources(tune.with_parameters(_job, work=work, jobs=jobs), {"cpu": 1, "gpu": gpus}),
                 param_space={"name": tune.grid_search(list(jobs))},
                 tune_config=tune.TuneConfig(scheduler=scheduler),
@@ -133,7 +145,14 @@ def _tune(
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=_LOST),
                 ),
-            ).fit()
+            )
+            try:
+                tuner.fit()
+            except Exception:
+                if not errors:
+                    raise
+        if errors:
+            raise errors[0]
     finally:
         ray.shutdown()
 
@@ -149,4 +168,4 @@ def _job(config: Mapping[str, str], work: Callable[..., dict[str, Any]], jobs: J
     try:
         work(**jobs[config["name"]], report=report)
     except Exception as failure:  # which would be run again, as if its process had been lost
-        tune.report({"failure": failure})
+        tune.report({"update": 0, "error": 1.0, "failure": failure})

@@ -26,7 +26,6 @@ _QUIETLY = {
     "RAY_AIR_NEW_OUTPUT": "0",  # which prints a table whatever the verbosity
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # they write files of each trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # a script has its own
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _LOST = 3  # times that a job is run again whose process or machine is lost
 

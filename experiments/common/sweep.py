@@ -6,7 +6,7 @@ with make_executor(processes=2) as executor:
     results = sweep(work, jobs, executor=executor, folder=Path("runs/mine"))
 ```
 
-`over_seeds` does the same from the options of a script.
+`over_seeds` does the same from the options of a script, and `kept` for what runs jobs in another way.
 """
 
 from __future__ import annotations

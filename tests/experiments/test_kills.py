@@ -64,6 +64,7 @@ class Warm:
 
     def __init__(self) -> None:
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        one_thread["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which pandas imports
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.experiments.warm"],
             cwd=ROOT,

@@ -1,6 +1,7 @@
 """Agents that choose the permutations a network trains on, using only the Gymnasium API.
 
 - `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment.
+- `options_of`: the keyword arguments that an agent has.
 - `rollout`: the loop that lets an agent act and learn in an environment (`rollout.py`).
 - `Agent`: the base class of all agents; `GroupAgent`: that of agents that choose groups; `Learner`: that of those that
   learn once per update; `Transition`: what they learn from (`base.py`).
@@ -26,6 +27,8 @@ A training run with one of them:
 """
 
 import difflib
+import functools
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -74,6 +77,7 @@ __all__ = [
     "UniformGroups",
     "collect",
     "make",
+    "options_of",
     "rollout",
 ]
 
@@ -95,11 +99,28 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Gro
     Raises:
         ValueError: If there is no agent of that name, or it does not support the environment or the options.
     """
+    return _builder(name)(env, seed=seed, **options)
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """Return the keyword arguments that an agent has besides `seed`, with their annotations.
+
+    Args:
+        name: A key of `AGENTS`.
+
+    Raises:
+        ValueError: If there is no agent of that name.
+    """
+    parameters = inspect.signature(_builder(name), eval_str=True).parameters.values()  # of the agent's class
+    return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY and each.name != "seed"}
+
+
+def _builder(name: str) -> Callable[..., GroupAgent]:
     if name not in AGENTS:
         close = difflib.get_close_matches(name, AGENTS)
         meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {', '.join(AGENTS)}."
         raise ValueError(f"There is no agent {name!r}: {meant}")
-    return AGENTS[name](env, seed=seed, **options)
+    return AGENTS[name]
 
 
 def _seeds(seed: int) -> tuple[int, int]:
@@ -108,7 +129,13 @@ def _seeds(seed: int) -> tuple[int, int]:
     return int(outer), int(inner)
 
 
+def _with_options_of(kind: Callable[..., GroupAgent]) -> Callable[[Callable[..., GroupAgent]], Any]:
+    """Decorate a function whose further arguments are those of an agent's class, so that its signature shows them."""
+    return functools.wraps(kind, updated=())
+
+
 def _on_spaces(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
+    @_with_options_of(kind)
     def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
         return kind(env.observation_space, env.action_space, seed=_seeds(seed)[0], **options)
 
@@ -116,6 +143,7 @@ def _on_spaces(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
 
 
 def _for_the_run(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
+    @_with_options_of(kind)
     def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
         base_env: Any = env.unwrapped
         return _on_spaces(kind)(env, seed=seed, **{"updates": base_env.config.total_updates, **options})
@@ -123,14 +151,17 @@ def _for_the_run(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
     return build
 
 
+@_with_options_of(Lookahead)
 def _lookahead(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     return Lookahead(env, seed=_seeds(seed)[0], **options)
 
 
+@_with_options_of(Reinforce)
 def _reinforce(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     return Reinforce(env.observation_space, env.action_space, seed=_seeds(seed)[1], **options)
 
 
+@_with_options_of(Reinforce)
 def _inverse(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
     return InversePolicy(_reinforce(env, seed=seed, **options), seed=_seeds(seed)[0], policy_learns=True)
 

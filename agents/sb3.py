@@ -10,6 +10,7 @@ model.learn(96_000)  # one training run of the tiny preset: 30 updates of 3200 a
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,6 +238,18 @@ def make_model(
     return model
 
 
+def options_of(algorithm: str) -> dict[str, Any]:
+    """Return the keyword arguments of `make_model` that are an algorithm's, with their annotations.
+
+    Raises:
+        ConfigurationError: If there is no such algorithm.
+    """
+    *_, theirs = _entry(algorithm).kind.__bases__  # the class of Stable-Baselines3
+    parameters = inspect.signature(theirs).parameters
+    ours = ("env", "seed", "device", "_init_setup_model")
+    return {"hidden": int, **{name: each.annotation for name, each in parameters.items() if name not in ours}}
+
+
 def load_model(
     algorithm: str, path: str | Path, env: gym.Env[Any, Any], *, device: str = "cpu", **options: Any
 ) -> Algorithm:
@@ -308,15 +321,19 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
 
 def _algorithm(name: str, env: gym.Env[Any, Any]) -> _Entry:
     """Return the algorithm of that name, if it supports the actions of the environment."""
-    if name not in ALGORITHMS:
-        raise ConfigurationError(f"there is no algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
-    chosen = ALGORITHMS[name]
+    chosen = _entry(name)
     if not isinstance(env.action_space, chosen.actions):
         kinds = " or ".join(kind.__name__ for kind in chosen.actions)
         raise ConfigurationError(
             f"{name} chooses from {kinds}, the actions here are {env.action_space}: {chosen.remedy}"
         )
     return chosen
+
+
+def _entry(name: str) -> _Entry:
+    if name not in ALGORITHMS:
+        raise ConfigurationError(f"there is no algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
+    return ALGORITHMS[name]
 
 
 def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:

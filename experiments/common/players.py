@@ -10,11 +10,15 @@ import gymnasium as gym
 import numpy as np
 
 import agents
+from agents.base import in_update
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from permenv import ConfigurationError, PermShuffleEnv
 
 AGENTS = (*agents.AGENTS, "ppo", "a2c", "dqn")
+
+Report = Callable[[dict[str, Any]], object]
+"""Receives the figures of a run so far: "iterations", "errors" and "diverged", see `play`."""
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -28,7 +32,30 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigurationError(f"unknown agent {unknown[0]!r}: choose from {', '.join(AGENTS)}")
 
 
-def play(name: str, env: gym.Env, *, seed: int, **options: Any) -> dict[str, Any]:
+def options_of(name: str) -> dict[str, Any]:
+    """Return the options of one of `AGENTS`, which `play` takes, with their annotations."""
+    if name in agents.AGENTS:
+        return agents.options_of(name)
+    from agents import sb3  # slow to import
+
+    return sb3.options_of(name)
+
+
+def check_options(name: str, env: gym.Env, **options: Any) -> None:
+    """Make an agent once, in vain.
+
+    Raises:
+        ValueError, TypeError: If it does not support these options.
+    """
+    if name in agents.AGENTS:
+        agents.make(name, env, seed=0, **options)
+    else:
+        from agents import sb3  # slow to import
+
+        sb3.make_model(name, env, seed=0, **options)
+
+
+def play(name: str, env: gym.Env, *, seed: int, report: Report | None = None, **options: Any) -> dict[str, Any]:
     """Let an agent act and learn in one run, from its reset to its end.
 
     Args:
@@ -36,6 +63,7 @@ def play(name: str, env: gym.Env, *, seed: int, **options: Any) -> dict[str, Any
         env: `PermShuffle-v0`, its actions unchanged, under any wrappers. Stable-Baselines3 resets it once more when the
             run is over.
         seed: Of the run, and of what the agent draws.
+        report: Called after each update, before the agent learns from it, and when the run diverges.
         **options: Of the agent, see `agents.make` and `agents.sb3.make_model`.
 
     Returns:
@@ -53,7 +81,7 @@ def play(name: str, env: gym.Env, *, seed: int, **options: Any) -> dict[str, Any
         steps = env.unwrapped.config.total_updates * sb3.steps_of_an_update(env)  # type: ignore[attr-defined]
         model.learn(steps, lambda local, _: not local["dones"][0])
 
-    return watch(env, learn_and_act)
+    return watch(env, learn_and_act, report)
 
 
 def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str, Any]:
@@ -66,17 +94,18 @@ def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str,
     return watch(env, act)
 
 
-def watch(env: gym.Env, run: Callable[[gym.Env], None]) -> dict[str, Any]:
+def watch(env: gym.Env, run: Callable[[gym.Env], None], report: Report | None = None) -> dict[str, Any]:
     """Time a run and return its figures.
 
     Args:
         env: `PermShuffle-v0` under any wrappers.
         run: Resets the environment that it is given and acts in it to the end of the run.
+        report: See `play`.
 
     Returns:
         What `play` returns.
     """
-    watched = _LastRun(env)
+    watched = _LastRun(env, report)
     start = time.perf_counter()
     run(watched)
     seconds = time.perf_counter() - start
@@ -88,23 +117,30 @@ def watch(env: gym.Env, run: Callable[[gym.Env], None]) -> dict[str, Any]:
 class _LastRun(gym.Wrapper[Any, Any, Any, Any]):
     """Keeps the figures of a run when it ends, because Stable-Baselines3 begins the next one at once."""
 
-    def __init__(self, env: gym.Env) -> None:
+    def __init__(self, env: gym.Env, report: Report | None) -> None:
         super().__init__(env)
         self.last_run: dict[str, Any] = {}
+        self._report = report
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        if (terminated or truncated) and not self.last_run:
-            base_env = self.unwrapped
-            assert isinstance(base_env, PermShuffleEnv)
-            iterations = [record.iteration for record in base_env.records]
-            errors = [float(np.mean(list(record.errors.values()))) for record in base_env.records]
-            if terminated:  # a network that diverged has the worst error
-                iterations, errors = [*iterations, info["iteration"] + 1], [*errors, 1.0]
-            self.last_run = {
-                "iterations": iterations,
-                "errors": errors,
-                "diverged": terminated,
-                "seconds_training": base_env.run.seconds["training"],
-            }
+        if not self.last_run:
+            if self._report is not None and (terminated or (in_update(info) and info["validated"])):
+                self._report(self._figures(terminated, info))
+            if terminated or truncated:
+                training = self._base_env.run.seconds["training"]
+                self.last_run = {**self._figures(terminated, info), "seconds_training": training}
         return observation, reward, terminated, truncated, info
+
+    def _figures(self, diverged: bool, info: dict[str, Any]) -> dict[str, Any]:
+        iterations = [record.iteration for record in self._base_env.records]
+        errors = [float(np.mean(list(record.errors.values()))) for record in self._base_env.records]
+        if diverged:  # the worst error
+            iterations, errors = [*iterations, info["iteration"] + 1], [*errors, 1.0]
+        return {"iterations": iterations, "errors": errors, "diverged": diverged}
+
+    @property
+    def _base_env(self) -> PermShuffleEnv:
+        base_env = self.unwrapped
+        assert isinstance(base_env, PermShuffleEnv)
+        return base_env

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
 from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Executor, Future
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 
 import torch
@@ -21,41 +22,60 @@ LOCAL = "local"
 """The address that stands for a Ray of its own on this machine."""
 
 
+def start_ray(address: str, processes: int) -> ModuleType:
+    """Start Ray on this machine, without dashboard and usage statistics, or connect to a cluster.
+
+    The jobs have one thread each. `ray.shutdown` stops what was started here, and leaves a cluster.
+
+    Args:
+        address: `LOCAL` starts Ray on this machine. Else the address of a cluster, "auto" for the one of this machine;
+            permenv must be installed on all of its machines, in the same version.
+        processes: Jobs at once where Ray is started here; a cluster has its own cores.
+
+    Returns:
+        The module `ray`.
+
+    Raises:
+        ConfigurationError: If Ray is not installed, or there is no such cluster.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigurationError('--ray needs the package ray: pip install -e ".[ray]"') from error
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    where = {"num_cpus": max(1, processes), "include_dashboard": False} if address == LOCAL else {"address": address}
+    # RAY_CHDIR_TO_TRIAL_DIR: relative paths mean what they mean here
+    in_jobs = {"OMP_NUM_THREADS": "1", "RAY_CHDIR_TO_TRIAL_DIR": "0"}
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _require_reachable(address)
+        ray.init(**where, log_to_driver=False, runtime_env={"env_vars": in_jobs})
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"--ray {address}: {error}; name the address of a cluster, or {LOCAL} for one on this machine"
+        ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray has one of its own
+    return ray
+
+
 class RayExecutor(Executor):
     """Runs each job as a task of Ray, on one core and with one thread.
 
     A job whose process or machine is lost is run again by Ray, three times at most.
 
     Args:
-        address: `LOCAL` starts Ray on this machine and stops it at the end. Else the address of a cluster, "auto" for
-            the one of this machine; permenv must be installed on all of its machines, in the same version.
-        processes: Jobs at once where Ray is started here; a cluster has its own cores.
+        address: See `start_ray`; what it starts here is stopped at the end.
+        processes: See `start_ray`.
         gpus: GPUs that a job is given; a share of one lets several jobs use it.
 
     Raises:
-        ConfigurationError: If Ray is not installed, or there is no such cluster.
+        ConfigurationError: See `start_ray`.
     """
 
     def __init__(self, address: str, *, processes: int, gpus: float = 0):
-        try:
-            import ray
-        except ImportError as error:
-            raise ConfigurationError('--ray needs the package ray: pip install -e ".[ray]"') from error
-        self._ray = ray
-        where = (
-            {"num_cpus": max(1, processes), "include_dashboard": False} if address == LOCAL else {"address": address}
-        )
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            _require_reachable(address)
-            ray.init(**where, log_to_driver=False, runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}})
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"--ray {address}: {error}; name the address of a cluster, or {LOCAL} for one on this machine"
-            ) from error
-        finally:
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)  # Ray has one of its own
+        self._ray = ray = start_ray(address, processes)
         self._task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_with_one_thread)
         self._futures: list[Future[Any]] = []
 

@@ -6,7 +6,7 @@ with make_executor(processes=2) as executor:
     results = sweep(work, jobs, executor=executor, folder=Path("runs/mine"))
 ```
 
-`over_seeds` does the same from the options of a script.
+`over_seeds` does the same from the options of a script, and `kept` for what runs jobs in another way.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from permenv.training import resolve_device
 
 R = TypeVar("R")
 
+Jobs = Mapping[str, Mapping[str, Any]]
+Keep = Callable[[str, R], None]
+
 
 class JobError(RuntimeError):
     """A job of a sweep that failed; the message names the job, and the cause is the job's own error."""
@@ -37,7 +40,7 @@ class JobError(RuntimeError):
 
 def sweep(
     work: Callable[..., R],
-    jobs: Mapping[str, Mapping[str, Any]],
+    jobs: Jobs,
     *,
     executor: Executor,
     folder: Path | None = None,
@@ -61,21 +64,38 @@ def sweep(
             versions; nothing has been run.
         JobError: If a job failed. Jobs that had not begun are cancelled; those that run are kept, on Ray cancelled too.
     """
+    return kept(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
+
+
+def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]) -> dict[str, R]:
+    """Return the results of all jobs, those that a folder has and those of the others, which are run.
+
+    Args:
+        jobs: See `sweep`.
+        folder: See `sweep`.
+        run: Runs jobs, given the missing ones, the results of the others, and the function to call with the name and
+            the result of each job that is done.
+
+    Raises:
+        ConfigurationError, RunFolderError: See `sweep`.
+    """
+    found: dict[str, R] = {}
     if folder is None:
-        return _run(work, jobs, executor)
+        run(jobs, {}, found.__setitem__)
+        return {name: found[name] for name in jobs}
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
         libraries = versions()
         settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
         files = {name: folder / f"{name}.json" for name in jobs}
-        found = {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
+        found |= {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
         missing = {name: jobs[name] for name in jobs if name not in found}
 
         def keep(name: str, result: R) -> None:
             write_json(files[name], {"settings": settings[name], "result": result})
 
-        _run(work, missing, executor, keep)
+        run(missing, found, keep)
         found |= {name: _read(files[name], settings[name]) for name in missing}
     return {name: found[name] for name in jobs}
 
@@ -115,17 +135,17 @@ def executor_of(options: SweepOptions) -> Executor:
 
 def _run(
     work: Callable[..., R],
-    jobs: Mapping[str, Mapping[str, Any]],
+    jobs: Jobs,
     executor: Executor,
-    keep: Callable[[str, R], None] = lambda name, result: None,
-) -> dict[str, R]:
-    results: dict[str, R] = {}
+    keep: Keep[R],
+) -> None:
     with tqdm(total=len(jobs), unit="run", disable=not jobs) as bar:
+        done: set[str] = set()
 
         def finish(future: Future[R], name: str) -> None:
-            if name not in results:
-                results[name] = _result(future, name)
-                keep(name, results[name])
+            if name not in done:
+                done.add(name)
+                keep(name, _result(future, name))
                 bar.update()
 
         futures: dict[Future[R], str] = {}
@@ -151,7 +171,6 @@ def _run(
                 for future in futures:
                     future.cancel()
             raise
-    return {name: results[name] for name in jobs}
 
 
 def _result(future: Future[R], name: str) -> R:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents import AGENTS, InversePolicy, RandomPolicy, Reinforce, make
+from agents import AGENTS, InversePolicy, RandomPolicy, Reinforce, make, options_of
 from tests.agents.helpers import SINGLE, Bandit, JointBandit, assert_equal_trees, run
 
 
@@ -41,6 +41,17 @@ def test_make_passes_options_on(make_env):
     assert make("inverse", env, seed=0, hidden=5).policy.hidden == 5
     assert make("fixed", env, seed=0, group=2).group == 2
     assert make("lookahead", env, seed=0, share=0.3).env is env
+
+
+def test_the_options_of_an_agent_are_those_of_its_class():
+    assert options_of("exp3") == {"gamma": float, "eta": float | None}
+    assert options_of("easiest-first") == options_of("hardest-first") == {"start": float, "updates": int}
+    assert options_of("inverse") == options_of("reinforce")
+    assert {"learning_rate", "hidden", "credit"} < options_of("reinforce").keys()
+    assert "seed" not in options_of("reinforce")
+    assert options_of("random") == {}
+    with pytest.raises(ValueError, match="There is no agent 'exp4'"):
+        options_of("exp4")
 
 
 def test_make_with_the_seed_of_the_environment_draws_other_numbers():

@@ -13,8 +13,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.sb3 import ALGORITHMS, load_model, make_model, start_from, steps_of_an_update
-from agents.sb3_state import OwnRandomness
+from agents.randomness import OwnRandomness
+from agents.sb3 import ALGORITHMS, load_model, make_model, options_of, start_from, steps_of_an_update
 from permenv import CheckpointError, ConfigurationError, make_config
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, NormalizedReward
 
@@ -323,6 +323,15 @@ def test_actions_drawn_ahead_follow_the_policy():
     policy.set_training_mode(True)
     policy.set_training_mode(False)
     assert policy(first)[0].item() == 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_options_of_an_algorithm_are_those_that_can_be_changed(algorithm):
+    found = options_of(algorithm)
+    assert {"hidden", "learning_rate", "gamma", "policy_kwargs"} < found.keys()
+    assert not {"env", "seed", "device"} & found.keys()
+    with pytest.raises(ConfigurationError, match="there is no algorithm 'sarsa'"):
+        options_of("sarsa")
 
 
 def test_the_seed_determines_the_run(make_env):

@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def is_sweep(self) -> bool:
-        return self.script == "leaderboard"
+        return self.script in ("leaderboard", "search")
 
 
 ENTRIES = {
@@ -55,6 +55,7 @@ ENTRIES = {
     **{f"sb3.py, {name}": Entry("sb3", ("--algorithm", name)) for name in ("ppo", "a2c", "dqn", "sac")},
     "across_runs.py": Entry("across_runs", ("--episodes=6", "--episodes-per-update=2", "--processes=0")),
     "leaderboard.py": Entry("leaderboard", ("--agents", "exp3", "random", "--seeds=2", "--processes=0")),
+    "search.py": Entry("search", ("--vary", "env.learning-rate", "0.01", "0.02", "--seeds=2", "--processes=0")),
 }
 
 
@@ -63,6 +64,7 @@ class Warm:
 
     def __init__(self) -> None:
         one_thread = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        one_thread["JE_ARROW_MALLOC_CONF"] = "background_thread:false"  # of pyarrow, which pandas imports
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.experiments.warm"],
             cwd=ROOT,

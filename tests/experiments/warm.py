@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from experiments.common import figures, options, script
 from permenv import render
 
-SCRIPTS = ("reinforce", "sb3", "across_runs", "leaderboard")
+SCRIPTS = ("reinforce", "sb3", "across_runs", "leaderboard", "search")
 SLOW = (
     *("agents.sb3", "agents.sb3_across", "permenv.transfer.retrieval", "cv2", "sklearn.cluster", "sklearn.neighbors"),
     *("matplotlib.backends.backend_agg", "torch.utils.tensorboard", "torch._dynamo"),
@@ -45,7 +45,7 @@ def main() -> None:
             setattr(module, name, lambda *_, **__: Figure(figsize=(0.1, 0.1)))
     assert threading.active_count() == 1
     threads = Path("/proc/self/task")  # those of libraries too
-    assert not threads.is_dir() or len(list(threads.iterdir())) == 1, "set OMP_NUM_THREADS=1, OPENBLAS_NUM_THREADS=1"
+    assert not threads.is_dir() or len(list(threads.iterdir())) == 1, "set the environment as test_kills.py does"
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # until a child is ready for them
     print("ready", flush=True)
     for line in sys.stdin:

@@ -37,7 +37,7 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
-from experiments.common.files import write_json, write_text
+from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
 from experiments.common.players import check_names, play
 from experiments.common.pruning import Asha, pruned_sweep
@@ -114,9 +114,9 @@ def main(config: Config) -> dict[str, Any]:
         "settings": _rows(settings, {name: found[_file(name)] for name in settings}),
     }
     table = _in_words(report)
-    write_json(config.out.with_suffix(".json"), report)
-    write_text(config.out.with_suffix(".md"), table + "\n")
-    print(f"{table}\n\nwritten to {config.out.with_suffix('.json')} and .md")
+    write_json(with_ending(config.out, ".json"), report)
+    write_text(with_ending(config.out, ".md"), table + "\n")
+    print(f"{table}\n\nwritten to {with_ending(config.out, '.json')} and .md")
     return report
 
 

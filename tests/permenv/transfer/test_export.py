@@ -101,7 +101,7 @@ def test_the_loader_makes_the_layers_of_the_trunk(backbone):
     code = loader(trunk, "file").split("trunk.load_state_dict")[0]
     names = {}
     exec(code, names)
-    assert repr(names["trunk"]).replace("ReLU()", "ReLU(inplace=True)") == repr(trunk.module)
+    assert repr([*names["trunk"]]).replace("ReLU()", "ReLU(inplace=True)") == repr([*trunk.module])
 
 
 def test_layers_without_batch_normalisation_are_made_as_well():

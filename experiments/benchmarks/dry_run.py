@@ -11,7 +11,7 @@ moves and keeps grows linearly with the mini-batch, and so does its time where t
 any other. The time is never less than what the measured rates of the device allow for all operations.
 
 With `--peak-tflops` and `--bandwidth`, the rates that another device reaches, the time is that least time alone; on the
-CPU of `experiments/results/iteration-tiny-cpu.json` an iteration takes 2.5 times as long. Give the precision of that
+CPU of `experiments/results/iteration-tiny-cpu.json` an iteration takes 2.8 times as long. Give the precision of that
 device as well. Memory does not depend on the device, but for what its libraries need.
 
 Left out: what the agent, `env.step`, checkpoints and pictures take (a few percent, see `speed.py`); the start; and the

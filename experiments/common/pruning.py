@@ -148,7 +148,7 @@ def _tune(
             try:
                 tuner.fit()
             except Exception:
-                if not errors:
+                if not errors:  # what has ended it is raised below, as it was
                     raise
         if errors:
             raise errors[0]

@@ -20,7 +20,6 @@ being measured; then the exit code is 1.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, get_args
 
 from experiments.benchmarks.speed import Measured
+from experiments.common.commands import WELL, run_command
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, TaskName, require_at_least
@@ -39,7 +39,6 @@ from permenv import ConfigurationError
 from permenv.training import resolve_device
 
 _SCRIPTS = Path(__file__).parents[1]
-_GRACE = 60.0  # seconds in which a script that is stopped writes what it has
 _TRAINING = "training"
 
 
@@ -100,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     done: dict[str, dict[str, Any]] = {}
     for name, command in _commands(config).items():
         seconds = 60 * config.training_minutes if name == _TRAINING else max(0.0, end - time.monotonic())
-        done[name] = _run(name, command, seconds, config.out)
+        done[name] = run_command(command, config.out / f"{name}.log", seconds=seconds)
         print(f"{name}: {done[name]['seconds']:.0f} s, {done[name]['ended']}", flush=True)
     summary = {
         "machine": machine(resolve_device(config.device)),
@@ -111,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     write_json(config.out / "summary.json", summary)
     print(json.dumps({name: summary[name] for name in ("iteration", "training")}, indent=2))
     print(f"written to {config.out}")
-    failed = [name for name, its in done.items() if its["ended"] != "well" and name != _TRAINING]
+    failed = [name for name, its in done.items() if its["ended"] != WELL and name != _TRAINING]
     failed += [_TRAINING] if summary["training"] is None else []
     if failed:
         print(f"failed: see {', '.join(str(config.out / f'{name}.log') for name in failed)}", file=sys.stderr)
@@ -132,29 +131,7 @@ def _commands(config: Config) -> dict[str, list[str]]:
         commands[f"speed{size}"] = [str(speed), *words, "--which", *which, "--blocks", "8", *out["speed"]]
         commands[f"dry-run{size}"] = [str(dry_run), *words, *out["dry-run"]]
     job = [str(_SCRIPTS / "reinforce.py"), *given, "--out", str(config.out / _TRAINING)]
-    return {name: [sys.executable, *words] for name, words in {**commands, _TRAINING: job}.items()}
-
-
-def _run(name: str, command: list[str], seconds: float, out: Path) -> dict[str, Any]:
-    """Run a command for at most some seconds; then it is stopped."""
-    begin = time.monotonic()
-    with (out / f"{name}.log").open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = process.wait(seconds)
-            ended = "well" if code == 0 else f"with code {code}"
-        except subprocess.TimeoutExpired:
-            ended = "stopped when its time was over"
-            process.terminate()
-            try:
-                code = process.wait(_GRACE)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = process.wait()
-        finally:  # whatever ends this process ends the other
-            if process.poll() is None:
-                process.terminate()
-    return {"command": command[1:], "seconds": time.monotonic() - begin, "code": code, "ended": ended}
+    return {**commands, _TRAINING: job}
 
 
 def _predicted_and_measured(out: Path) -> dict[str, dict[str, float]]:

@@ -1,7 +1,6 @@
 """Everything in one command."""
 
 import json
-import sys
 
 import pytest
 
@@ -47,15 +46,6 @@ def test_a_gpu_gets_the_papers_sizes_on_the_joint_task_and_the_tiny_preset(optio
     assert "env" in commands["speed-tiny"]
     assert "env" not in commands["speed"]  # a block takes hours
     assert list(everything._commands(options())) == ["speed", "dry-run", "training"]
-
-
-def test_what_takes_too_long_is_stopped_and_what_fails_is_told(tmp_path):
-    slow = everything._run("slow", [sys.executable, "-c", "import time; time.sleep(60)"], 1.0, tmp_path)
-    assert slow["ended"] == "stopped when its time was over"
-    assert slow["seconds"] < 30
-    wrong = everything._run("wrong", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 30.0, tmp_path)
-    assert (wrong["ended"], wrong["code"]) == ("with code 3", 3)
-    assert (tmp_path / "wrong.log").read_text() == "why\n"
 
 
 def test_a_run_without_an_update_has_no_progress(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.options import parse
+from experiments.paper import all as everything
 from tests.helpers import ROOT
 
 TEXT = (ROOT / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
@@ -79,6 +80,12 @@ def test_its_command_parses_and_says_how_many_seeds(row):
     config = options_of(row["command"])
     if hasattr(config, "seeds") and row["n"] != "1":
         assert row["n"].split(",")[0] == str(config.seeds)
+
+
+def test_one_command_runs_them_all():
+    commands = {f"python {command}" for command in everything.COMMANDS.values()}
+    trained_first = {f"python {everything.COMMANDS['imagenette']}"}
+    assert {row["command"].strip("`") for row in RUN} == commands - trained_first
 
 
 @pytest.mark.parametrize("row", RUN, ids=[row["item"] for row in RUN])

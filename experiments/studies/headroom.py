@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 RATES = (0.5, 1.0, 2.0)
 """Learning rates, as multiples of the preset's."""
-CURRICULA = tuple(itertools.product((0.02, 0.1, 0.3), (0.5, 1.0)))
+CURRICULA = tuple(itertools.product((0.1, 0.5), (0.5, 1.0)))
 """Of each curriculum: the share of Ψ in its first pool, and the share of the updates after which it is all of Ψ."""
 
 

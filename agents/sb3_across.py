@@ -67,7 +67,7 @@ def make_model(
         seed: Decides the networks and what the model draws.
         first_episode: Seed of the first environment's first reset; those of the others follow. Later resets continue
             their generators.
-        hidden: Units of the hidden layer of each network.
+        hidden: Units of the hidden layer of each network; 0 for linear ones.
         discount: γ of a step.
         processes: Whether each environment gets a process of its own.
         **options: Further keywords of the algorithm's class.
@@ -142,7 +142,7 @@ def _make(algorithm: str, env: VecEnv, steps: int, seed: int, hidden: int, optio
         # The model gets another seed than the runs: two generators with the same seed may draw the same numbers.
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
         device="cpu",
-        policy_kwargs={"net_arch": [hidden], "activation_fn": torch.nn.Tanh},
+        policy_kwargs={"net_arch": [hidden] if hidden else [], "activation_fn": torch.nn.Tanh},
         **{**NUMBERS[algorithm](steps, env.num_envs), **gamma, **options},
     )
 

@@ -281,7 +281,8 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
             found = [info["errors"] for info in self.locals["infos"] if "errors" in info]
             self.errors += found
             log.bar.update(len(found))
-            return log.played + len(self.errors) < config.episodes
+            # runs that diverge have fewer phases: what ends here is a batch begun after the last one to learn from
+            return log.played < config.episodes
 
         def _on_rollout_start(self) -> None:
             self._write()
@@ -294,7 +295,7 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
                 log.update(self.errors, {}, state())
                 self.errors.clear()
 
-    model.learn(config.episodes * phases, Report(), reset_num_timesteps=saved is None)
+    model.learn((config.episodes - log.played) * phases, Report(), reset_num_timesteps=saved is None)
     environments.close()  # not where the script is stopped: it would wait for the ends of their phases
 
 

@@ -87,10 +87,14 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+            if os.name == "posix":  # while it is locked; elsewhere an open file cannot be renamed
+                temporary.replace(path)
+        if os.name != "posix":
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _flush_to_disk(path.parent)
+    with contextlib.suppress(OSError):  # the file is there; some file systems cannot flush a folder
+        _flush_to_disk(path.parent)
 
 
 def read(path: str | Path, *parts: str) -> dict[str, Any]:

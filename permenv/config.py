@@ -126,8 +126,8 @@ class Config:
     learning_rate_drop: Annotated[int | None, Range(0)] = 200_000
     momentum: _Decay = 0.9
     weight_decay: Annotated[float, Range(0)] = 5e-4
-    grid: Annotated[int, Range(2)] = 3
-    num_frames: Annotated[int, Range(2)] = 8
+    grid: Annotated[int, Range(2, 15)] = 3
+    num_frames: Annotated[int, Range(2, 255)] = 8
     merge_reversed: bool = False
     cell_size: int = 85
     piece_size: _Count = 75

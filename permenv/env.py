@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -325,6 +326,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         episode = self._begun()
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # all that moves is replaced below
+        twin.action_space, twin.observation_space = copy.deepcopy((self.action_space, self.observation_space))
         twin._renderer = None if self._renderer is None else self._renderer.without_window()
         twin._continue(episode.run.fork(), episode.state_dict(), self._random_state())
         return twin
@@ -334,6 +336,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
         Raises:
             gymnasium.error.ResetNeeded: If no run has begun.
+            CheckpointError: If the run was trained or validated by itself, see `state_dict`; nothing is written then.
             OSError: If the file cannot be written; a file of that name is unchanged then.
         """
         checkpoint.write(path, self.state_dict())
@@ -343,8 +346,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
         Raises:
             gymnasium.error.ResetNeeded: If no run has begun.
+            CheckpointError: If the run was trained or validated by itself, beside `step`, so that it is no episode.
         """
         episode = self._begun()
+        episode.require_schedule()
         return {"run": episode.run.state_dict(), "episode": episode.state_dict(), "random": self._random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

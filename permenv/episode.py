@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from permenv.checkpoint import CheckpointError
 from permenv.config import Config
 from permenv.pretraining import Pretraining
 from permenv.reward import extrapolated_error, reward
@@ -88,6 +89,18 @@ class Episode:
             "diverged": run.diverged,
         }
 
+    def require_schedule(self) -> None:
+        """Check that the run was moved by `choose` alone: a state of another run could not be continued.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        if not self._is_in_time(self.run):
+            raise CheckpointError(
+                "run.iterate() or run.validate() was called on this environment's run, which moved it away from the "
+                "episode's schedule: it cannot be saved. Call them on env.fork().run, or save the run with run.save()"
+            )
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves beside the run: a tree that `permenv.checkpoint` writes."""
         return {
@@ -120,7 +133,7 @@ class Episode:
         phase = {True: last.phase if last.phase != "reset" else next_phase, False: next_phase}  # by "validated"
         updates = sum(record.phase == "update" for record in run.records) + run.diverged
         since = run.iteration - last.iteration
-        in_time = _are_in_time(run) and since < _iterations(next_phase, config) + run.diverged
+        in_time = cls._is_in_time(run)
         return Where(
             parts,
             {
@@ -145,6 +158,13 @@ class Episode:
         episode.validated = state["validated"]
         episode.task_rewards = dict(state["task_rewards"])
         return episode
+
+    @staticmethod
+    def _is_in_time(run: Pretraining) -> bool:
+        """Whether a run was validated after each phase of an episode, and only then."""
+        last, config = run.records[-1], run.config
+        since = run.iteration - last.iteration
+        return _are_in_time(run) and since < _iterations(_phase_after(last.phase, config), config) + run.diverged
 
     @property
     def _next_phase(self) -> str:

@@ -263,7 +263,7 @@ def build_network(
     """
     # modules draw their initial weights from the global generator: seed it here and restore it afterwards
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' generators too, for good
         trunk = find_backbone(backbone)()
         if not isinstance(trunk, nn.Module):
             raise ValueError(f"backbone={backbone!r} returned {trunk!r}: return a new torch.nn.Module")

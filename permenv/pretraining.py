@@ -21,7 +21,7 @@ import torch
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
-from permenv.config import Config, ConfigurationError
+from permenv.config import Config, ConfigurationError, Precision
 from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
 from permenv.networks import eval_mode, trunk_of
@@ -312,7 +312,13 @@ class Pretraining:
     def from_state(
         cls, config: Config, tasks: Mapping[str, Task], device: torch.device, state: Mapping[str, Any]
     ) -> Pretraining:
-        """Make a run that continues where `state_dict` was taken, see `load_state_dict`."""
+        """Make a run that continues where `state_dict` was taken, see `load_state_dict`.
+
+        Where the configuration says precision="auto", it continues in the precision in which it began: on another
+        device "auto" may stand for another one.
+        """
+        if config.precision == "auto":
+            config = dataclasses.replace(config, precision=_precision_in(state) or "auto")
         run = cls._blank(config, tasks, device)
         run_schema(run.identity, run.tasks, config.num_groups, run.trainer.state_schema()).check(state, "run")
         run._continue(state)
@@ -503,6 +509,15 @@ def read_run(path: str | Path) -> dict[str, Any]:
         CheckpointError: If the file is damaged or holds no run.
     """
     return checkpoint.read(path, "run")
+
+
+def _precision_in(state: Any) -> Precision | None:
+    """Return the precision of a run's state, which may be no such state."""
+    identity = state.get("identity") if isinstance(state, Mapping) else None
+    found = identity.get("precision") if isinstance(identity, Mapping) else None
+    if not isinstance(found, str) or found not in ("float32", "bf16"):
+        return None
+    return "bf16" if found == "bf16" else "float32"
 
 
 @default_torch_state()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,17 +138,17 @@ class Renderer:
         self._title = title
         self._mode = mode
         self._window = Window(title) if mode == "human" else None
-        self._drawn: tuple[Pretraining, tuple[int, bool], np.ndarray] | None = None
+        self._drawn: tuple[weakref.ref[Pretraining], tuple[int, bool], np.ndarray] | None = None
 
     def show(self, run: Pretraining, rewards: Sequence[float]) -> np.ndarray | None:
         """Show the run in the window, or return its picture (H, W, 3) uint8, read-only."""
         if self._mode == "human" and self._window is None:
             return None
         moment = len(run.records), run.diverged
-        if self._drawn is None or self._drawn[0] is not run or self._drawn[1] != moment:
+        if self._drawn is None or self._drawn[0]() is not run or self._drawn[1] != moment:
             picture = to_array(dashboard(self._title, run, rewards))
             picture.flags.writeable = False
-            self._drawn = run, moment, picture
+            self._drawn = weakref.ref(run), moment, picture
         picture = self._drawn[2]
         if self._window is None:
             return picture

@@ -32,6 +32,7 @@ from permenv.augment import (
 from permenv.config import PRESETS, Config, ConfigurationError
 from permenv.data import DataError, StillImages, VideoClips
 from permenv.data.arrays import as_clips, as_images
+from permenv.data.scenes import SMALLEST
 from permenv.heads import OrderingHead, SpatialHead, TemporalHead
 from permenv.networks import find_backbone
 from permenv.permutations import maximally_different
@@ -309,6 +310,15 @@ class ImageTask(Task):
         """Pieces (B, n, h, w, 3) uint8 of samples (B, k) in the orders (B, n), cropped at offsets (B, n, 2)."""
 
 
+def _require_scenes(given: Any, size: int, setting: str) -> None:
+    """Refuse embedded scenes that are too small to be rendered."""
+    if given is None and size < SMALLEST:
+        raise ConfigurationError(
+            f"{setting}: embedded scenes would have {size} pixels a side; raise it until they have {SMALLEST}, or pass "
+            f"data of your own"
+        )
+
+
 class SpatialTask(ImageTask):
     """Order the tiles of an image. A sample is [image].
 
@@ -333,6 +343,7 @@ class SpatialTask(ImageTask):
     @classmethod
     def load(cls, given: Any, config: Config) -> StillImages:
         """Load images: a folder, arrays, a dataset or `StillImages`; the embedded scenes for None."""
+        _require_scenes(given, config.image_size, f"cell_size={config.cell_size}")
         return as_images(given, config.image_size, num_scenes=config.num_scenes, scenes_seed=config.scenes_seed)
 
     @classmethod
@@ -401,6 +412,7 @@ class TemporalTask(ImageTask):
     @classmethod
     def load(cls, given: Any, config: Config) -> VideoClips:
         """Load videos: a folder, arrays, a dataset or `VideoClips`; the embedded clips for None."""
+        _require_scenes(given, config.frame_size, f"piece_size={config.piece_size}")
         return as_clips(
             given,
             config.frame_size,

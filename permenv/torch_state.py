@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,7 +14,8 @@ def default_torch_state() -> Iterator[None]:
     """Run a block, or a decorated function, in torch's default state; the caller's state is restored afterwards.
 
     Inside, gradients are recorded, inference mode and autocast are off, new tensors are float32 on the CPU, and
-    float32 products are computed in float32 (no TF32, no bf16).
+    float32 products are computed in float32 (no TF32, no bf16). Some of this state belongs to the process and not to
+    the thread, so runs in several threads of a process must not be moved at the same time.
 
     Example:
         >>> with torch.no_grad(), default_torch_state():
@@ -38,12 +39,34 @@ def default_torch_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _full_float32() -> Iterator[None]:
-    """Switch TF32 and bf16 products of float32 matrices off."""
+    """Switch TF32 and bf16 products of float32 matrices off.
+
+    torch has an older and a newer kind of settings, and raises where they are read and contradict each other, as
+    `torch.backends.cudnn.flags` does. So both are set. The older ones set some of the newer: they are restored first.
+    """
+    matmul = _old_setting(torch.get_float32_matmul_precision)
+    cudnn = _old_setting(lambda: torch.backends.cudnn.allow_tf32)
     with contextlib.ExitStack() as stack:
         for backend, value in _precision_settings():
             stack.callback(setattr, backend, "fp32_precision", backend.fp32_precision)
             backend.fp32_precision = value
+        if matmul is not None:
+            stack.callback(torch.set_float32_matmul_precision, matmul)
+            torch.set_float32_matmul_precision("highest")
+        if cudnn is not None:
+            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", cudnn)
+            torch.backends.cudnn.allow_tf32 = False
+        for backend, value in _precision_settings():
+            backend.fp32_precision = value
         yield
+
+
+def _old_setting(read: Callable[[], Any]) -> Any:
+    """Read one of torch's older settings; None where it contradicts the newer ones already."""
+    try:
+        return read()
+    except RuntimeError:
+        return None
 
 
 def _precision_settings() -> list[tuple[Any, str]]:

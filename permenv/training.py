@@ -46,8 +46,12 @@ def resolve_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise ConfigurationError(f"unknown device {str(device)!r}; number GPUs as in 'cuda:0'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
+    if chosen.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise ConfigurationError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
+        if chosen.index is not None and chosen.index >= count:
+            raise ConfigurationError(f"device {device!r}: torch sees {count} GPUs here, the last is 'cuda:{count - 1}'")
     return chosen
 
 

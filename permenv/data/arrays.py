@@ -337,9 +337,10 @@ def _require_memory(name: str, items: int, most: int, size: int) -> None:
     needed, free = items * most * size * size * 3, free_bytes(torch.device("cpu"))
     if 0 < free < needed:
         each = f"{items} items" if most == 1 else f"{items} items of up to {most} frames"
+        remedy = "pass fewer items" if most == 1 else "lower clip_frames, pass fewer items"
         raise DataError(
-            f"{name}: {each} of size {size} need {needed:,} bytes of memory, but {free:,} are free; pass fewer items, "
-            "or write them to files and pass the folder, which is read from disk"
+            f"{name}: {each} of size {size} need {needed:,} bytes of memory, but {free:,} are free; {remedy}, or "
+            "write them to files and pass the folder, which is read from disk"
         )
 
 

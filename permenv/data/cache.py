@@ -214,7 +214,33 @@ def _open(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]
         shape = (size // math.prod(row), *row)
         if not size or index != _index(entry.name, shape, index.get("metadata")):
             raise _BrokenError(f"it holds rows of shape {index.get('shape')} under the key {index.get('key')}")
-        return np.memmap(file, dtype=np.uint8, mode="r", shape=shape), index["metadata"]
+        return _MappedRows(file, dtype=np.uint8, mode="r", shape=shape).of(entry / ARRAY), index["metadata"]
+
+
+class _MappedRows(np.memmap):
+    """The rows of an entry. They are pickled as the name of their file, so that processes share its pages."""
+
+    _file: Path | None = None
+
+    def of(self, file: Path) -> _MappedRows:
+        """Say which file holds all of these rows."""
+        self._file = file
+        return self
+
+    def __array_finalize__(self, source: Any) -> None:
+        super().__array_finalize__(source)
+        self._file = None  # of some of the rows, or of a copy
+
+    def __reduce__(self) -> Any:
+        return np.asarray(self).__reduce__() if self._file is None else (_map_rows, (self._file, self.shape))
+
+
+def _map_rows(file: Path, shape: tuple[int, ...]) -> _MappedRows:
+    """Map an entry's file that another process has verified a moment ago."""
+    try:
+        return _MappedRows(file, dtype=np.uint8, mode="r", shape=shape).of(file)
+    except (OSError, ValueError) as fault:
+        raise CacheError(f"{file}, which another process uses, cannot be read ({fault}): start again") from fault
 
 
 def _index(key: str, shape: tuple[int, ...], metadata: Any) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from permenv.data.objects import (
 
 __all__ = ["CLASSES", "RECIPE", "render_clips", "render_stills"]
 
+SMALLEST = 16  # side of a picture, in pixels
 RECIPE = 1  # increase it when the same seed gives other pixels: checkpoints and the cache name data by it
 NEAR = 0.02  # how far below the true horizon the ground is cut off, to keep depths finite
 MAX_ROLL = 6.0  # degrees
@@ -160,7 +161,7 @@ def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[Arr
 
 def check(count: int, frames: int, size: int, seed: int) -> None:
     """Raise a ValueError if an argument of `render_clips` is too small."""
-    for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, 16), ("seed", seed, 0)):
+    for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, SMALLEST), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}; pass at least {least}")
 

@@ -96,4 +96,9 @@ def supervised(
         return nn.functional.cross_entropy(logits, torch.from_numpy(labels[chosen]).to(device))
 
     fine_tune(network, options.schedule, loss_of_a_batch, label="supervised", progress=progress)
-    return dataclasses.replace(trunk, module=module.eval(), source=f"labels of {images.name}, seed {seed}")
+    return dataclasses.replace(
+        trunk,
+        module=module.eval(),
+        source=f"labels of {images.name}, seed {seed}",
+        loaded=tuple(module.state_dict()),
+    )

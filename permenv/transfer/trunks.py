@@ -41,7 +41,7 @@ class Trunk:
         module: Takes images (N, 3, h, w) to the map pool5 (N, c, y, x).
         name: Its backbone.
         source: Where its weights come from.
-        loaded: Names of the weights that were loaded; empty for random ones.
+        loaded: Names of the weights that were loaded or trained; empty for random ones.
         left_out: Names in the source that belong to no trunk, such as those of heads.
         input_size: Side of the images that it is evaluated on, in pixels.
         layers: By the name of a layer, conv1, conv2, ..., pool5, the name of the submodule whose output is its map: of

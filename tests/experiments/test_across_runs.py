@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agents import sb3_across
+from agents.sb3 import ALGORITHMS
 from experiments import across_runs, leaderboard, reinforce
 from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
-from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError
+from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
 from permenv import CheckpointError, ConfigurationError
 from tests.experiments.helpers import job, small
 
@@ -113,6 +115,34 @@ def test_stable_baselines3_learns_resumes_and_plays(options, algorithm):
     policy = LearnedPolicy.find(config.folder)
     first, second = (play_learned(policy, config.make(), seed=7) for _ in range(2))
     assert first["errors"] == second["errors"]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(("algorithm", "untrained"), [("ppo", 0), ("a2c", 0), ("sac", 1)])
+def test_stable_baselines3_learns_from_its_last_episodes(options, algorithm, untrained, monkeypatch):
+    rows_when_it_learned = []
+    config = options(algorithm=algorithm, episodes=4)
+    kind = ALGORITHMS[algorithm].kind
+    train = kind.train
+
+    def count(model, *arguments, **keywords):
+        rows_when_it_learned.append(len(read_rows(config.folder)))
+        return train(model, *arguments, **keywords)
+
+    monkeypatch.setattr(kind, "train", count)
+    rows = across_runs.main(config)
+    assert rows_when_it_learned == list(range(untrained, len(rows)))  # SAC draws its first actions at random
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "sac"])
+@pytest.mark.parametrize("hidden", [0, 16])
+def test_the_policy_of_stable_baselines3_sees_the_state(options, algorithm, hidden):
+    config = options(algorithm=algorithm, hidden=hidden)
+    env = view(config.make(), config.actions, config.history)
+    model = sb3_across.make_model(algorithm, [lambda: env], steps=8, seed=0, first_episode=0, hidden=hidden, discount=1)
+    states = np.random.default_rng(0).normal(size=(2, *env.observation_space.shape)).astype(np.float32)
+    actions, _ = model.predict(states, deterministic=True)
+    assert not np.allclose(*actions)
 
 
 @pytest.mark.long

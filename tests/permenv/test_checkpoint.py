@@ -299,3 +299,13 @@ def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, trials):
     written, in_a_save = map(int, result.stdout.split())
     assert written > trials / 10
     assert in_a_save > trials / 20
+
+
+def test_a_file_system_that_cannot_flush_a_folder_is_no_error(tmp_path, monkeypatch):
+    def fail(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "_flush_to_disk", fail)
+    checkpoint.write_bytes(tmp_path / "file", b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"content"

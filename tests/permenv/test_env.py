@@ -344,6 +344,9 @@ def test_reset_options_of_the_wrong_kind_leave_the_run_as_it_was(make_env, optio
         ({"task": ["spatial"]}, ConfigurationError, r"unknown task \['spatial'\]"),
         ({"backbone": None}, ConfigurationError, r"backbone=None: must be a name"),
         ({"backbone": dict}, ConfigurationError, r"backbone=<class 'dict'> returned {}: return a new torch.nn.Module"),
+        ({"cell_size": 4, "piece_size": 4}, ConfigurationError, r"cell_size=4: embedded scenes would have 12 pixels"),
+        ({"task": "temporal", "piece_size": 12}, ConfigurationError, r"piece_size=12: .* 14 pixels a side; raise it"),
+        ({"grid": 16}, ConfigurationError, r"grid=16.* 15"),
         ({"backbone": "caffenet", "piece_size": 8}, ConfigurationError, r"cannot take pieces of 3 × 8 × 8"),
     ],
 )

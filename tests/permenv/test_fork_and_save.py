@@ -65,6 +65,17 @@ def test_forks_at_random_moments_continue_like_their_parents(task, start, genera
     check_forks(task, start, generation, length, seed)
 
 
+def test_a_fork_draws_its_own_random_actions(make_env):
+    env = make_env()
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    expected = [env.action_space.sample() for _ in range(5)]
+    env.action_space.seed(0)
+    fork = env.unwrapped.fork()
+    assert [fork.action_space.sample() for _ in range(5)] == expected  # as the original would
+    assert [env.action_space.sample() for _ in range(5)] == expected
+
+
 # Pickles
 
 
@@ -160,6 +171,41 @@ def test_a_truncated_checkpoint_raises_an_error_and_stays_as_it_is(make_env, tmp
     with pytest.raises(CheckpointError, match="truncated"):
         env.reset(options={"checkpoint": tmp_path / "run"})
     assert (tmp_path / "run").read_bytes() == content[:-100]
+
+
+@pytest.mark.parametrize("move", ["iterate", "validate"])
+def test_a_run_that_was_moved_beside_the_environment_is_not_saved(make_env, tmp_path, move):
+    env = make_env(iterations_per_update=1) if move == "iterate" else make_env()
+    env.reset(seed=0)
+    for _ in range(2):
+        getattr(env.unwrapped.run, move)()
+    for save in (lambda: env.unwrapped.save(tmp_path / "run"), lambda: pickle.dumps(env.unwrapped)):
+        with pytest.raises(CheckpointError, match=r"run\.validate\(\) was called .* save the run with run\.save"):
+            save()
+    assert not (tmp_path / "run").exists()
+    env.unwrapped.run.save(tmp_path / "run")
+
+
+def test_a_run_continues_in_its_precision_where_auto_stands_for_another_one(make_env, tmp_path, monkeypatch):
+    def native(is_native):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: is_native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: is_native)
+
+    native(True)
+    env = make_env(precision="auto")
+    env.reset(seed=0)
+    env.unwrapped.save(tmp_path / "run")
+    native(False)
+    other = make_env(precision="auto")
+    other.reset(options={"checkpoint": tmp_path / "run"})
+    twin = other.unwrapped.fork()
+    assert env.unwrapped.run.trainer.precision == other.unwrapped.run.trainer.precision == "bf16"
+    actions = random_actions(env, 12, 0)
+    expected = rollout(env, actions)
+    assert_same(rollout(other, actions), expected)
+    assert_same(rollout(twin, actions), expected)
+    with pytest.raises(CheckpointError, match="precision"):
+        make_env(precision="float32").reset(options={"checkpoint": tmp_path / "run"})
 
 
 def test_saving_before_reset_raises_an_error(make_env, tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import random
 import warnings
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from permenv import ConfigurationError
 from permenv.heads import SpatialHead, TemporalHead
 from permenv.networks import BACKBONES, build_network, caffenet, eval_mode
+from tests.helpers import SMALL
 
 SIZES = {"caffenet": 75, "quarter-caffenet": 32}
 
@@ -306,3 +308,16 @@ def test_a_timm_model_of_another_size_is_refused_when_the_run_begins(timm, make_
         ConfigurationError, match=r"pieces of 3 × 32 × 32: Input height \(32\) .*; change the pieces \(piece_size\)"
     ):
         env.reset(seed=0)
+
+
+def test_building_a_network_leaves_all_generators_alone(monkeypatch):
+    def fail(seed):
+        raise AssertionError("a generator of a GPU was seeded")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", fail)
+    monkeypatch.setattr(torch.cuda, "manual_seed", fail)
+    before = torch.get_rng_state()
+    env = gym.make("PermShuffle-v0", **SMALL)
+    env.reset(seed=3)
+    env.unwrapped.fork()
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,7 +1,9 @@
 """Figures show the numbers of a run; pictures change with its validations; a window follows it."""
 
+import gc
 import pickle
 import sys
+import weakref
 
 import cv2
 import gymnasium as gym
@@ -296,3 +298,13 @@ def test_without_a_screen_a_window_raises_an_error_before_data_are_read(make_env
 def test_rendering_before_reset_raises_an_error(make_env):
     with pytest.raises(gym.error.ResetNeeded):
         make_env(render_mode="rgb_array").unwrapped.render()
+
+
+def test_a_picture_does_not_keep_its_run(make_env):
+    env = make_env(render_mode="rgb_array")
+    env.reset(seed=0)
+    env.render()
+    run = weakref.ref(env.unwrapped.run)
+    env.reset(seed=1)
+    gc.collect()
+    assert run() is None

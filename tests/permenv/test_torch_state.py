@@ -146,6 +146,18 @@ def test_products_in_the_block_are_those_of_full_float32(caller):
         assert torch.equal(first @ second, expected)
 
 
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_torchs_older_settings_can_be_read_in_the_block(precision):
+    with setting(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, precision):
+        with default_torch_state():
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+            with torch.backends.cudnn.flags(enabled=True, benchmark=True):  # as a user's module might
+                pass
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.cudnn.allow_tf32
+
+
 def test_it_decorates_functions_and_nests():
     @default_torch_state()
     def inner() -> tuple[bool, torch.dtype]:

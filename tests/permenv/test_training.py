@@ -296,3 +296,11 @@ def test_devices_and_precisions():
     if not torch.cuda.is_available():
         with pytest.raises(ConfigurationError, match="no GPU"):
             resolve_device("cuda")
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1").index == 1
+    with pytest.raises(ConfigurationError, match="sees 2 GPUs here, the last is 'cuda:1'"):
+        resolve_device("cuda:2")

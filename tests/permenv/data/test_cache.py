@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import platformdirs
 import pytest
 
 from permenv.data import cache
-from permenv.data.cache import cached_or_in_memory, cached_rows
+from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, discard
 from permenv.data.source import DataError
 from tests.permenv.data.helpers import fail_to_open
 
@@ -432,3 +433,16 @@ def test_the_users_cache_folder_is_used_only_if_nobody_else_may_write_to_it(tmp_
 def test_by_default_the_cache_is_in_the_users_cache_folder(monkeypatch):
     monkeypatch.delenv("PERMENV_CACHE")
     assert cache.cache_folder() == platformdirs.user_cache_path("permenv")
+
+
+def test_rows_are_pickled_as_the_name_of_their_file(folder):
+    rows, _ = open_rows(Builder())
+    content = pickle.dumps(rows)
+    assert len(content) < 1000
+    np.testing.assert_array_equal(pickle.loads(content), rows)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(pickle.loads(content))), rows)
+    for some in (rows[1:3], rows[::2], rows[[2, 0]], rows.reshape(-1), rows.copy()):  # are pickled as they are
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(some)), some)
+    discard("key")
+    with pytest.raises(CacheError, match=r"array\.bin, which another process uses, cannot be read"):
+        pickle.loads(content)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from permenv.data import DataError, StillImages
+from permenv.transfer.export import model_card
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
 from permenv.transfer.supervised import SupervisedOptions, supervised
@@ -30,6 +31,8 @@ def test_the_features_of_classes_are_told_apart():
     trained = supervised(trunk, train, OPTIONS, progress=False)
     assert all(torch.equal(trunk.module.state_dict()[name], value) for name, value in before.items())
     assert not trained.module.training
+    assert set(trained.loaded) == set(before)
+    assert "The weights are random" not in model_card(trained, "file.safetensors")
     features = [pool_features(trained.module, images, np.arange(len(images))) for images in (test, train)]
     accuracy = nearest_neighbour_accuracy(features[0], test.labels, features[1], train.labels)[1]
     assert accuracy > 0.95

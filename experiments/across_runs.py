@@ -160,7 +160,10 @@ def main(config: Config) -> list[dict[str, float]]:
             may_change = ("episodes", "out", "resume", *(() if config.algorithm == "sac" else ("processes",)))
             check_same_job(settings, may_change, saved["job"]["settings"], folder.path)
         folder.start(saved["job"]["rows"] if saved else [], settings)
-        folder.json("config", {**settings, "machine": machine(resolve_device(config.device), threads=1)})
+        folder.json(
+            "config",
+            {**settings, "machine": machine(resolve_device(config.device), threads=1 if config.processes else None)},
+        )
         log = _Log(config, folder, settings)
         with log.bar:
             (_ours if config.algorithm in LEARNERS else _sb3)(config, log, saved)

@@ -19,18 +19,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
+import numpy as np
+
+from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved
 from experiments.common.files import with_ending, write_json, write_picture, write_text
 from experiments.common.learned import LearnedPolicy
-from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import AGENTS, check_names, play, play_learned
+from experiments.common.players import AGENTS, check_names, curriculum_options, play, play_learned
+from experiments.common.report import heading
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import add_title, label_lines, styled
 from experiments.common.sweep import over_seeds
-from permenv.training import resolve_device
 from permenv.wrappers import CrossEntropyReward
 
 if TYPE_CHECKING:
@@ -100,21 +101,15 @@ def main(config: Config) -> dict[str, Any]:
             players[policy.name] = policy
     variants: dict[str, dict[str, Any]] = {name: {"player": player} for name, player in players.items()}
     if config.curriculum is not None:
-        start, growth = config.curriculum
-        options = {"start": start, "updates": max(1, round(growth * config.env.total_updates))}
-        variants[f"easiest-first ({start:g}, {growth:g})"] = {"player": "easiest-first", "options": options}
+        options = curriculum_options(*config.curriculum, config.env.total_updates)
+        variants[_curriculum_name(config)] = {"player": "easiest-first", "options": options}
     for name in config.cross_entropy:
         variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True}
     found = over_seeds(_run, variants, config)
     figures = _figures(found)
     report = {
-        "machine": machine(resolve_device(config.device), threads=1),  # of each process
-        "data": config.data,
-        "preset": config.preset,
-        "seeds": config.seeds,
+        **heading(config),
         "first_seed": config.first_seed,
-        "updates": config.env.total_updates,
-        "iterations": found[_REFERENCE][0]["iterations"][-1],
         "interval": INTERVAL,
         "agents": [
             {
@@ -122,10 +117,12 @@ def main(config: Config) -> dict[str, Any]:
                 "n": len(found[name]),
                 "diverged": sum(run["diverged"] for run in found[name]),
                 **{column: value for figure, each in its.items() for column, value in each.as_columns(figure).items()},
+                **{column: float(np.mean([run[column] for run in found[name]])) for column in ("seconds", "cost")},
                 "errors": [run["errors"] for run in found[name]],
             }
             for name, its in figures.items()
         ],
+        "against_the_curriculum": _against(found, _curriculum_name(config)),
     }
     write_json(with_ending(config.out, ".json"), report)
     write_text(
@@ -151,6 +148,25 @@ def _run(
     return play(player, CrossEntropyReward(env) if cross_entropy else env, seed=seed, **options)
 
 
+def _curriculum_name(config: Config) -> str:
+    """Return what the curriculum is called; "" if there is none."""
+    return "" if config.curriculum is None else "easiest-first ({:g}, {:g})".format(*config.curriculum)
+
+
+def _against(found: dict[str, list[dict[str, Any]]], curriculum: str) -> dict[str, dict[str, float | None]]:
+    """Compare agents with the curriculum, seed by seed, as they are compared with random permutations."""
+    curves = {name: Curves.of(runs) for name, runs in found.items()}
+    return {
+        name: {
+            **accuracy_ratio(each, curves[curriculum], 0.5).as_columns("at_half"),
+            **accuracy_ratio(each, curves[curriculum], 1.0).as_columns("at_end"),
+            **iterations_saved(each, curves[curriculum], curves[_REFERENCE]).as_columns("saved"),
+        }
+        for name, each in curves.items()
+        if curriculum and name != curriculum
+    }
+
+
 def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Estimate]]:
     """Return what is estimated of each agent, the lowest final error first."""
     random = Curves.of(found[_REFERENCE])
@@ -161,8 +177,6 @@ def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Esti
             "at_half": accuracy_ratio(each, random, 0.5),
             "at_end": accuracy_ratio(each, random, 1.0),
             "needs": iterations_needed(each, random),
-            "seconds": mean_of([run["seconds"] for run in found[name]]),
-            "cost": mean_of([run["cost"] for run in found[name]]),
         }
         for name, each in curves.items()
     }
@@ -230,11 +244,20 @@ def _in_words(report: dict[str, Any], figures: dict[str, dict[str, Estimate]]) -
         "| seconds | cost |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, its in figures.items():
+    for row in report["agents"]:
+        its = figures[row["agent"]]
         lines.append(
-            f"| {name} | {its['final_error']:.3f} | {its['at_half']:.0%} | {its['at_end']:.0%} | {its['needs']:.0%} "
-            f"| {its['seconds'].value:.0f} | {its['cost'].value:.0%} |"
+            f"| {row['agent']} | {its['final_error']:.3f} | {its['at_half']:.0%} | {its['at_end']:.0%} "
+            f"| {its['needs']:.0%} | {row['seconds']:.0f} | {row['cost']:.0%} |"
         )
+    for name, its in report["against_the_curriculum"].items():
+        if its["saved"] is not None:
+            half, end, saved = (Estimate.of_columns(its, column) for column in ("at_half", "at_end", "saved"))
+            lines += [
+                "",
+                f"{name} against the curriculum: accuracy {half:.0%} of its at half, {end:.0%} at the end; it saves "
+                f"{saved:.1%} of the iterations until random's final error",
+            ]
     return "\n".join(lines)
 
 

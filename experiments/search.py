@@ -41,12 +41,12 @@ from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
 from experiments.common.players import check_names, play
 from experiments.common.pruning import Asha, pruned_sweep
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.settings import Setting, grid
 from experiments.common.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
 from experiments.common.sweep import executor_of, sweep
 from experiments.common.turns import reports
-from experiments.studies.shared import heading, in_words
 from permenv import ConfigurationError
 from permenv.training import resolve_device
 
@@ -233,7 +233,7 @@ def _in_words(report: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in report["settings"]:
-        error = Estimate(row["error"], row["error_low"], row["error_high"])
+        error = Estimate.of_columns(row, "error")
         ends = [row[name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
         accuracy = "-" if None in ends else f"{Estimate(*ends):.0%}"
         updates = f"stopped after {row['updates']}" if row["stopped"] else row["updates"]

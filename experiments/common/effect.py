@@ -80,12 +80,34 @@ def iterations_needed(policy: Curves, reference: Curves) -> Estimate:
     Returns:
         In (0, 1], linear between validations; infinite if the error is not reached.
     """
+    return estimate(lambda seeds: _shares_needed(policy, reference, seeds), len(policy.errors))
 
-    def shares(seeds: np.ndarray) -> np.ndarray:
-        targets = reference.errors[seeds, -1].mean(axis=1)  # [resamples]
-        return first_crossing(policy.progress, policy.errors[seeds].mean(axis=1), targets)
 
-    return estimate(shares, len(policy.errors))
+def iterations_saved(policy: Curves, other: Curves, reference: Curves) -> Estimate:
+    """Return how many iterations less than another policy one needs to reach the reference's final error.
+
+    Args:
+        policy: Runs of the policy.
+        other: Runs of the other one, of the same seeds.
+        reference: Runs with random permutations, of the same seeds.
+
+    Returns:
+        As a share of the run's iterations, see `iterations_needed`; below 0 if the policy needs more. Infinite or NaN
+        where the error is not reached.
+    """
+
+    def saved(seeds: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):  # neither reaches it
+            return _shares_needed(other, reference, seeds) - _shares_needed(policy, reference, seeds)
+
+    return estimate(saved, len(policy.errors))
+
+
+def _shares_needed(policy: Curves, reference: Curves, seeds: np.ndarray) -> np.ndarray:
+    """Return (resamples,) of `iterations_needed`, for (resamples, runs) indices of runs."""
+    # as the means of the policy are computed: rounded otherwise, a curve might not reach its own end
+    targets = reference.errors[seeds].mean(axis=1)[:, -1]
+    return first_crossing(policy.progress, policy.errors[seeds].mean(axis=1), targets)
 
 
 def first_crossing(places: np.ndarray, errors: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -41,6 +41,17 @@ def options_of(name: str) -> dict[str, Any]:
     return sb3.options_of(name)
 
 
+def curriculum_options(start: float, growth: float, updates: int) -> dict[str, Any]:
+    """Return the options with which "easiest-first" plays a curriculum.
+
+    Args:
+        start: The share of Ψ with which it begins.
+        growth: The share of the updates after which it is all of Ψ.
+        updates: Of the run.
+    """
+    return {"start": start, "updates": max(1, round(growth * updates))}
+
+
 def check_options(name: str, env: gym.Env, **options: Any) -> None:
     """Make an agent once, in vain.
 

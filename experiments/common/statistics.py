@@ -1,21 +1,21 @@
-"""Statistics of repeated runs: figures with their bootstrap intervals."""
+"""Statistics of repeated runs: figures with their intervals."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
-INTERVAL = f"{_LEVEL:.0%}, bootstrap over the seeds, {_RESAMPLES} resamples"
+INTERVAL = f"{_LEVEL:.0%}: of means by Student's t, of ratios by bootstrap over the seeds, {_RESAMPLES} resamples"
 """What the interval of an `Estimate` is, in words."""
 
 
 class Estimate(NamedTuple):
-    """A figure and its bootstrap percentile interval, see `INTERVAL`."""
+    """A figure and its interval, see `INTERVAL`."""
 
     value: float
     low: float
@@ -26,14 +26,26 @@ class Estimate(NamedTuple):
         columns = {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
         return {column: value if math.isfinite(value) else None for column, value in columns.items()}
 
+    @classmethod
+    def of_columns(cls, columns: Mapping[str, float | None], name: str) -> Estimate:
+        """Return what `as_columns` was called on; where an end is None, it is infinite."""
+        value, low, high = (columns[each] for each in (name, f"{name}_low", f"{name}_high"))
+        return cls(*(math.inf if end is None else end for end in (value, low, high)))
+
     def __format__(self, form: str) -> str:
-        """Format all three: "value [low, high]"; an infinite value was not reached."""
-        low, high = (f"{end:{form}}" if math.isfinite(end) else "∞" for end in (self.low, self.high))
-        return f"{self.value:{form}} [{low}, {high}]" if math.isfinite(self.value) else "not reached"
+        """Format all three: "value [low, high]"; an infinite value was not reached, a single run has no interval."""
+        if not math.isfinite(self.value):
+            return "not reached"
+        if not math.isfinite(self.low):
+            return f"{self.value:{form}}"
+        high = f"{self.high:{form}}" if math.isfinite(self.high) else "∞"
+        return f"{self.value:{form}} [{self.low:{form}}, {high}]"
 
 
 def estimate(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> Estimate:
-    """Estimate a statistic of several runs, whose seeds are resampled.
+    """Estimate a statistic of several runs, whose seeds are resampled: a bootstrap percentile interval.
+
+    Of fewer than about ten runs such an interval is too narrow; of three it is at most the range.
 
     Args:
         statistic: Takes (N, count) indices of runs and returns (N,) values. Where it indexes the runs of two policies
@@ -48,13 +60,24 @@ def estimate(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> Estim
 
 
 def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
-    """Estimate the mean."""
-    array = np.asarray(values)
-    return estimate(lambda runs: array[runs].mean(axis=1), len(array))
+    """Estimate the mean, with the interval of Student's t, which holds for few runs as well.
+
+    Args:
+        values: (runs,). Pass the differences of paired runs to compare two policies. A single run has no interval: its
+            ends are infinite.
+    """
+    from scipy.special import stdtrit  # slow to import
+
+    array = np.asarray(values, np.float64)
+    mean, count = float(array.mean()), len(array)
+    if count < 2:
+        return Estimate(mean, -math.inf, math.inf)
+    half = float(stdtrit(count - 1, (1 + _LEVEL) / 2) * array.std(ddof=1) / math.sqrt(count))
+    return Estimate(mean, mean - half, mean + half)
 
 
 def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """Estimate the ratio of the means of paired values, (runs,) each."""
+    """Estimate the ratio of the means of paired values, (runs,) each, by `estimate`."""
     return estimate(lambda runs: ours[runs].mean(axis=1) / theirs[runs].mean(axis=1), len(ours))
 
 

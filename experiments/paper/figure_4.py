@@ -29,12 +29,12 @@ import agents
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, follow, policy_in, publish_with_picture
-from experiments.studies.shared import heading, in_words
 from permenv import ConfigurationError, Validation, render
 
 if TYPE_CHECKING:

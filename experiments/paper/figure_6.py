@@ -26,12 +26,12 @@ import tyro
 import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, publish_with_picture
-from experiments.studies.shared import heading, in_words
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -42,12 +42,12 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
+from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
-from experiments.studies.shared import heading, in_words, iterations_of
 from permenv import ConfigurationError
 from permenv.validation import validate
 

@@ -32,12 +32,12 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
-from experiments.studies.shared import heading, in_words, iterations_of
 from permenv import ConfigurationError
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, group_permutations
 

@@ -38,11 +38,11 @@ from agents.base import Action
 from agents.rollout import rollout
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, require_at_least
+from experiments.common.report import iterations_of
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_of
 from experiments.common.style import label_lines, styled
 from experiments.paper.shared import base_of, publish_with_picture
-from experiments.studies.shared import iterations_of
 from permenv import Config as Numbers
 from permenv import ConfigurationError
 from permenv.training import resolve_device

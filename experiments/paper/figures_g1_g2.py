@@ -28,12 +28,12 @@ import tyro
 from experiments.common.figures import tiled
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, follow, moments_of, policy_in, publish_with_picture
-from experiments.studies.shared import heading, in_words
 from permenv import Task
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from agents.base import in_update
 from agents.rollout import rollout
 from experiments.common.files import with_ending, write_picture
 from experiments.common.learned import LearnedPolicy
-from experiments.studies.shared import publish
+from experiments.common.report import publish
 from permenv import PermShuffleEnv, Pretraining, Validation
 from permenv.state import group_members
 

@@ -39,6 +39,7 @@ import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, require_at_least
 from experiments.common.protocols import PROTOCOLS, Data, some_of
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.sources import Source
 from experiments.common.statistics import INTERVAL, mean_of
@@ -47,7 +48,6 @@ from experiments.common.sweep import executor_of, sweep
 from experiments.paper.shared import base_of, moments_of, publish_with_picture
 from experiments.studies import features
 from experiments.studies.conditions import SETS
-from experiments.studies.shared import heading, in_words
 from permenv import ConfigurationError
 from permenv.training import resolve_device
 from permenv.transfer.retrieval import retrieval

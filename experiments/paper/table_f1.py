@@ -28,16 +28,14 @@ import numpy as np
 import agents
 from agents import Agent, InversePolicy
 from agents.rollout import rollout
-from experiments.common.files import write_json
 from experiments.common.learned import LearnedPolicy
-from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, policy_in
 from permenv import PermShuffleEnv
-from permenv.training import resolve_device
 
 CHECKPOINTS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Shares of an episode."""
@@ -75,11 +73,8 @@ def main(config: Config) -> dict[str, Any]:
     name, policy = find_policy(config.policy)
     found = over_seeds(_run, {name: {"policy": policy}}, config)[name]
     report = {
-        "machine": machine(resolve_device(config.device), threads=1),
-        "preset": config.preset,
-        "data": config.data,
+        **heading(config),
         "policy": name,
-        "seeds": config.seeds,
         "first_seed": config.first_seed,
         "interval": INTERVAL,
         "paper": PAPER,
@@ -88,8 +83,7 @@ def main(config: Config) -> dict[str, Any]:
         "table": {length: _rows([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")},
         "accuracies": [run["accuracies"] for run in found],
     }
-    write_json(config.out, report)
-    print(_in_words(report))
+    publish(report, _in_words(report), config.out)
     return report
 
 
@@ -198,7 +192,7 @@ def _in_words(report: dict[str, Any]) -> str:
         cells = [kind, f"({mean} ± {sd})%"]
         for length in ("epoch", "quarter"):
             row = report["table"][length][kind]
-            ratio = Estimate(*(row[name] for name in ("of_means", "of_means_low", "of_means_high")))
+            ratio = Estimate.of_columns(row, "of_means")
             cells += [f"({100 * row['mean']:.0f} ± {100 * row['sd']:.0f})%", f"{ratio:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -27,12 +27,12 @@ import torch
 from torch import nn
 
 from experiments.common.protocols import Data, class_folders, clips_of_split_1, objects, some_of
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.studies import features
-from experiments.studies.shared import heading, in_words, publish
 from permenv import ConfigurationError, StillImages, VideoClips
 from permenv.training import resolve_device
 from permenv.transfer.retrieval import retrieval

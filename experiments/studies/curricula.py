@@ -21,11 +21,11 @@ import numpy as np
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import play
+from experiments.common.players import curriculum_options, play
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, publish
 
 CURRICULA = tuple(itertools.product((0.1, 0.3, 0.5), (0.3, 0.5, 0.75, 1.0)))
 """Of each curriculum: the share of Ψ in its first pool, and the share of the updates after which it is all of Ψ."""
@@ -81,9 +81,8 @@ def _name(curriculum: tuple[float, float] | None) -> str:
 def _run(curriculum: tuple[float, float] | None, seed: int, environment: EnvOptions) -> dict[str, Any]:
     if curriculum is None:
         return play("random", environment.make(), seed=seed)
-    start, growth = curriculum
-    updates = max(1, round(growth * environment.env.total_updates))
-    return play("easiest-first", environment.make(), seed=seed, start=start, updates=updates)
+    options = curriculum_options(*curriculum, environment.env.total_updates)
+    return play("easiest-first", environment.make(), seed=seed, **options)
 
 
 def _in_words(report: dict[str, Any]) -> str:

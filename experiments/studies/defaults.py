@@ -22,10 +22,11 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.report import heading, in_words, iterations_of, publish, with_sd
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, iterations_of, publish, train, with_sd
+from experiments.studies.shared import train
 from permenv import ConfigurationError
 from permenv.reward import extrapolated_error, reward
 from permenv.validation import validate

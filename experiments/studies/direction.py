@@ -28,10 +28,11 @@ import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.report import heading, in_words, iterations_of, publish, with_sd
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, iterations_of, publish, train, with_sd
+from experiments.studies.shared import train
 from permenv import Pretraining
 from permenv.permutations import maximally_different, reverse_of
 from permenv.tasks import TemporalTask

@@ -25,17 +25,18 @@ import permenv
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.players import curriculum_options
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, publish
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
 
 MOMENTS = ("untrained", "half", "end")
 MEASURES = {"nearest": "nearest neighbour", "linear": "logistic regression"}
 COLUMNS = [(moment, measure) for measure in MEASURES for moment in MOMENTS]
-_CURRICULUM = {"start": 0.1, "growth": 0.5}  # the share of Ψ in the first pool, and of the updates until it is whole
+_CURRICULUM = (0.1, 0.5)  # the share of Ψ in the first pool, and of the updates until it is whole
 _PENALTIES = np.logspace(-4, 2, 7).tolist()  # C, the inverse of the penalty
 _FOLDS = 3
 
@@ -114,8 +115,8 @@ def _run(
     if isinstance(player, LearnedPolicy):
         view, agent = player.make(env, seed=seed)
     elif player == "curriculum":
-        updates = round(_CURRICULUM["growth"] * base_env.config.total_updates)
-        agent = agents.make("easiest-first", env, seed=seed, start=_CURRICULUM["start"], updates=updates)
+        options = curriculum_options(*_CURRICULUM, base_env.config.total_updates)
+        agent = agents.make("easiest-first", env, seed=seed, **options)
     else:
         agent = agents.make(player, env, seed=seed)
     observation, _ = view.reset(seed=seed)

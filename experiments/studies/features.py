@@ -30,12 +30,12 @@ from experiments.common.files import with_ending, write_json, write_text, write_
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data
+from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import INTERVAL, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
-from experiments.studies.shared import heading, in_words, iterations_of
 from permenv import Config as Numbers
 from permenv import ConfigurationError, PermShuffleEnv, image_folder
 from permenv.training import resolve_device

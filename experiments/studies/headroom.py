@@ -27,12 +27,12 @@ from agents.rollout import rollout
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import with_ending, write_picture
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import watch
+from experiments.common.players import curriculum_options, watch
+from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate
 from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
-from experiments.studies.shared import heading, publish
 from permenv import Config as Numbers
 from permenv import ConfigurationError, DataError, make_config, register_task
 from permenv.tasks import SpatialTask
@@ -269,8 +269,7 @@ def _run(
                 return
             observation = last.observation_next
         if curriculum is not None:
-            start, growth = curriculum
-            agent = agents.make("easiest-first", watched, seed=seed, start=start, updates=round(growth * updates))
+            agent = agents.make("easiest-first", watched, seed=seed, **curriculum_options(*curriculum, updates))
         rollout(watched, agent, observation=observation)
 
     figures = watch(env, act)

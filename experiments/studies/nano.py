@@ -24,10 +24,10 @@ import numpy as np
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import play
+from experiments.common.players import curriculum_options, play
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, publish
 from permenv import ConfigurationError
 
 Changes = Mapping[str, Any]
@@ -60,7 +60,7 @@ CANDIDATES: Mapping[str, Changes] = MappingProxyType(
     }
 )
 
-_CURRICULUM = 0.1  # of Ψ is in the first pool
+_CURRICULUM = (0.1, 0.5)  # the share of Ψ in the first pool, and of the updates until it is whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,8 @@ def main(config: Config) -> dict[str, Any]:
     found = over_seeds(_run, variants, config)
     rows = [_row(name, found[f"{name}, random"], found[f"{name}, curriculum"]) for name in config.candidates]
     report = {**heading(config), "first_seed": config.first_seed, "candidates": rows}
+    for name in ("updates", "iterations"):  # candidates have their own
+        del report[name]
     publish(report, _in_words(report), config.out)
     return report
 
@@ -108,7 +110,7 @@ def _run(changes: Changes, curriculum: bool, seed: int, environment: EnvOptions)
     if not curriculum:
         return play("random", env, seed=seed)
     updates = env.unwrapped.config.total_updates  # type: ignore[attr-defined]
-    return play("easiest-first", env, seed=seed, start=_CURRICULUM, updates=updates // 2)
+    return play("easiest-first", env, seed=seed, **curriculum_options(*_CURRICULUM, updates))
 
 
 def _row(name: str, random: list[dict[str, Any]], curriculum: list[dict[str, Any]]) -> dict[str, Any]:

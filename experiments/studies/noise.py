@@ -11,12 +11,15 @@ updates end with.
 Reported for the gain in error and in cross-entropy, of the averaged weights and of the live ones:
 
 - noise: the standard deviation of r under the same choices with different data;
-- signal: the standard deviation of r between groups, after the noise of their means is subtracted;
-- ratio: of the two variances, signal to noise; and the updates after which the mean gain of a group would be known as
+- signal: the standard deviation of r between groups. All groups see the same data, and what data change for all of them
+  alike is no difference between groups. So it is the variance between the means of the groups, less that of the
+  residuals of rows and columns divided by the number of repetitions (two-way analysis of variance);
+- p: that groups differ as much by chance (F test);
+- ratio: of the variances of signal and noise; and the updates after which the mean gain of a group would be known as
   well as groups differ, 1 / ratio.
 
 Variances are pooled over all moments. The embedded scenes have a seed that is used for nothing else. Writes
-`experiments/results/noise.json` and prints the table.
+`experiments/results/noise.json`, with every reward, and prints the table.
 """
 
 from __future__ import annotations
@@ -31,9 +34,10 @@ import tyro
 
 from agents.base import tilt
 from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.report import heading, in_words, iterations_of, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, iterations_of, publish, train
+from experiments.studies.shared import train
 from permenv import ConfigurationError, Pretraining
 from permenv.validation import validate
 
@@ -83,29 +87,44 @@ def main(config: Config) -> dict[str, Any]:
         **options,
         "share": _SHARE,
         "rewards": {name: signal_to_noise([np.array(table[name]) for table in tables]) for name in _REWARDS},
+        "tables": tables,
     }
     publish(report, _in_words(report), config.out)
     return report
 
 
 def signal_to_noise(tables: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """Split the variance of rewards into what groups explain and what data explain (one-way random effects).
+    """Split the variance of rewards into what groups explain and what data explain (two-way random effects).
 
     Args:
-        tables: For each moment (groups, repeats), the reward up to a constant of the moment.
+        tables: For each moment (groups, repeats), the reward up to a constant of the moment; a column has the same data
+            for all groups.
 
     Returns:
-        "noise_sd", "signal_sd", "ratio" of the variances, "updates" = 1 / ratio (None if there is no signal).
+        "noise_sd", "signal_sd", "p" of the F test, "ratio" of the variances, "updates" = 1 / ratio (None if there is no
+        signal).
     """
+    from scipy.special import fdtrc  # slow to import
+
+    repeats = tables[0].shape[1]
     within = np.mean([table.var(axis=1, ddof=1).mean() for table in tables])
-    means = np.mean([table.mean(axis=1).var(ddof=1) for table in tables])
-    between = max(0.0, means - within / tables[0].shape[1])
+    of_groups = [len(table) - 1 for table in tables]  # degrees of freedom
+    means = sum(table.mean(axis=1).var(ddof=1) * each for table, each in zip(tables, of_groups, strict=True))
+    rest = sum(np.square(_residuals(table)).sum() for table in tables) / (sum(of_groups) * (repeats - 1))
+    means /= sum(of_groups)
+    between = max(0.0, means - rest / repeats)
     return {
         "noise_sd": float(within**0.5),
         "signal_sd": float(between**0.5),
+        "p": float(fdtrc(sum(of_groups), sum(of_groups) * (repeats - 1), means * repeats / rest)),
         "ratio": float(between / within),
         "updates": float(within / between) if between else None,
     }
+
+
+def _residuals(table: np.ndarray) -> np.ndarray:
+    """What is left of a table after the means of its rows and columns."""
+    return table - table.mean(axis=1, keepdims=True) - table.mean(axis=0, keepdims=True) + table.mean()
 
 
 def _measure(moments: Sequence[int], repeats: int, seed: int, environment: EnvOptions) -> list[Table]:
@@ -162,11 +181,11 @@ def _in_words(report: dict[str, Any]) -> str:
     lines = [
         f"{in_words(report)}, after {report['moments']} updates, {report['repeats']} repetitions",
         "",
-        f"{'reward':<32} {'noise':>8} {'signal':>8} {'ratio':>7} {'updates':>8}",
+        f"{'reward':<32} {'noise':>8} {'signal':>8} {'p':>7} {'ratio':>7} {'updates':>8}",
     ]
     for name, row in report["rewards"].items():
         updates = "none" if row["updates"] is None else f"{row['updates']:.1f}"
-        cells = f"{row['noise_sd']:>8.4f} {row['signal_sd']:>8.4f} {row['ratio']:>7.2f} {updates:>8}"
+        cells = f"{row['noise_sd']:>8.4f} {row['signal_sd']:>8.4f} {row['p']:>7.3f} {row['ratio']:>7.2f} {updates:>8}"
         lines.append(f"{name + ' weights':<32} {cells}")
     return "\n".join(lines)
 

@@ -19,10 +19,10 @@ import gymnasium as gym
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import play
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL
 from experiments.common.sweep import over_seeds
-from experiments.studies.shared import heading, in_words, publish
 from permenv import ConfigurationError
 from permenv.wrappers import CrossEntropyReward, ErrorReduction
 

@@ -107,3 +107,17 @@ def test_the_picture_emphasises_a_few_agents():
     grey = [line for line in curves.lines if line.get_label() in ("d", "e")]
     assert len({line.get_color() for line in grey}) == 1
     assert figure.get_suptitle() == "a title"
+
+
+def test_agents_are_compared_with_the_curriculum(options, capsys):
+    report = leaderboard.main(options(agents=("random",), curriculum=(0.5, 1.0), updates=3))
+    name = "easiest-first (0.5, 1)"
+    rows = {row["agent"]: row for row in report["agents"]}
+    assert set(rows) == {"random", name}
+    assert set(report["against_the_curriculum"]) == {"random"}
+    ratio = report["against_the_curriculum"]["random"]["at_end"]
+    assert ratio == pytest.approx(1 / rows[name]["at_end"])
+    if rows[name]["needs"] is not None:
+        saved = report["against_the_curriculum"]["random"]["saved"]
+        assert saved == pytest.approx(rows[name]["needs"] - rows["random"]["needs"])
+        assert "random against the curriculum: accuracy" in capsys.readouterr().out

@@ -57,7 +57,7 @@ NARROWER = {
         ),
         *("training", "validation"),
     },
-    "permenv.episode": {"config", "pretraining", "reward", "schema"},
+    "permenv.episode": {"checkpoint", "config", "pretraining", "reward", "schema"},
     "permenv.render": {"config", "pretraining", "reward", "state", "tasks"},
     "permenv.wrappers": {"config", "env", "episode", "pretraining", "reward", "state"},
 }

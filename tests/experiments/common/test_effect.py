@@ -35,6 +35,12 @@ def test_a_policy_against_itself_gains_nothing():
     assert iterations_needed(RANDOM, RANDOM) == pytest.approx((1, 1, 1))
 
 
+def test_a_policy_needs_all_iterations_to_reach_its_own_end():
+    """The means of resampled runs are rounded; they must be so alike."""
+    errors = np.linspace(1, 0.8, 4) + np.random.default_rng(0).random((10, 4)) * np.linspace(0, 1e-3, 4)
+    assert iterations_needed(curves(*errors), curves(*errors)).high == 1
+
+
 def test_iterations_needed_are_those_of_the_mean_curve():
     policy = curves([1, 0.8, 0.6, 0.4], [1, 0.9, 0.7, 0.6])  # mean 1, 0.85, 0.65, 0.5; random ends at 0.7
     assert iterations_needed(policy, RANDOM).value == pytest.approx((10 + 10 * 0.15 / 0.2) / 40)

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.common.statistics import Estimate, estimate, mean_and_sd, mean_of
 
@@ -19,6 +20,20 @@ def test_the_interval_of_many_normal_values_is_that_of_the_textbook():
     assert low < mean < high
     assert mean == pytest.approx(np.mean(values))
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.1)
+
+
+@pytest.mark.parametrize("count", [2, 3, 10])
+def test_the_interval_of_few_values_is_students(count):
+    values = np.random.default_rng(count).normal(3, 2, count)
+    expected = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_of(values) == pytest.approx((values.mean(), *expected))
+
+
+def test_a_single_value_has_no_interval():
+    found = mean_of([0.5])
+    assert found == (0.5, -math.inf, math.inf)
+    assert f"{found:.0%}" == "50%"
+    assert found.as_columns("error") == {"error": 0.5, "error_low": None, "error_high": None}
 
 
 def test_runs_are_resampled_in_pairs():

@@ -50,6 +50,21 @@ def test_noise_and_signal_are_told_apart():
     assert figures["updates"] == pytest.approx(1 / figures["ratio"])
 
 
+def test_what_data_change_for_all_groups_alike_is_no_difference_between_groups():
+    rng = np.random.default_rng(1)
+    shape = (10, 5)
+    found = []
+    for _ in range(400):
+        data, rest = 8 * rng.standard_normal((1, shape[1])), rng.standard_normal(shape)
+        found.append([noise.signal_to_noise([data + groups + rest]) for groups in (0, rng.standard_normal((10, 1)))])
+    without, with_signal = ([row[place] for row in found] for place in (0, 1))
+    assert np.mean([row["signal_sd"] ** 2 for row in with_signal]) == pytest.approx(1, rel=0.1)
+    assert np.mean([row["p"] < 0.05 for row in without]) == pytest.approx(0.05, abs=0.03)
+    assert np.mean([row["p"] < 0.05 for row in with_signal]) > 0.95
+    noises = [row["noise_sd"] ** 2 for row in without]
+    assert np.mean(noises) == pytest.approx(8**2 + 1, rel=0.1)
+
+
 def test_groups_with_the_same_mean_have_no_signal():
     figures = noise.signal_to_noise([np.array([[0.0, 1.0], [1.0, 0.0]])])
     assert figures["ratio"] == 0

@@ -1,0 +1,46 @@
+"""What the reports of studies begin and end with, as JSON and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.common.files import write_json
+from experiments.common.machine import machine
+from experiments.common.options import SweepOptions
+from permenv import Config
+from permenv.training import resolve_device
+
+
+def iterations_of(config: Config, updates: int = 1) -> int:
+    """Return the SGD iterations of some updates, with the free iterations before each."""
+    return updates * (config.free_iterations + config.iterations_per_update)
+
+
+def heading(config: SweepOptions) -> dict[str, Any]:
+    """Return what every report begins with: the machine, the data, the number of seeds and the length of the runs."""
+    return {
+        "machine": machine(resolve_device(config.device), threads=1 if config.processes else None),  # of each process
+        "preset": config.preset,
+        "data": config.data,
+        "seeds": config.seeds,
+        "updates": config.env.total_updates,
+        "iterations": iterations_of(config.env, config.env.total_updates),
+    }
+
+
+def in_words(report: Mapping[str, Any]) -> str:
+    """Return the heading of a report as the first line of its table."""
+    return f"{report['data']}, {report['iterations']} iterations, {report['seeds']} seeds"
+
+
+def with_sd(figure: Mapping[str, float], digits: int = 3) -> str:
+    """Return what `mean_and_sd` returned, in words."""
+    return f"{figure['mean']:.{digits}f} ± {figure['sd']:.{digits}f}"
+
+
+def publish(report: Mapping[str, Any], table: str, out: Path) -> None:
+    """Write a report as JSON and print its table."""
+    write_json(out, report)
+    print(f"{table}\n\nwritten to {out}")

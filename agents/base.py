@@ -395,8 +395,8 @@ class Learner(GroupAgent):
 def tilt(fractions: np.ndarray, group: int | np.ndarray, share: float) -> np.ndarray:
     """Return the random policy tilted towards one group: (1 - share) f + share e_group.
 
-    Training on one group alone for a whole update is destructive (README: with m = B nothing is learned), so most
-    agents keep `share` below 1 and leave the rest to all permutations equally.
+    Training on one group alone for a whole update is destructive (`experiments/studies/defaults.py`: with m = B nothing
+    is learned), so most agents keep `share` below 1 and leave the rest to all permutations equally.
 
     Args:
         fractions: f, the sizes of the groups, (|C|,), joint task (T, |C|); rows sum to 1.

@@ -137,7 +137,7 @@ def _dqn(steps: int, updates: int) -> dict[str, Any]:
         "learning_rate": 3e-3,
         "target_update_interval": steps,
         # Half of the actions stay random: from the few permutations of the best group alone the network learns little
-        # (README).
+        # (`experiments/studies/defaults.py`).
         "exploration_fraction": 0.5,
         "exploration_final_eps": 0.5,
     }

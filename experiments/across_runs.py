@@ -1,4 +1,4 @@
-"""Learn a policy across many training runs: each episode is a new network, new data and a new validation set.
+"""Learn a policy across many training runs: each episode is a new network and a new validation set.
 
     python experiments/across_runs.py
     python experiments/across_runs.py --imitate 0.1 0.5

@@ -47,28 +47,35 @@ def find_queries(options: JobOptions, base_env: PermShuffleEnv) -> dict[str, Que
     return {name: _queries_of(options, base_env, name) for name in base_env.tasks}
 
 
-def top1(base_env: PermShuffleEnv, queries: dict[str, Queries]) -> dict[str, float | None]:
+def top1(base_env: PermShuffleEnv, queries: dict[str, Queries], *, untrained: bool = False) -> dict[str, float | None]:
     """Evaluate the network as it is now.
 
     Args:
         base_env: The environment; a run has begun. Samples of the training set are the database.
         queries: By task.
+        untrained: Whether the batch statistics of the trunk are measured on the database first: an untrained one has
+            none of its own.
 
     Returns:
         By task, Top-1 of pool5 features in [0, 1]; None without labels, or if the features are not finite.
     """
-    return {name: _top1(base_env, name, query.data) for name, query in queries.items()}
+    return {name: _top1(base_env, name, query.data, untrained) for name, query in queries.items()}
 
 
-def _top1(base_env: PermShuffleEnv, name: str, queries: StillImages | VideoClips | None) -> float | None:
+def _top1(
+    base_env: PermShuffleEnv, name: str, queries: StillImages | VideoClips | None, untrained: bool
+) -> float | None:
+    from experiments.common.protocols import some_of  # these are slow to import
     from permenv.transfer import retrieval
+    from permenv.transfer.trunks import measure_statistics
 
     task, held_out = base_env.tasks[name], base_env.run.held_out[name]
     database = task.data
     if queries is None or not isinstance(database, StillImages | VideoClips):
         return None
+    trunk = base_env.run.trainer.eval_network.trunk
     found = retrieval(
-        base_env.run.trainer.eval_network.trunk,
+        measure_statistics(trunk, some_of(database)) if untrained else trunk,
         queries,
         database,
         query_indices=np.unique(held_out[:, 0]) if queries is database else None,

@@ -60,7 +60,7 @@ def begin(run: Recorder, options: JobOptions) -> dict[str, Queries]:
     run.reset(seed=options.seed, options=options.reset_options)
     queries = evaluation.find_queries(options, run.base_env)
     if "top1_untrained" not in run.notes:  # a resumed run has it in its checkpoint
-        run.notes["top1_untrained"] = evaluation.top1(run.base_env, queries)
+        run.notes["top1_untrained"] = evaluation.top1(run.base_env, queries, untrained=options.trunk_from is None)
     return queries
 
 

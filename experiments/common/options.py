@@ -44,8 +44,8 @@ class EnvOptions:
     """What the script changes in every preset."""
 
     preset: Preset = "tiny"
-    """Where the defaults of --env.* come from: "nano" takes seconds on a CPU core, "tiny" minutes on two, "paper"
-    is for a GPU."""
+    """Where the defaults of --env.* come from: "nano" takes half a minute of a CPU core, "tiny" minutes of two,
+    "paper" is for a GPU."""
     task: TaskName = "spatial"
     """What is shuffled: "spatial", the 3 × 3 tiles of an image; "temporal", 8 frames of a video; "spatiotemporal",
     the joint task: both, on one shared trunk."""

@@ -14,9 +14,9 @@ The paper trains CaffeNet for 350,000 iterations on ImageNet and UCF-101 and sea
 Here it is the tiny preset on Imagenette and Weizmann actions, which are searched as whole images by default; VOC's
 devkit holds frames of DAVIS (see the README of the data).
 
-Which pairs of networks differ is judged over the seeds: the difference of two networks of the same seed is resampled,
-and a pair differs beyond noise if the interval does not contain 0. With five seeds that is little more than the same
-sign in all of them, which chance alone gives to one pair in sixteen; 21 pairs are compared in each of four measures.
+Which pairs of networks differ is judged over the seeds: of the differences of two networks of the same seed the mean is
+taken, and a pair differs beyond noise if its 95% interval by Student's t does not contain 0. 21 pairs are compared in
+each of four measures, so about one in each is to be expected by chance.
 
 Networks and evaluations that are done are kept in the folder `runs`. Writes
 `experiments/results/table-5-figure-5.json`, which `experiments/paper/figure_h1.py` reads, and `.png`.

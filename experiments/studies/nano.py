@@ -25,7 +25,7 @@ import numpy as np
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options, play
-from experiments.common.report import heading, in_words, publish
+from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
 from permenv import ConfigurationError
@@ -133,7 +133,7 @@ def _row(name: str, random: list[dict[str, Any]], curriculum: list[dict[str, Any
 
 def _in_words(report: dict[str, Any]) -> str:
     lines = [
-        in_words(report),
+        f"{report['data']}, {report['seeds']} seeds",
         "",
         "accuracy of random permutations at half and at the end, its growth over the last tenth; the curriculum's "
         "accuracy, in percent of random's, and the share of the iterations in which it reaches random's final error",

@@ -149,21 +149,32 @@ def load_trunk(source: str | Path, *, backbone: str | Backbone | None = None, se
     return _as_evaluated(module, chosen, str(path), tuple(weights), left_out)
 
 
-@torch.no_grad()
 def with_measured_statistics(trunk: Trunk, images: np.ndarray) -> Trunk:
-    """Replace the running statistics of a trunk's batch normalisation by those of some images.
+    """Replace the running statistics of a trunk's batch normalisation, see `measure_statistics`.
+
+    Args:
+        trunk: It is left as it is.
+        images: (N, S, S, 3) uint8, at the size at which the trunk is evaluated; N at least 1.
+    """
+    module = measure_statistics(trunk.module, images)
+    return dataclasses.replace(trunk, module=module, source=f"{trunk.source}, batch statistics of {len(images)} images")
+
+
+@torch.no_grad()
+def measure_statistics(module: nn.Module, images: np.ndarray) -> nn.Module:
+    """Replace the running statistics of a module's batch normalisation by those of some images.
 
     Untrained batch normalisation has a mean of 0 and a variance of 1, whatever its convolution returns, so that an
     untrained trunk would be evaluated at a disadvantage that has nothing to do with its weights.
 
     Args:
-        trunk: It is left as it is.
-        images: (N, S, S, 3) uint8, at the size at which the trunk is evaluated; N at least 1.
+        module: Takes images (N, 3, S, S); it is left as it is.
+        images: (N, S, S, 3) uint8; N at least 1.
 
     Returns:
-        The same trunk with other statistics: of each layer the mean over chunks of images.
+        A copy with other statistics, of each layer the mean over chunks of images, in evaluation mode.
     """
-    module = copy.deepcopy(trunk.module)
+    module = copy.deepcopy(module)
     layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
@@ -176,9 +187,7 @@ def with_measured_statistics(trunk: Trunk, images: np.ndarray) -> Trunk:
         module(pieces.contiguous(memory_format=torch.channels_last))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    return dataclasses.replace(
-        trunk, module=module.eval(), source=f"{trunk.source}, batch statistics of {len(images)} images"
-    )
+    return module.eval()
 
 
 def _make(backbone: str | Backbone, seed: int) -> nn.Module:

@@ -7,11 +7,14 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from experiments import reinforce
 from experiments.common.evaluation import find_queries, top1
 from experiments.common.options import JobOptions
+from experiments.common.protocols import some_of
 from permenv import DataError
+from permenv.transfer.trunks import measure_statistics
 from tests.experiments.helpers import job
 from tests.helpers import ROOT
 
@@ -145,6 +148,29 @@ def test_a_folder_without_a_readable_video_ends_with_one_clear_line(tmp_path):
     assert "films contains no usable clip: jump/text.avi (" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_an_untrained_trunk_is_evaluated_with_measured_batch_statistics(make_env, monkeypatch):
+    env = make_env(num_scenes=60)
+    env.reset(seed=0)
+    base_env = env.unwrapped
+    trunk, database = base_env.run.trainer.eval_network.trunk, base_env.tasks["spatial"].data
+    before = {name: value.clone() for name, value in trunk.state_dict().items()}
+    evaluated = []
+
+    def search(module, *arguments, **keywords):
+        evaluated.append(module)
+        return {1: 0.5}
+
+    monkeypatch.setattr("permenv.transfer.retrieval", search)
+    queries = find_queries(JobOptions(), base_env)
+    assert top1(base_env, queries) == top1(base_env, queries, untrained=True) == {"spatial": 0.5}
+    own, measured = evaluated
+    assert own is trunk
+    expected = measure_statistics(trunk, some_of(database)).state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in measured.state_dict().items())
+    assert not all(torch.equal(value, before[name]) for name, value in measured.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())
 
 
 def test_data_without_labels_or_images_have_nothing_to_evaluate(make_env):

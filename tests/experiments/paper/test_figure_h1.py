@@ -49,7 +49,7 @@ def test_passes_of_validations_are_added(options, capsys):
     assert curve["exact"] == [20 + 4 * 2.5, 40 + 6 * 2.5]
     assert report["curves"]["S"]["naive"] == report["curves"]["S"]["exact"] == [10, 20]
     assert is_a_picture(config.out.with_suffix(".png"))
-    assert "| S+T+P | 45.0 [40.0, 50.0] | 1540 | 55 |" in capsys.readouterr().out
+    assert "| S+T+P | 45.0 [-18.5, 108.5] | 1540 | 55 |" in capsys.readouterr().out
 
 
 def test_times_are_measured_and_added_up(options):

@@ -18,7 +18,8 @@ from permenv.data import (
 )
 from permenv.env import PermShuffleEnv
 from permenv.pretraining import Pretraining
-from permenv.tasks import Task, make_config, register_task, registered_tasks
+from permenv.registry import make_config, register_task, registered_tasks
+from permenv.tasks import Task
 from permenv.validation import Validation
 
 __all__ = [

@@ -19,10 +19,10 @@ from permenv.config import Config, ConfigurationError
 from permenv.episode import Episode, mean
 from permenv.memory import check_memory
 from permenv.pretraining import Pretraining, Record, read_run, read_trunk
+from permenv.registry import data_keywords, make_config, make_tasks
 from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
 from permenv.streams import restored
-from permenv.tasks import data_keywords, make_config, make_tasks
 from permenv.training import resolve_device, spare_threads
 from permenv.validation import Validation
 

@@ -23,7 +23,8 @@ from permenv.config import PRESETS, Config, ConfigurationError
 from permenv.data.cache import cache_folder
 from permenv.distributed import current
 from permenv.networks import BACKBONES
-from permenv.tasks import ImageTask, SpatialTask, Task, TemporalTask, parts_of
+from permenv.registry import parts_of
+from permenv.tasks import ImageTask, SpatialTask, Task, TemporalTask
 from permenv.torch_state import default_torch_state
 from permenv.training import resolve_precision
 

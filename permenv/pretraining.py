@@ -25,11 +25,12 @@ from permenv.config import Config, ConfigurationError, Precision
 from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
 from permenv.networks import eval_mode, trunk_of
+from permenv.registry import data_keywords, make_config, make_tasks
 from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
 from permenv.schema import shown
 from permenv.state import draw_members, group_members, group_permutations, summarise
 from permenv.streams import Purpose, stream
-from permenv.tasks import Task, data_keywords, make_config, make_tasks
+from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
 from permenv.training import Batch, Trainer, resolve_device, spare_threads
 from permenv.validation import Validation, validate

@@ -9,7 +9,8 @@ import torch
 
 import permenv
 from permenv import Pretraining
-from permenv.tasks import Task, make_tasks, parts_of
+from permenv.registry import make_tasks, parts_of
+from permenv.tasks import Task
 
 
 def tasks_of_noise(

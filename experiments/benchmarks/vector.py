@@ -45,7 +45,7 @@ from experiments.common.options import EnvOptions
 from experiments.common.processes import end_with_parent, interrupts_for_this_process_only
 from experiments.common.script import run_script
 from permenv import Pretraining
-from permenv.tasks import make_tasks
+from permenv.registry import make_tasks
 from permenv.training import resolve_device, resolve_precision
 
 Work = Callable[[int], None]

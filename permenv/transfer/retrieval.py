@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from permenv.augment import normalise
 from permenv.data import StillImages, VideoClips
+from permenv.data.videos import spread
 from permenv.networks import eval_mode
+from permenv.progress import progress_bar
+from permenv.transfer.plain import network_input
 
 TABLE_1 = (1, 5, 10, 20, 50)
 """The k's of Table 1."""
@@ -89,15 +91,12 @@ def pool_features(trunk: nn.Module, data: StillImages, indices: np.ndarray, *, p
     Returns:
         (N, features) float32.
     """
-    from tqdm import tqdm
-
     device = next(trunk.parameters()).device
     chunks = np.array_split(indices, max(1, -(-len(indices) // _CHUNK)))
     with eval_mode(trunk):
         parts = []
-        for chunk in tqdm(chunks, desc="features", unit="batch", disable=None if progress else True):
-            image = normalise(data.take(chunk, device)[:, None])[:, 0]  # [b, 3, S, S]
-            pool5 = trunk(image.contiguous(memory_format=torch.channels_last))
+        for chunk in progress_bar(chunks, label="features", unit="batch", show=progress):
+            pool5 = trunk(network_input(data.take(chunk, device), device))
             pool5 = nn.functional.adaptive_avg_pool2d(
                 pool5, (min(pool5.shape[2], _MAP_SIDE), min(pool5.shape[3], _MAP_SIDE))
             )
@@ -118,8 +117,7 @@ def spread_frames(clips: VideoClips, among: np.ndarray, count: int) -> np.ndarra
     """
     rows = []
     for start, length in zip(clips.starts[among], clips.lengths[among], strict=True):
-        number = min(count, length)
-        rows.append(start + np.arange(number) * (length - 1) // max(1, number - 1))
+        rows.append(start + np.array(spread(length, count)))
     return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
 

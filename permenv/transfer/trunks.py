@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from permenv import checkpoint
-from permenv.augment import normalise
 from permenv.checkpoint import CheckpointError
 from permenv.config import PRESETS, Backbone, ConfigurationError
 from permenv.data.files import read_regular
 from permenv.networks import BACKBONES, build_network, eval_mode, trunk_of
+from permenv.transfer.plain import network_input
 
 POOL5 = "pool5"  # the output of any trunk
 _CAFFENET_INPUT, _CAFFENET_STRIDE = 227, 4  # section 4.1 and appendix B: the stride is 2 in training
@@ -183,8 +183,7 @@ def measure_statistics(module: nn.Module, images: np.ndarray) -> nn.Module:
     module.train()
     device = next(module.parameters()).device
     for chunk in np.array_split(images, -(-len(images) // _CHUNK)):
-        pieces = normalise(torch.from_numpy(np.ascontiguousarray(chunk)).to(device)[:, None])[:, 0]
-        module(pieces.contiguous(memory_format=torch.channels_last))
+        module(network_input(chunk, device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     return module.eval()

@@ -17,7 +17,8 @@ permenv.data permenv.batch_norm
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
-permenv.memory permenv.run_schema
+permenv.registry permenv.run_schema
+permenv.memory
 permenv.pretraining
 permenv.episode permenv.render
 permenv.env
@@ -38,6 +39,7 @@ NARROWER = {
     "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
+    "permenv.registry": {"config", "data", "networks", "tasks"},
     "permenv.training": {"batch_norm", "config", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
     "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress"},
@@ -48,6 +50,7 @@ NARROWER = {
             "distributed",
             "memory",
             "networks",
+            "registry",
             "run_schema",
             "schema",
             "state",

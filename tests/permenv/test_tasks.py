@@ -20,10 +20,11 @@ from permenv import (
     make_config,
     register_task,
     registered_tasks,
-    tasks,
+    registry,
 )
 from permenv.permutations import maximally_different
-from permenv.tasks import SpatialTask, Task, TemporalTask, make_tasks
+from permenv.registry import make_tasks
+from permenv.tasks import SpatialTask, Task, TemporalTask
 from permenv.wrappers import FlatJointAction
 from tests.helpers import NUMBERS, SMALL, action_of, assert_same, random_actions, rollout
 from tests.permenv.series_task import LENGTH, SEGMENTS, SeriesTask, make_trunk
@@ -415,7 +416,7 @@ def test_arrays_are_data():
 @pytest.fixture
 def registry(monkeypatch):
     """Leave the registry of tasks as it was."""
-    monkeypatch.setattr(tasks, "_REGISTRY", dict(tasks._REGISTRY))
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
 
 
 class QuarterTask(SeriesTask):

@@ -10,7 +10,7 @@ import torch
 
 from permenv import ConfigurationError, checkpoint, make_config
 from permenv.networks import trunk_of
-from permenv.tasks import make_tasks
+from permenv.registry import make_tasks
 from permenv.training import Batch, Trainer, resolve_device, resolve_precision
 from tests.helpers import NUMBERS, joint_first, spatial_first
 

@@ -20,7 +20,6 @@ from permenv import (
     make_config,
     register_task,
     registered_tasks,
-    registry,
 )
 from permenv.permutations import maximally_different
 from permenv.registry import make_tasks
@@ -416,7 +415,7 @@ def test_arrays_are_data():
 @pytest.fixture
 def registry(monkeypatch):
     """Leave the registry of tasks as it was."""
-    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    monkeypatch.setattr("permenv.registry._REGISTRY", dict(registered_tasks()))
 
 
 class QuarterTask(SeriesTask):

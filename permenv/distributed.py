@@ -62,7 +62,7 @@ class Ranks:
         if self.size == 1:
             return tensor
         tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _naming_a_loss():
+        with _rank_errors():
             dist.all_reduce(tensor)
         return tensor
 
@@ -91,7 +91,7 @@ class Ranks:
         if self.size == 1:
             return values
         found = torch.from_numpy(np.array(values, order="C"))
-        with _naming_a_loss():
+        with _rank_errors():
             dist.broadcast(found, src=0)
         return found.numpy()
 
@@ -169,7 +169,7 @@ def start(device: torch.device, timeout: datetime.timedelta = TIMEOUT) -> Ranks:
                 f"use device='cpu'"
             )
         torch.cuda.set_device(local)
-    with _naming_a_loss():
+    with _rank_errors():
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     _current = Ranks(dist.get_rank(), dist.get_world_size())
     return _current
@@ -184,7 +184,7 @@ def stop() -> None:
 
 
 @contextlib.contextmanager
-def _naming_a_loss() -> Iterator[None]:
+def _rank_errors() -> Iterator[None]:
     """Let what the backends raise in many forms be a RankError."""
     try:
         yield

@@ -15,15 +15,13 @@ from gymnasium.utils.seeding import np_random
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
-from permenv.config import Config, ConfigurationError
+from permenv.config import ConfigurationError
 from permenv.episode import Episode, mean
-from permenv.memory import check_memory
-from permenv.pretraining import Pretraining, Record, read_run, read_trunk
-from permenv.registry import data_keywords, make_config, make_tasks
+from permenv.pretraining import Pretraining, Record, prepare, read_run, read_trunk
+from permenv.registry import make_tasks
 from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
 from permenv.streams import restored
-from permenv.training import resolve_device, spare_threads
 from permenv.validation import Validation
 
 if TYPE_CHECKING:
@@ -177,15 +175,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         self._arguments = {"preset": preset, "task": task, "device": device, **options}
         self.task = task
         self.render_mode = render_mode
-        keywords = data_keywords()
-        data = {name: options.pop(name) for name in tuple(options) if name in keywords}
-        self.config: Config = make_config(preset, task, **options)
-        self.device = resolve_device(device)
-        spare_threads()
+        self.config, self.device, data = prepare(preset, task, device, options)
         preload()
         # before the data, which may take minutes to read
         self._renderer = _make_renderer(f"PermShuffle: {task}", render_mode)
-        check_memory(task, self.config, self.device, data)
         self.tasks = make_tasks(task, self.config, self.device, data)
         self.permutations = {name: each.permutations for name, each in self.tasks.items()}
         bounds = np.array([[0, LOWEST_RATIO], [1, HIGHEST_RATIO]], dtype=np.float32)

@@ -162,12 +162,7 @@ class Pretraining:
             ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
             DataError: If data cannot be used.
         """
-        keywords = data_keywords()
-        data = {name: value for name, value in options.items() if name in keywords}
-        config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
-        chosen = resolve_device(device)
-        spare_threads()
-        check_memory(task, config, chosen, data)
+        config, chosen, data = prepare(preset, task, device, options)
         tasks = make_tasks(task, config, chosen, data)
         return cls(config, tasks, chosen, seed=secrets.randbits(63) if seed is None else seed)
 
@@ -335,11 +330,9 @@ class Pretraining:
     @property
     def identity(self) -> dict[str, Any]:
         """What two runs must have in common for one to continue the other's state: data and numbers."""
-        numbers = self.config.as_dict()
-        for name in _FREE_TO_CHANGE:
-            del numbers[name]
-        numbers["precision"] = self.trainer.precision  # "auto" is another one on another device
-        return {"data": {name: task.data.fingerprint for name, task in self.tasks.items()}, **numbers}
+        fields = {name: value for name, value in self.config.as_dict().items() if name not in _FREE_TO_CHANGE}
+        fields["precision"] = self.trainer.precision  # "auto" is another one on another device
+        return {"data": {name: task.data.fingerprint for name, task in self.tasks.items()}, **fields}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves, and the run's identity: a tree that `permenv.checkpoint` writes."""
@@ -501,6 +494,32 @@ class Pretraining:
         return joint_observation(
             [summarise(self.validation[name].ratios, self.groups[name], self.config.num_groups) for name in self.tasks]
         )
+
+
+def prepare(
+    preset: str, task: str, device: str | torch.device, options: Mapping[str, Any]
+) -> tuple[Config, torch.device, dict[str, Any]]:
+    """Check what a run is made of, before any data are read.
+
+    Args:
+        preset: A name in `permenv.PRESETS`.
+        task: A name in `permenv.registered_tasks()`.
+        device: "auto", "cpu" or "cuda".
+        options: Data (`images`, `videos`) and any field of `permenv.Config`, by keyword.
+
+    Returns:
+        All numbers, the device, and the data by keyword, for `make_tasks`.
+
+    Raises:
+        ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
+    """
+    keywords = data_keywords()
+    data = {name: value for name, value in options.items() if name in keywords}
+    config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
+    chosen = resolve_device(device)
+    spare_threads()
+    check_memory(task, config, chosen, data)
+    return config, chosen, data
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

@@ -28,7 +28,8 @@ class Validation:
     Attributes:
         ratios: (|Ψ|, |X_val|) float32 in [0.5, 2], the matrix s (Eq. 3 and 4): (y_l + 1) / (y_p + 1), with y_l the
             probability of the true permutation l and y_p the largest of the others.
-        correct: (|Ψ|, |X_val|) bool, whether l was the most probable; then its ratio is above 1.
+        correct: (|Ψ|, |X_val|) bool, whether l was the most probable; then its ratio is above 1, or 1 where
+            float32 cannot tell the difference.
         error: E in [0, 1] (Eq. 6).
         cross_entropy: Mean of -log y_l over all pairs, in nats; log |Ψ| for a uniform guess.
     """

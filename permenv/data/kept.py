@@ -21,7 +21,7 @@ from permenv.data.shards import Shard
 from permenv.data.source import DataError
 from permenv.data.store import Store
 
-DECODERS = 5  # threads at most: with a core each they decode 5,120 images of 255 pixels a second twice over
+DECODERS = 5  # threads at most: on five cores they decode about 10,000 images of 255 pixels a second
 CHUNK = 16  # images that a thread decodes at a time
 READ_AHEAD = 4  # batches
 MOST_AHEAD = 2 * READ_AHEAD  # batches that are kept for whoever announced them; then the oldest is dropped

@@ -135,7 +135,7 @@ class Store:
         """
         since = time.time_ns() - UNSETTLED
         states = _states(self.source)
-        known = np.full_like(states, UNKNOWN_TIME - 1) if verify else states  # of no file
+        known = np.full_like(states, UNKNOWN_TIME - 1) if verify else states  # no file has such a time
         self.shards = []
         for part in self._parts:
             shard = self._try_to_open(part)

@@ -42,7 +42,7 @@ def fine_tune(
 
     Args:
         network: It is trained in place, in training mode, and left in evaluation mode.
-        schedule: How.
+        schedule: Number of iterations and learning rates.
         loss_of_a_batch: Draws the next mini-batch and returns its loss.
         label: Label of the progress bar.
         progress: Show a progress bar, see `permenv.progress`.

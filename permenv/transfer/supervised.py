@@ -56,7 +56,7 @@ def supervised(
     Args:
         trunk: Where training starts; it is left as it is. Crops have its `input_size`.
         images: Labelled images, larger than the crops or of their size; unlabelled ones are left out.
-        options: How.
+        options: Sizes and schedule.
         rows: (N,) int, which images; by default all.
         seed: Decides new weights, mini-batches, crops and dropped units.
         device: Where to compute.

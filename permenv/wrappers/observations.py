@@ -165,11 +165,11 @@ class RunSummary(gym.ObservationWrapper, RecordConstructorArgs):
         base_env = base_env_of(self)
         *_, before, last = (base_env.records[0], *base_env.records)
         medians = last.observation.reshape(len(base_env.tasks), -1, 2)[..., 1]  # hardest group first
-        numbers = [
+        figures = [
             (error, before.errors[task] - error, own[-1], own[0])
             for (task, error), own in zip(last.errors.items(), medians, strict=True)
         ]
-        return np.array([*np.ravel(numbers), _progress(base_env)], dtype=np.float32)
+        return np.array([*np.ravel(figures), _progress(base_env)], dtype=np.float32)
 
 
 def _progress(base_env: PermShuffleEnv) -> float:

@@ -9,6 +9,10 @@ several seeds. Where an epoch is short, it shows little, so the same is measured
 policy is frozen in that time. By default it is REINFORCE as it has learned in the run so far, as in the paper, else a
 policy that was learned across runs.
 
+How much there is to win is measured beside it: copies are also trained with the easiest tenth, third, ... of Ψ in play
+all the time (`POOLS`). At each checkpoint the best of these is taken, on the seeds that are reported, so that it is an
+upper bound of what such a choice gains.
+
 The paper's network is CaffeNet on ImageNet with 1000 permutations, in runs of 350,000 iterations; here it is the nano
 preset on embedded scenes. A job that is done is kept in the folder `runs`. Writes `experiments/results/table-f1.json`
 with every value, and prints the table.
@@ -42,6 +46,9 @@ CHECKPOINTS = (0.2, 0.4, 0.6, 0.8, 1.0)
 QUARTER = 0.25
 """The longer of the two trainings, as a share of an episode."""
 KINDS = ("policy", "inverse", "random")
+POOLS = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of Ψ, easiest first, that are in play all the time."""
+_NEVER = 10**9  # updates after which a pool would have grown to all of Ψ
 PAPER = {"policy": (125, 14), "inverse": (78, 16)}
 """The paper's mean and standard deviation, in percent of random permutations' accuracy."""
 
@@ -81,6 +88,7 @@ def main(config: Config) -> dict[str, Any]:
         "epoch": found[0]["epoch"],
         "quarter": found[0]["quarter"],
         "table": {length: _rows([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")},
+        "bound": {length: _bound([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")},
         "accuracies": [run["accuracies"] for run in found],
     }
     publish(report, _in_words(report), config.out)
@@ -104,8 +112,8 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
         last = rollout(view, agent, observation=observation, updates=updates - done, learn=policy is None)
         done, observation = updates, last.observation_next
         accuracies[f"{share:.0%}"] = {"epoch": {}, "quarter": {}}
-        for kind in KINDS:
-            seen = base_env.run.observation if kind == "random" else observation
+        for kind in (*KINDS, *map(_pool, POOLS)):
+            seen = observation if kind in ("policy", "inverse") else base_env.run.observation
             errors = _continue(base_env, seen, kind, agent, policy, seed, quarter)
             accuracies[f"{share:.0%}"]["epoch"][kind] = 1 - errors[0]
             accuracies[f"{share:.0%}"]["quarter"][kind] = 1 - errors[-1]
@@ -143,8 +151,11 @@ def _continue(
 ) -> list[float]:
     """Train a copy of the network for some updates with a frozen policy; return E after each."""
     fork: gym.Env = base_env.fork()
+    pools = {_pool(share): share for share in POOLS}
     if kind == "random":
         frozen: Agent = agents.make("random", fork, seed=seed)
+    elif kind in pools:
+        frozen = agents.make("easiest-first", fork, seed=seed, start=pools[kind], updates=_NEVER)
     elif policy is not None:
         fork, frozen = dataclasses.replace(policy, inverse=kind == "inverse").make(fork, seed=seed)
     else:
@@ -161,6 +172,20 @@ def _continue(
         on_update=lambda transition: errors.append(transition.info["error"]),
     )
     return errors or [1.0]  # it diverged in the first epoch
+
+
+def _pool(share: float) -> str:
+    return f"easiest {share:.0%}"
+
+
+def _bound(runs: list[dict[str, Any]], length: str) -> dict[str, Any]:
+    """Return, by checkpoint, the best pool, all of Ψ among them, and its mean accuracy relative to all; and the mean."""
+    best: dict[str, Any] = {}
+    for point in runs[0]:
+        found = {kind: np.mean([run[point][length][kind] for run in runs]) for kind in ("random", *map(_pool, POOLS))}
+        kind = max(found, key=found.__getitem__)
+        best[point] = {"pool": kind, "ratio": float(found[kind] / found["random"])}
+    return {"checkpoints": best, "mean": float(np.mean([row["ratio"] for row in best.values()]))}
 
 
 def _rows(runs: list[dict[str, Any]], length: str) -> dict[str, dict[str, Any]]:
@@ -195,6 +220,9 @@ def _in_words(report: dict[str, Any]) -> str:
             ratio = Estimate.of_columns(row, "of_means")
             cells += [f"({100 * row['mean']:.0f} ± {100 * row['sd']:.0f})%", f"{ratio:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
+    for length, bound in report["bound"].items():
+        found = ", ".join(f"{point}: {row['pool']} {row['ratio']:.0%}" for point, row in bound["checkpoints"].items())
+        lines += ["", f"upper bound, one {length}: {bound['mean']:.0%} ({found})"]
     return "\n".join(lines)
 
 

@@ -30,14 +30,23 @@ def test_it_measures_three_policies_at_every_checkpoint(options, tmp_path, capsy
         assert list(run) == ["20%", "40%", "60%", "80%", "100%"]
         for point in run.values():
             for length in ("epoch", "quarter"):
-                assert set(point[length]) == {"policy", "inverse", "random"}
+                assert set(point[length]) == {*table_f1.KINDS, *map(table_f1._pool, table_f1.POOLS)}
                 assert all(0 <= accuracy <= 1 for accuracy in point[length].values())
     ratios = [
         point["epoch"]["policy"] / point["epoch"]["random"] for run in report["accuracies"] for point in run.values()
     ]
     assert report["table"]["epoch"]["policy"]["mean"] == pytest.approx(np.mean(ratios))
     assert report["table"]["epoch"]["policy"]["sd"] == pytest.approx(np.std(ratios, ddof=1))
-    assert "| policy | (125 ± 14)% |" in capsys.readouterr().out
+    bound = report["bound"]["quarter"]["checkpoints"]["40%"]
+    means = {
+        kind: np.mean([run["40%"]["quarter"][kind] for run in report["accuracies"]])
+        for kind in ("random", "easiest 10%", "easiest 30%", "easiest 50%", "easiest 70%", "easiest 90%")
+    }
+    assert bound["ratio"] == pytest.approx(max(means.values()) / means["random"])
+    assert means[bound["pool"]] == max(means.values())
+    printed = capsys.readouterr().out
+    assert "| policy | (125 ± 14)% |" in printed
+    assert "upper bound, one epoch: " in printed
 
 
 def test_an_epoch_is_a_pass_over_the_training_samples(options):

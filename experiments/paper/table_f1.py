@@ -179,7 +179,7 @@ def _pool(share: float) -> str:
 
 
 def _bound(runs: list[dict[str, Any]], length: str) -> dict[str, Any]:
-    """Return, by checkpoint, the best pool, all of Ψ among them, and its mean accuracy relative to all; and the mean."""
+    """Return, by checkpoint, the best pool and its mean accuracy relative to random permutations; and the mean."""
     best: dict[str, Any] = {}
     for point in runs[0]:
         found = {kind: np.mean([run[point][length][kind] for run in runs]) for kind in ("random", *map(_pool, POOLS))}

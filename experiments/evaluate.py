@@ -36,7 +36,7 @@ from experiments.common.protocols import PROTOCOLS, Data, Job, Setting
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
-from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import sweep
 from permenv import ConfigurationError, DataError
 from permenv.training import resolve_device
@@ -149,7 +149,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         "machine": machine(resolve_device(config.device), threads=1 if config.processes else None),
         "options": dataclasses.asdict(config),
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "rows": rows,
     }
     write_json(with_ending(config.out, ".json"), report)
@@ -227,7 +227,7 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
     """
     about = PROTOCOLS[protocol]
     columns = list(rows[0]["figures"][0])
-    repetitions = f", mean [{INTERVAL}]" if len(rows[0]["figures"]) > 1 else ""
+    repetitions = f", mean [{OF_MEANS}]" if len(rows[0]["figures"]) > 1 else ""
     lines = [
         f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
         "",

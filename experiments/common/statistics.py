@@ -10,8 +10,10 @@ import numpy as np
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
+OF_MEANS = f"{_LEVEL:.0%}, Student's t"
+OF_RATIOS = f"{_LEVEL:.0%}, bootstrap over the seeds, {_RESAMPLES} resamples"
 INTERVAL = f"{_LEVEL:.0%}: of means by Student's t, of ratios by bootstrap over the seeds, {_RESAMPLES} resamples"
-"""What the interval of an `Estimate` is, in words."""
+"""What the interval of an `Estimate` is, in words: of `mean_of`, of `estimate`, and where there are both."""
 
 
 class Estimate(NamedTuple):

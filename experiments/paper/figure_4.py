@@ -31,7 +31,7 @@ from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, follow, policy_in, publish_with_picture
@@ -86,7 +86,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "complexities": COMPLEXITIES,
         "start_error": config.start_error,
         "policies": {name: _row(runs) for name, runs in found.items()},

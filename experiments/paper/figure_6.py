@@ -28,7 +28,7 @@ from agents.rollout import rollout
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, publish_with_picture
@@ -73,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "validated": found["S+T"][0]["iterations"],
         "networks": rows,
         "differences": {

@@ -44,7 +44,7 @@ import tyro
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
 from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
+from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
@@ -98,7 +98,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_RATIOS,
         "draws": config.draws,
         "checkpoints": found[0]["iterations"],
         "sizes": [_row(size, found, config.env.num_permutations) for size in config.sizes],

@@ -36,7 +36,7 @@ import tyro
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
@@ -92,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "alpha": ALPHA,
         "checkpoints": found[0]["checkpoints"],
         "histogram": {

@@ -42,7 +42,7 @@ from experiments.common.protocols import PROTOCOLS, Data, some_of
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.sources import Source
-from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import executor_of, sweep
 from experiments.paper.shared import base_of, moments_of, publish_with_picture
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "search": config.search,
         "numbers": {name: getattr(config.env, name) for name in numbers},
         "curves": curves,

@@ -36,7 +36,7 @@ from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
+from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import base_of, find_policy, policy_in
 from permenv import PermShuffleEnv
@@ -83,7 +83,7 @@ def main(config: Config) -> dict[str, Any]:
         **heading(config),
         "policy": name,
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_RATIOS,
         "paper": PAPER,
         "epoch": found[0]["epoch"],
         "quarter": found[0]["quarter"],

@@ -30,7 +30,7 @@ from experiments.common.protocols import Data, class_folders, clips_of_split_1, 
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source
-from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.studies import features
 from permenv import ConfigurationError, StillImages, VideoClips
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
                 for condition in CONDITIONS
             }
             rows.append({"set": name, "network": network, "top 1": values})
-    report = {**heading(config), "first_seed": config.first_seed, "interval": INTERVAL, "rows": rows}
+    report = {**heading(config), "first_seed": config.first_seed, "interval": OF_MEANS, "rows": rows}
     publish(report, _in_words(report), config.out)
     return report
 
@@ -157,7 +157,7 @@ def _weights(runs: Path, network: str, seed: int) -> Path | None:
 
 def _in_words(report: dict[str, Any]) -> str:
     lines = [
-        f"{in_words(report)}; Top-1 in percent, mean [{INTERVAL}]",
+        f"{in_words(report)}; Top-1 in percent, mean [{OF_MEANS}]",
         "",
         "| searched | network | " + " | ".join(CONDITIONS) + " |",
         "|---" * (2 + len(CONDITIONS)) + "|",

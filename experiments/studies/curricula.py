@@ -24,7 +24,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL
+from experiments.common.statistics import OF_RATIOS
 from experiments.common.sweep import over_seeds
 
 CURRICULA = tuple(itertools.product((0.1, 0.3, 0.5), (0.3, 0.5, 0.75, 1.0)))
@@ -69,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
             }
         )
     rows.sort(key=lambda row: row["return"], reverse=True)
-    report = {**heading(config), "first_seed": config.first_seed, "interval": INTERVAL, "curricula": rows}
+    report = {**heading(config), "first_seed": config.first_seed, "interval": OF_RATIOS, "curricula": rows}
     publish(report, _in_words(report), config.out)
     return report
 

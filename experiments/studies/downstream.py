@@ -28,7 +28,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import over_seeds
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
@@ -74,7 +74,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "policies": {
             name: {
                 column: value

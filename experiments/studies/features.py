@@ -33,7 +33,7 @@ from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
-from experiments.common.statistics import INTERVAL, mean_of
+from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
@@ -142,7 +142,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_MEANS,
         "networks": {name: learned[name] for name in weights},
         "rows": rows,
         "gains": list(gains(rows)),
@@ -265,7 +265,7 @@ def _main_figure(figures: Mapping[str, float]) -> str:
 
 def _gains_in_words(report: dict[str, Any]) -> str:
     lines = [
-        f"{in_words(report)}; percentage points above an untrained network of the same seed, mean [{INTERVAL}]",
+        f"{in_words(report)}; percentage points above an untrained network of the same seed, mean [{OF_MEANS}]",
         "",
         "| protocol | figure | network | gain |",
         "|---|---|---|---|",

@@ -30,7 +30,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options, watch
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate
+from experiments.common.statistics import OF_RATIOS, Estimate
 from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
 from permenv import Config as Numbers
@@ -193,7 +193,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": INTERVAL,
+        "interval": OF_RATIOS,
         "cells": [_as_json(row) for row in rows],
     }
     write_picture(with_ending(config.out, ".png"), _picture(rows))
@@ -313,7 +313,7 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
 
 def _in_words(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"accuracy of the best curriculum, of random permutations'; mean [{INTERVAL}]",
+        f"accuracy of the best curriculum, of random permutations'; mean [{OF_RATIOS}]",
         "",
         "| setting | random at half | at the end | curriculum at half | at the end | iterations to random's final E |",
         "|---|---|---|---|---|---|",

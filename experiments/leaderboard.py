@@ -195,7 +195,9 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
 
     named = [name for name in (_REFERENCE, _PAPER) if name in figures]
     best = [name for name in figures if name not in named][:_BEST]
-    colours = dict.fromkeys(figures, "0.72") | dict(zip(best, COLOURS[2:], strict=False))
+    # whatever their rank, so that several pictures agree
+    in_order = sorted(best, key=lambda name: (name.startswith("inverse of "), name.startswith("easiest-first"), name))
+    colours = dict.fromkeys(figures, "0.72") | dict(zip(in_order, COLOURS[2:], strict=False))
     colours |= dict(zip(named, ("black", COLOURS[1]), strict=False))
     picture = Figure(figsize=(13, max(0.3 * len(figures) + 1.4, 3.6)), dpi=120, layout="constrained")
     add_title(picture, title)

@@ -7,10 +7,13 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 
+_ON_DEVICES: WeakValueDictionary[tuple[str, tuple[int, ...], str], torch.Tensor] = WeakValueDictionary()
+"""By fingerprint, shape and device, pixels that were moved there and are in use."""
 COPY_BYTES = 64 * 2**20  # a memory map is copied to a device in pieces of this size
 
 
@@ -137,7 +140,8 @@ class StillImages:
         """Move the pixels to a GPU if they fit into half of its free memory.
 
         Otherwise they stay where they are, and `take` reads from there. On a CPU a memory map is never copied: the
-        system keeps the file in memory while there is room.
+        system keeps the file in memory while there is room. Sets of the same content share their pixels on a GPU, as
+        those of several environments in one process.
 
         Returns:
             The same set with its pixels as a tensor on `device`, or this set unchanged.
@@ -147,11 +151,15 @@ class StillImages:
                 return self
         elif device.type == "cpu":
             return self
-        if self.pixels.nbytes > free_bytes(device) // 2:
-            return self
-        if isinstance(self.pixels, torch.Tensor):
-            return replace(self, pixels=self.pixels.to(device))
-        return replace(self, pixels=_copy_to(self.pixels, device))
+        key = self.fingerprint, tuple(self.pixels.shape), str(device)
+        there = _ON_DEVICES.get(key)
+        if there is None:
+            if self.pixels.nbytes > free_bytes(device) // 2:
+                return self
+            pixels = self.pixels
+            there = pixels.to(device) if isinstance(pixels, torch.Tensor) else _copy_to(pixels, device)
+            _ON_DEVICES[key] = there
+        return replace(self, pixels=there)
 
 
 @dataclass(frozen=True, eq=False)

@@ -659,6 +659,17 @@ def test_pixels_move_to_a_device_where_they_fit(mapped):
     assert moved.to(device) is moved
 
 
+def test_sets_of_the_same_content_share_their_pixels_on_a_device(mapped, monkeypatch):
+    device = torch.device("meta")
+    moved = mapped.to(device)
+    monkeypatch.setattr(source, "free_bytes", lambda device: 0)  # so that another copy would not fit
+    assert dataclasses.replace(mapped).to(device).pixels is moved.pixels
+    other = dataclasses.replace(mapped, fingerprint="other")
+    assert other.to(device) is other
+    del moved
+    assert mapped.to(device) is mapped
+
+
 def test_pixels_stay_memory_mapped_where_they_do_not_fit(mapped, monkeypatch):
     monkeypatch.setattr(source, "free_bytes", lambda device: 2 * mapped.pixels.nbytes - 1)
     assert mapped.to(torch.device("meta")) is mapped

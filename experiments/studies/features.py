@@ -33,7 +33,7 @@ from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.report import heading, in_words, iterations_of
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
-from experiments.common.statistics import OF_MEANS, mean_of
+from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
@@ -271,7 +271,7 @@ def _gains_in_words(report: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for row in report["gains"]:
-        shown = "{gain:+.1%} [{gain_low:+.1%}, {gain_high:+.1%}]".format(**row).replace("%", "")
+        shown = f"{Estimate.of_columns(row, 'gain'):+.1%}".replace("%", "")
         lines.append(f"| {row['protocol']} | {row['figure']} | {row['source']} | {shown} |")
     return "\n".join(lines)
 

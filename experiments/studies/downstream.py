@@ -7,7 +7,7 @@
 Networks of the same seed are trained with random permutations, with a curriculum (`agents.EasiestFirst`) and with
 policies that were learned across runs. Untrained, at half of the run and at its end, the last map of the trunk is
 evaluated on labelled images: by the nearest neighbour (cosine distance), and by logistic regression on the training
-images, whose penalty is chosen by cross-validation on them.
+images, whose penalty is chosen by cross-validation on them. The untrained network has measured batch statistics.
 
 A job that is done is kept in the folder `runs`. Writes `experiments/results/downstream.json` and prints the table.
 """
@@ -26,12 +26,14 @@ from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options
+from experiments.common.protocols import some_of
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import over_seeds
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
+from permenv.transfer.trunks import measure_statistics
 
 MOMENTS = ("untrained", "half", "end")
 MEASURES = {"nearest": "nearest neighbour", "linear": "logistic regression"}
@@ -120,7 +122,7 @@ def _run(
     else:
         agent = agents.make(player, env, seed=seed)
     observation, _ = view.reset(seed=seed)
-    figures = {"untrained": _evaluate(base_env, queries)}
+    figures = {"untrained": _evaluate(base_env, queries, untrained=True)}
     half = base_env.config.total_updates // 2
     for moment, updates in (("half", half), ("end", base_env.config.total_updates - half)):
         last = rollout(view, agent, observation=observation, updates=updates, learn=player == "curriculum")
@@ -139,7 +141,7 @@ def _queries(environment: EnvOptions, base_env: PermShuffleEnv, eval_images: Pat
     return None
 
 
-def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None) -> dict[str, float]:
+def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None, untrained: bool = False) -> dict[str, float]:
     """Return the accuracies of both measures, in [0, 1], and E."""
     from sklearn.linear_model import LogisticRegression  # slow to import
     from sklearn.model_selection import GridSearchCV
@@ -147,6 +149,8 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None) -> dict[str
     from sklearn.preprocessing import StandardScaler
 
     task, trunk = base_env.tasks["spatial"], base_env.run.trainer.eval_network.trunk
+    if untrained:
+        trunk = measure_statistics(trunk, some_of(task.data))
     held_out = base_env.run.held_out["spatial"]
     sets: dict[str, tuple[StillImages, np.ndarray]] = {
         "train": (task.data, task.trainable(held_out)),

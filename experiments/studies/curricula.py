@@ -5,7 +5,8 @@
 Each of `CURRICULA` begins with an easiest share of Ψ and adds the others over a share of the updates
 (`agents.EasiestFirst`). The best has the largest mean return, Σ γ^t (E_t - E_{t+1}) with the discount with which
 `experiments/across_runs.py` learns. The seeds are used for nothing else; `experiments/leaderboard.py` reports the best
-one on others.
+one on others. How much random permutations still learn in the last tenth of the iterations says whether a run is long
+enough for a comparison, or longer than it need be.
 
 A job that is done is kept in the folder `runs`. Writes `experiments/results/curricula.json` and prints the table.
 """
@@ -24,7 +25,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS
+from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
 
 CURRICULA = tuple(itertools.product((0.1, 0.3, 0.5), (0.3, 0.5, 0.75, 1.0)))
@@ -69,9 +70,26 @@ def main(config: Config) -> dict[str, Any]:
             }
         )
     rows.sort(key=lambda row: row["return"], reverse=True)
-    report = {**heading(config), "first_seed": config.first_seed, "interval": OF_RATIOS, "curricula": rows}
+    report = {
+        **heading(config),
+        "first_seed": config.first_seed,
+        "interval": OF_RATIOS,
+        "random": _alone(random),
+        "curricula": rows,
+    }
     publish(report, _in_words(report), config.out)
     return report
+
+
+def _alone(random: Curves) -> dict[str, float | None]:
+    """Return the accuracy of random permutations, and how it grows over the last tenth of the iterations."""
+    half, late, end = (random.accuracies(share) for share in (0.5, 0.9, 1.0))
+    growth = ratio_of_means(end, late)
+    return {
+        "at_half": float(half.mean()),
+        "at_end": float(end.mean()),
+        **Estimate(*(value - 1 for value in growth)).as_columns("growth"),
+    }
 
 
 def _name(curriculum: tuple[float, float] | None) -> str:
@@ -97,6 +115,12 @@ def _in_words(report: dict[str, Any]) -> str:
         lines.append(
             f"| {row['curriculum']} | {row['return']:.3f} | {row['at_half']:.0%} | {row['at_end']:.0%} | {needs} |"
         )
+    random = report["random"]
+    lines += [
+        "",
+        f"random permutations: accuracy {random['at_half']:.1%} at half, {random['at_end']:.1%} at the end; over the "
+        f"last tenth it grows by {Estimate.of_columns(random, 'growth'):.0%}",
+    ]
     return "\n".join(lines)
 
 

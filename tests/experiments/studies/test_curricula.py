@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import numpy as np
 import pytest
 
 from experiments.studies import curricula
@@ -27,4 +28,11 @@ def test_it_ranks_the_curricula_by_their_discounted_return(tmp_path, monkeypatch
             sum(1 - errors[-1] for errors in row["errors"])
             / sum(1 - errors[-1] for errors in next(each for each in rows if each["curriculum"] == "random")["errors"])
         )
-    assert "| from 0.5 over 1 |" in capsys.readouterr().out
+    errors = np.array(next(row for row in rows if row["curriculum"] == "random")["errors"])
+    kept = json.loads(next((tmp_path / "runs").glob("random-seed*.json")).read_text())
+    iterations = kept["result"]["iterations"]
+    late = 1 - np.interp(0.9 * iterations[-1], iterations, errors.mean(axis=0))
+    assert report["random"]["growth"] == pytest.approx((1 - errors[:, -1].mean()) / late - 1)
+    printed = capsys.readouterr().out
+    assert "| from 0.5 over 1 |" in printed
+    assert "over the last tenth it grows by" in printed

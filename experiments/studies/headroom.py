@@ -292,6 +292,7 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
 def _picture(rows: list[dict[str, Any]]) -> Figure:
     """Draw each cell's gain at half of the iterations and at the end."""
     from matplotlib.figure import Figure  # slow to import
+    from matplotlib.ticker import LogLocator, NullLocator
 
     from permenv.render import BLUE, VERMILION
 
@@ -301,9 +302,15 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
         for shift, column, colour in ((-0.18, "at_half", BLUE), (0.18, "at_end", VERMILION)):
             value, low, high = (100 * end for end in row[column])
             label = {"at_half": "at half of the iterations", "at_end": "at the end"}[column] if not place else None
-            axis.barh(place + shift, value, height=0.34, color=colour, label=label)
+            axis.barh(place + shift, value - 100, left=100, height=0.34, color=colour, label=label)
             axis.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
-    axis.axvline(100, color="grey", linewidth=0.8)
+            axis.text(max(value, high), place + shift, f" {value:.0f}", fontsize=8, verticalalignment="center")
+    axis.axvline(100, color="black", linewidth=0.8)
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.margins(x=0.12)
     axis.set_yticks(range(len(rows)), [f"{row['factor']}: {row['cell']}" for row in rows])
     axis.invert_yaxis()
     axis.set(xlabel="accuracy of the best curriculum, % of random permutations'")

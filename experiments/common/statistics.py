@@ -32,16 +32,19 @@ class Estimate(NamedTuple):
     def of_columns(cls, columns: Mapping[str, float | None], name: str) -> Estimate:
         """Return what `as_columns` was called on; where an end is None, it is infinite."""
         value, low, high = (columns[each] for each in (name, f"{name}_low", f"{name}_high"))
-        return cls(*(math.inf if end is None else end for end in (value, low, high)))
+        return cls(
+            math.inf if value is None else value, -math.inf if low is None else low, math.inf if high is None else high
+        )
 
     def __format__(self, form: str) -> str:
         """Format all three: "value [low, high]"; an infinite value was not reached, a single run has no interval."""
         if not math.isfinite(self.value):
             return "not reached"
-        if not math.isfinite(self.low):
+        if math.isinf(self.low) and math.isinf(self.high):
             return f"{self.value:{form}}"
+        low = f"{self.low:{form}}" if math.isfinite(self.low) else "-∞"
         high = f"{self.high:{form}}" if math.isfinite(self.high) else "∞"
-        return f"{self.value:{form}} [{self.low:{form}}, {high}]"
+        return f"{self.value:{form}} [{low}, {high}]"
 
 
 def estimate(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> Estimate:

@@ -4,9 +4,9 @@
     python experiments/paper/all.py --only table_f1 figure_c1
 
 The commands are those of the page, `experiments/paper/README.md`, with the real data in `../shared/data`. Each keeps
-what is done in `runs`, so this one can be stopped and started again: what is complete takes seconds then. All of them
-take about a day of two CPU cores without a GPU, most of it Table 5 and the features of Tables 1 to 4. A command that
-fails does not keep the others from running; then the exit code is 1. What each of them printed is in the folder `out`.
+what is done in `runs`, so this one can be stopped and started again: what is complete takes seconds then. The features
+of Tables 1 to 4 take two and a half hours of two CPU cores; the whole has not been timed. A command that fails does not
+keep the others from running; then the exit code is 1. What each of them printed is in the folder `out`.
 """
 
 from __future__ import annotations

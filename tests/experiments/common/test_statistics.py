@@ -53,7 +53,13 @@ def test_an_infinite_end_of_an_interval_stays_infinite():
 def test_an_estimate_is_shown_with_its_interval():
     assert f"{Estimate(0.5, 0.25, 0.75):.0%}" == "50% [25%, 75%]"
     assert f"{Estimate(0.5, 0.25, math.inf):.0%}" == "50% [25%, ∞]"
+    assert f"{Estimate(0.5, -math.inf, 0.75):.0%}" == "50% [-∞, 75%]"
     assert f"{Estimate(math.inf, 0.25, math.inf):.0%}" == "not reached"
+
+
+@pytest.mark.parametrize("found", [(0.5, 0.25, math.inf), (0.5, -math.inf, 0.75), (0.5, -math.inf, math.inf)])
+def test_an_estimate_is_read_from_its_columns(found):
+    assert Estimate.of_columns(Estimate(*found).as_columns("error"), "error") == found
 
 
 def test_the_columns_of_an_estimate_are_valid_json():

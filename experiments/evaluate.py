@@ -17,11 +17,10 @@ again at any time. Writes `runs/evaluation.json`, `.csv` and `.md`, a table for 
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -51,19 +50,8 @@ class Config:
     protocols: tuple[str, ...] = ()
     """Which protocols; by default those that the data allow. The choice: retrieval-images, retrieval-objects,
     retrieval-videos, linear, nonlinear, actions, classification, detection, segmentation."""
-    images: Path | None = None
-    """Training images, a folder for each class."""
-    eval_images: Path | None = None
-    """Test images, a folder for each class."""
-    videos: Path | None = None
-    """Videos, a folder for each class, with the lists of the official splits of UCF-101 or HMDB-51."""
-    voc: Path | None = None
-    """VOCdevkit/VOC2007 or a folder above it."""
-    voc_segmentation: Path | None = None
-    """VOCdevkit/VOC2012, whose lists train and val have masks; by default those of --voc, trainval and test."""
-    proposals: Path | None = None
-    """Folder with voc_2007_trainval.mat and voc_2007_test.mat, as released with Fast R-CNN; by default windows that are
-    made from edges."""
+    data: tyro.conf.OmitArgPrefixes[Data] = field(default_factory=Data)
+    """The folders of data."""
     setting: Literal["auto", "paper", "small"] = "auto"
     """Sizes of the protocols: the paper's, or for two CPU cores; "auto" is the paper's for CaffeNet only."""
     backbone: str | None = None
@@ -99,12 +87,6 @@ class Config:
     def saved(self) -> str | None:
         """What is saved so far."""
         return f"{self.runs} holds the finished evaluations" if any(self.runs.glob("*.json")) else None
-
-    @property
-    def data(self) -> Data:
-        """The folders of data."""
-        names = (field.name for field in dataclasses.fields(Data))
-        return Data(**{name: getattr(self, name) for name in names})
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -148,7 +130,7 @@ def main(config: Config) -> dict[str, Any]:
     ]
     report = {
         "machine": machine(resolve_device(config.device), threads=1 if config.processes else None),
-        "options": dataclasses.asdict(config),
+        "options": asdict(config),
         "interval": OF_MEANS,
         "rows": rows,
     }
@@ -201,7 +183,7 @@ def _protocols(config: Config) -> list[str]:
     for name in config.protocols:
         PROTOCOLS[name].check(name, config.data)
     allowed = [
-        name for name, each in PROTOCOLS.items() if all(getattr(config, need) is not None for need in each.needs)
+        name for name, each in PROTOCOLS.items() if all(getattr(config.data, need) is not None for need in each.needs)
     ]
     if not allowed:
         raise ConfigurationError("no data are given: name folders with --images and --eval-images, --voc or --videos")

@@ -38,24 +38,21 @@ _MEASURED = 256  # images that give the batch statistics of an untrained trunk
 
 @dataclass(frozen=True)
 class Data:
-    """Folders of data.
-
-    Attributes:
-        images: Training images, a folder for each class.
-        eval_images: Test images, likewise.
-        videos: Videos, a folder for each class, with the lists of their official splits.
-        voc: `VOCdevkit/VOC2007` or the like: classification, detection, objects.
-        voc_segmentation: The release with masks, by default `voc`.
-        proposals: Folder of the files released with Fast R-CNN, voc_2007_trainval.mat and voc_2007_test.mat; None for
-            windows that are made here.
-    """
+    """Folders of data."""
 
     images: Path | None = None
+    """Training images, a folder for each class."""
     eval_images: Path | None = None
+    """Test images, a folder for each class."""
     videos: Path | None = None
+    """Videos, a folder for each class, with the lists of the official splits of UCF-101 or HMDB-51."""
     voc: Path | None = None
+    """VOCdevkit/VOC2007 or a folder above it."""
     voc_segmentation: Path | None = None
+    """VOCdevkit/VOC2012, whose lists train and val have masks; by default those of --voc, trainval and test."""
     proposals: Path | None = None
+    """Folder with voc_2007_trainval.mat and voc_2007_test.mat, as released with Fast R-CNN; by default windows that are
+    made from edges."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from experiments import evaluate, reinforce
-from experiments.common.protocols import PROTOCOLS
+from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.sweep import JobError
 from permenv import CheckpointError, ConfigurationError
 from tests.experiments import releases
@@ -23,7 +23,8 @@ def options(tmp_path):
     def make(*sources, **changes):
         files = {"runs": tmp_path / "runs", "out": tmp_path / "evaluation"}
         short = {"share": 0.004, "device": "cpu", "backbone": "two-convolutions"}
-        return evaluate.Config(sources=sources, **{**short, **files, **changes})
+        data = Data(**{field.name: changes.pop(field.name, None) for field in dataclasses.fields(Data)})
+        return evaluate.Config(sources=sources, data=data, **{**short, **files, **changes})
 
     return make
 

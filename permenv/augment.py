@@ -21,6 +21,9 @@ _SMALLEST_DEVIATION = 1 / 255  # a constant piece stays constant: its rounding n
 class ColourJitter:
     """How strongly colours are changed.
 
+    `normalise` gives each channel of a piece mean 0 and deviation 1 (appendix B: "normalize the tiles/frames
+    separately"). That undoes brightness and contrast, except where values are clipped; saturation stays.
+
     Attributes:
         strength: Brightness, contrast and saturation of every piece are each multiplied by their own factor, uniform
             in [1 - strength, 1 + strength]; 0 to 1.

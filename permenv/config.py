@@ -69,7 +69,9 @@ class Config:
         iterations_per_update: SGD iterations of an update, which is rewarded at its end (Algorithm 1: K actions at
             m = B).
         free_iterations: SGD iterations before each update during which actions train the network but are not
-            credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained").
+            credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained"). The
+            line that the reward extrapolates then goes through the errors before and after them, so that after many
+            of them the reward is nearly the plain reduction of the error.
         total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H).
         learning_rate: Of SGD (appendix B). In the nano and tiny presets 0.02 and 0.03 for the spatial task, 0.1 for the
             temporal one and for both together.
@@ -82,11 +84,13 @@ class Config:
             direction at random, and of a permutation and its reverse at most one is in Ψ. The paper does not.
         cell_size: Pixels of a side of the cell a tile is cropped from; an image has grid · cell_size.
         piece_size: Pixels of a side of a piece (appendix B), tile or frame alike, at most `cell_size`. A frame's is
-            cropped from 256 / 224 as many, as appendix B crops 224 from 256.
+            cropped from 256 / 224 as many: appendix B gives the crop, 224 pixels, and the usual frame has 256. Of the
+            frame this is the centre square, while the paper says nothing of a square.
         shared_crop: Whether all frames of a sample are cropped at the same place, and not each at its own (appendix B).
             At 32 pixels the random places move a frame further than most motion does: E is 0.36 with a shared place and
             0.59 without after 1000 iterations (`experiments/studies/temporal.py`).
-        jitter: Strength of the colour jitter, 0 to 1 (appendix B gives none).
+        jitter: Strength of the colour jitter, 0 to 1 (appendix B gives none). Normalising every channel of a piece
+            takes most of it back, see `permenv.augment.ColourJitter`.
         grey_probability: Chance that a training sample is grey, 0 to 1.
         backbone: Name in `permenv.networks.BACKBONES`; "timm/NAME", a model of timm with random weights and no
             dropout (the extra `permenv[timm]`); or a function without arguments that returns a new trunk for pieces

@@ -2,7 +2,9 @@
 
 "We iteratively include the permutation with the maximum Hamming distance to the already chosen ones": each new
 permutation has the largest *smallest* distance to those chosen, ties go to the largest *mean* distance, and what
-still ties is drawn by the seed.
+still ties is drawn by the seed. The paper leaves open how the distance to several is meant. The jigsaw solver that it
+follows (Noroozi and Favaro, 2016) takes the largest mean distance alone. The mean over all pairs is then the same, but
+of 1000 permutations of nine pieces the nearest two differ in 2 places; here they differ in 5.
 
 Of frames, a permutation and its *reverse*, the same shuffling of the clip played backwards, may look alike. Ψ can be
 chosen so that it holds at most one of each such pair, and is different from the reverses as well.

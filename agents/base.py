@@ -296,7 +296,7 @@ class Learner(GroupAgent):
 
         Raises:
             ValueError: If the action is not a group, or `info` lacks "phase", "validated" or, for a joint task,
-                "task_rewards".
+                "task_rewards", whose mean is the reward.
         """
         action, info = transition.action, transition.info
         if not self.action_space.contains(action):
@@ -305,7 +305,7 @@ class Learner(GroupAgent):
         if in_update(info):
             self._counts += np.arange(self.num_groups) == np.expand_dims(action, -1)
             if info["validated"] or transition.terminated:
-                gain = _task_rewards(info) if self._tasks else float(transition.reward)
+                gain = _task_rewards(transition) if self._tasks else float(transition.reward)
                 metrics = self.update(transition.observation, self._counts, gain, behaviour)
                 self._counts[:] = 0
         if transition.terminated or transition.truncated:
@@ -438,12 +438,19 @@ def in_update(info: dict[str, Any]) -> bool:
     return info["phase"] == "update"
 
 
-def _task_rewards(info: dict[str, Any]) -> Mapping[str, float]:
+def _task_rewards(transition: Transition) -> Mapping[str, float]:
+    info, reward = transition.info, float(transition.reward)
     if "task_rewards" not in info:
         raise ValueError(
             "In a joint task each task is credited with its own reward: info['task_rewards'] must contain the reward "
             f"of each task by name, in the order of the observation's rows, got {info}. Pass the info that `env.step` "
             "returned."
+        )
+    mean = float(np.mean(list(info["task_rewards"].values())))
+    if not math.isclose(mean, reward, rel_tol=1e-6, abs_tol=1e-9):
+        raise ValueError(
+            f"The reward is {reward}, the mean of info['task_rewards'] is {mean}: in a joint task each task is "
+            "credited with its own. Let the wrapper that changes the reward set info['task_rewards'] too."
         )
     return info["task_rewards"]
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from agents.base import GroupAgent, Transition, Tree, in_update, require, tilt
 from agents.reinforce import Reinforce
-from permenv.schema import COUNT, Schema
+from permenv.schema import COUNT, Number, Range, Schema, Where
 from permenv.state import pool_probabilities
 
 
@@ -64,7 +64,8 @@ class GrowingPool(GroupAgent):
 
     of Ψ. A group that is only partly inside counts with that part, see `permenv.state.pool_probabilities`.
 
-    The updates are counted from the transitions. Use a new agent for every run: the pool never shrinks.
+    The updates are counted from the transitions. Use a new agent for every run: the pool never shrinks. A state that is
+    loaded brings its `start` and `updates`, so that a run that is continued with more updates keeps its pace.
 
     Args:
         observation_space: See `GroupAgent`.
@@ -92,8 +93,8 @@ class GrowingPool(GroupAgent):
         super().__init__(observation_space, action_space, seed=seed)
         require("start", start, 0 < start <= 1, "above 0 and at most 1")
         require("updates", updates, updates >= 1, "at least 1")
-        self.start = start
-        self.updates = updates
+        self.start = float(start)
+        self.updates = int(updates)
         self._completed = 0
 
     @property
@@ -114,16 +115,22 @@ class GrowingPool(GroupAgent):
 
     def state_dict(self) -> Tree:
         """Return everything that changes, see `Agent.state_dict`."""
-        return {**super().state_dict(), "completed": self._completed}
+        pace = {"start": self.start, "updates": self.updates}
+        return {**super().state_dict(), **pace, "completed": self._completed}
 
     def state_schema(self) -> dict[str, Schema]:
         """Return what the state holds, see `Agent.state_schema`."""
-        return {**super().state_schema(), "completed": COUNT}
+        return {
+            **super().state_schema(),
+            "start": Where(Number(float, Range(0, 1)), {"be above 0": lambda start: start > 0}),
+            "updates": Number(int, Range(1, below=2**63)),
+            "completed": COUNT,
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""
         super().load_state_dict(state)
-        self._completed = state["completed"]
+        self.start, self.updates, self._completed = state["start"], state["updates"], state["completed"]
 
 
 class HardestFirst(GrowingPool):

@@ -116,8 +116,11 @@ class Pgpe(EpisodicAgent):
             seed: >= 0; 2k and 2k + 1 have opposite noise.
 
         Returns:
-            2k, the seed with which the environment is to be reset.
+            2k, the seed with which the environment is to be reset; `seed` itself if `deterministic`, since without
+            noise the second of a pair would repeat the first.
         """
+        if self.deterministic:
+            return seed
         pair, second = seed - seed % 2, seed % 2
         generator = np.random.default_rng(np.random.SeedSequence(pair, spawn_key=(1,)))
         noise = self.deviation * generator.standard_normal(len(self._perturbation))

@@ -62,7 +62,7 @@ class OwnRandomness:
         version, words, gauss = state["python"]
         python = (version, tuple(words.tolist()), gauss)
         numpys = ("MT19937", state["numpy"][0].astype(np.uint32), *state["numpy"][1:])
-        cuda = state["cuda"] if torch.cuda.is_available() else []
+        cuda = state["cuda"] if torch.cuda.is_available() else []  # of the machine that saved, which may have more
         random.Random().setstate(python)  # each raises if it is no state
         np.random.RandomState().set_state(numpys)
         torch.Generator().set_state(state["torch"])
@@ -83,5 +83,5 @@ def _set_global_states(states: _States) -> None:
     random.setstate(ours)
     np.random.set_state(numpys)  # noqa: NPY002
     torch.set_rng_state(torchs)
-    if cuda:
-        torch.cuda.set_rng_state_all(cuda)
+    for device, each in zip(range(torch.cuda.device_count()), cuda, strict=False):
+        torch.cuda.set_rng_state(each, device)

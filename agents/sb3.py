@@ -30,6 +30,7 @@ from agents.base import Tree
 from agents.sb3_state import Algorithm
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
 from permenv.wrappers import ActionBlock, MixtureAction, NormalizedReward, PoolAction
+from permenv.wrappers.base import layers_of
 
 Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
 
@@ -104,7 +105,6 @@ class _InfoOfValidations(gym.Wrapper[Any, Any, Any, Any]):
 def _on_policy(steps: int) -> dict[str, Any]:
     return {
         "policy": PolicyAhead,
-        "policy_kwargs": {"ahead": min(steps, _MOST_AHEAD)},
         # A rollout is one update, so the model learns after every update of the run and no steps are left over.
         "n_steps": steps,
         # Only the last step is rewarded: with λ = 0.95 only about the last twenty actions would be credited.
@@ -182,13 +182,22 @@ ALGORITHMS: Mapping[str, _Entry] = MappingProxyType(
 
 
 def make_model(
-    algorithm: str, env: gym.Env[Any, Any], *, seed: int, hidden: int = 16, device: str = "cpu", **options: Any
+    algorithm: str,
+    env: gym.Env[Any, Any],
+    *,
+    seed: int,
+    hidden: int = 16,
+    steps: int | None = None,
+    device: str = "cpu",
+    **options: Any,
 ) -> Algorithm:
     r"""Make a Stable-Baselines3 model for the environment, with hyperparameters that suit its rewards.
 
     The environment is wrapped inside: in `NormalizedReward`, unless it is already (its rewards are of the order of
-    0.01), and with a flattened observation. The model learns after each update, in the middle of the Gymnasium episode.
-    Where an episode is truncated, the value of the last observation is bootstrapped.
+    0.01), and with a flattened observation. A wrapper of yours that changes the reward goes over a `NormalizedReward`,
+    or scales what it returns. The model learns after each update, in the middle of the Gymnasium episode.
+    Where an episode is truncated, the value of the last observation is bootstrapped; `permenv.wrappers.FiniteHorizon`
+    makes its end a termination.
 
     With K steps per update (`steps_of_an_update`) the discount is γ = 1 - 1 / K: an action is credited with at least
     1/e of the reward of its own update, and the weight decreases by a factor 1/e for each later one. γ = 1 does not
@@ -209,6 +218,8 @@ def make_model(
         seed: Determines what the model draws, and the run that its first `learn` starts: `env.reset(seed=seed)`.
         hidden: Units of the hidden layer of each network, >= 1. Its activation is tanh: successive ŝ differ little, so
             a ReLU that is off for one may be off for all.
+        steps: K, >= 1; by default `steps_of_an_update`, which knows the views of permenv. Pass it under a wrapper of
+            your own whose step is an update or the like.
         device: Device of the networks.
         **options: Further keywords of the algorithm's class; they override those chosen here.
 
@@ -216,17 +227,23 @@ def make_model(
         The model, with `learn(steps)` and `predict(observation)` for flat observations.
 
     Raises:
-        ConfigurationError: If there is no such algorithm, it does not support these actions, or `hidden` is below 1.
+        ConfigurationError: If there is no such algorithm, it does not support these actions, or `hidden` or `steps` is
+            below 1.
     """
     chosen = _algorithm(algorithm, env)
     if hidden < 1:
         raise ConfigurationError(f"hidden={hidden}: must be at least 1")
-    steps = steps_of_an_update(env)
+    if steps is not None and steps < 1:
+        raise ConfigurationError(f"steps={steps}: must be at least 1")
+    steps = steps_of_an_update(env) if steps is None else steps
     base_env: Any = env.unwrapped
     numbers = {"gamma": 1 - 1 / steps, **chosen.numbers(steps, base_env.config.total_updates), **options}
+    policy = numbers["policy"]
+    draws_ahead = isinstance(policy, type) and issubclass(policy, PolicyAhead)
     numbers["policy_kwargs"] = {
         "net_arch": [hidden],
         "activation_fn": torch.nn.Tanh,
+        **({"ahead": min(steps, _MOST_AHEAD)} if draws_ahead else {}),
         **numbers.get("policy_kwargs", {}),
     }
     # The model gets another seed than the run: two generators with the same seed may draw the same numbers.
@@ -314,7 +331,8 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     """
     base_env: Any = env.unwrapped
     config = base_env.config
-    if any(isinstance(layer, MixtureAction | PoolAction | ActionBlock) for layer in _layers(env)):  # a step is a phase
+    phase_views = (MixtureAction, PoolAction, ActionBlock)  # whose step is a phase
+    if any(isinstance(layer, phase_views) for layer in layers_of(env)):
         return 2 if config.free_iterations else 1
     return (config.free_iterations + config.iterations_per_update) * config.actions_per_iteration
 
@@ -336,15 +354,10 @@ def _entry(name: str) -> _Entry:
     return ALGORITHMS[name]
 
 
-def _layers(env: gym.Env[Any, Any]) -> Iterator[gym.Env[Any, Any]]:
-    while isinstance(env, gym.Wrapper):
-        yield env
-        env = env.env
-
-
 def _wrapped(env: gym.Env[Any, Any]) -> VecEnv:
     """Return the environment as it is passed to Stable-Baselines3."""
-    if isinstance(env.unwrapped, PermShuffleEnv) and not any(isinstance(e, NormalizedReward) for e in _layers(env)):
+    normalised = any(isinstance(layer, NormalizedReward) for layer in layers_of(env))
+    if isinstance(env.unwrapped, PermShuffleEnv) and not normalised:
         env = NormalizedReward(env)
     flat = _InfoOfValidations(FlattenObservation(env))
     return DummyVecEnv([lambda: flat])

@@ -49,6 +49,7 @@ from experiments.common.script import run_script
 from permenv import PermShuffleEnv
 from permenv.pretraining import Record
 from permenv.training import resolve_device
+from permenv.wrappers import FiniteHorizon
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
 _DEMONSTRATIONS = 500_000  # added to the seed of the first episode; those of the curriculum to imitate begin there
@@ -249,13 +250,14 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
 
     from agents import sb3_across
 
-    num_envs = max(1, config.processes)
+    # whole runs between two updates of the policy, the same number in each environment
+    num_envs = max(n for n in range(1, max(1, config.processes) + 1) if config.episodes_per_update % n == 0)
     phases = config.env.total_updates * (2 if config.env.free_iterations else 1)
     with interrupts_for_this_process_only():
         model = sb3_across.make_model(
             config.algorithm,
             [functools.partial(_ReportingErrors.make, config)] * num_envs,
-            steps=phases * config.episodes_per_update // num_envs * num_envs,
+            steps=phases * config.episodes_per_update,
             seed=config.seed,
             first_episode=config.first_episode + log.played,
             hidden=config.hidden,
@@ -309,7 +311,7 @@ class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
     def make(cls, config: Config) -> gym.Env:
         if config.processes:  # this is one of them
             end_with_parent()
-        return cls(view(config.make(), config.actions, config.history))
+        return cls(FiniteHorizon(view(config.make(), config.actions, config.history)))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)

@@ -21,7 +21,7 @@ from experiments.common import main_job
 from experiments.common.loggers import Logger
 from experiments.common.options import JobOptions
 from experiments.common.script import run_script
-from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction
+from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, PoolAction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,11 @@ class Config(JobOptions):
 
     algorithm: Literal["ppo", "a2c", "dqn", "sac"] = "ppo"
     """The algorithm. DQN chooses groups of a single task, or pairs of the joint one; SAC chooses mixtures."""
-    actions: Literal["groups", "mixture", "block", "pairs"] | None = None
+    actions: Literal["groups", "mixture", "pool", "block", "pairs"] | None = None
     """Its actions: "groups", the environment's own, one by one; "mixture", the distribution of an update's samples over
-    the groups; "block", all groups of an update at once (slow, unless samples_per_action is large); "pairs", both
-    groups of the joint task as one number. By default groups, for SAC mixture."""
+    the groups; "pool", how much of Ψ is in play, easiest first; "block", all groups of an update at once (slow, unless
+    samples_per_action is large); "pairs", both groups of the joint task as one number. By default groups, for SAC
+    mixture."""
     hidden: int = 16
     """Units of the networks' hidden layer."""
     model_from: Path | None = None
@@ -53,6 +54,7 @@ class Config(JobOptions):
 VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "groups": lambda env: env,
     "mixture": MixtureAction,
+    "pool": PoolAction,
     "block": ActionBlock,
     "pairs": FlatJointAction,
 }

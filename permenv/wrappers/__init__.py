@@ -13,6 +13,7 @@
 | `ErrorReduction`     | reward      | how far the error fell since the last validation                | all         |
 | `CrossEntropyReward` | reward      | Eq. 7 of the cross-entropy instead of the error                 | all         |
 | `NormalizedReward`   | reward      | the one below over the root mean square of the run's            | all         |
+| `FiniteHorizon`      | end         | `terminated` after the last update, instead of `truncated`      | all         |
 
 C is the number of groups and T the number of ordering tasks: 1, or more in a joint task (2 in "spatiotemporal"). A
 *phase* is the stretch between two validations: the iterations of an update, or the free iterations before it.
@@ -38,6 +39,7 @@ Example:
 
 from permenv.wrappers.actions import ActionBlock, FlatJointAction, MixtureAction, PoolAction
 from permenv.wrappers.base import fork
+from permenv.wrappers.horizon import FiniteHorizon
 from permenv.wrappers.observations import ErrorAndProgress, RatioMatrix, RunSummary, StateHistory
 from permenv.wrappers.rewards import CrossEntropyReward, ErrorReduction, NormalizedReward
 
@@ -46,6 +48,7 @@ __all__ = [
     "CrossEntropyReward",
     "ErrorAndProgress",
     "ErrorReduction",
+    "FiniteHorizon",
     "FlatJointAction",
     "MixtureAction",
     "NormalizedReward",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any, SupportsFloat, TypeAlias
 
 import gymnasium as gym
@@ -48,6 +49,13 @@ def base_env_of(env: gym.Env) -> PermShuffleEnv:
     if not isinstance(base_env, PermShuffleEnv):
         raise ConfigurationError(f"{env} is another environment: pass PermShuffle-v0, gym.make('PermShuffle-v0')")
     return base_env
+
+
+def layers_of(env: gym.Env) -> Iterator[gym.Wrapper]:
+    """Yield the wrappers around an environment, the outermost first."""
+    while isinstance(env, gym.Wrapper):
+        yield env
+        env = env.env
 
 
 def is_number(value: Any, kind: type) -> bool:

@@ -13,7 +13,7 @@ from permenv.config import ConfigurationError
 from permenv.episode import mean
 from permenv.pretraining import Record
 from permenv.reward import extrapolated_error, reward
-from permenv.wrappers.base import Step, base_env_of
+from permenv.wrappers.base import Step, base_env_of, layers_of
 
 Gains = dict[str, float]  # by task
 
@@ -32,13 +32,12 @@ class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
         gym.Wrapper.__init__(self, env)
         base_env_of(env)
         name = type(self).__name__
-        while isinstance(env, gym.Wrapper):
-            if isinstance(env, _RewardFromRecords | NormalizedReward):
+        for layer in layers_of(env):
+            if isinstance(layer, _RewardFromRecords | NormalizedReward):
                 raise ConfigurationError(
-                    f"{name} over {type(env).__name__}: it replaces that reward; put NormalizedReward over {name}, or "
-                    f"leave one of the two out"
+                    f"{name} over {type(layer).__name__}: it replaces that reward; put NormalizedReward over {name}, "
+                    f"or leave one of the two out"
                 )
-            env = env.env
 
     @property
     def rewards(self) -> list[float]:
@@ -177,9 +176,9 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
 
     Rewards are then of the order of 1 whatever the task and the configuration, so a learning rate that suits one
     suits the others. The first reward of a run becomes 1 or -1, the t-th lies in [-√t, √t]; signs are kept and 0
-    stays 0. The rewards are those in `rewards` of the environment below: its own, or those of `ErrorReduction` or
-    `CrossEntropyReward`. `info["task_rewards"]` are divided by the same number. (The sum of normalised reductions is
-    no longer E_0 - E_T.)
+    stays 0. The rewards are the environment's own, or those of `ErrorReduction` or `CrossEntropyReward`; a wrapper
+    of yours that changes the reward goes over this view. `info["task_rewards"]` are divided by the same number. (The
+    sum of normalised reductions is no longer E_0 - E_T.)
 
     `gymnasium.wrappers.NormalizeReward` does not work here. It estimates the spread over all steps, of which all but
     one in thousands have reward 0, and of a discounted sum that has decayed to nothing when the next reward comes. Its
@@ -192,28 +191,44 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
         env: `PermShuffle-v0`, with its own reward or under `ErrorReduction` or `CrossEntropyReward`.
 
     Attributes:
-        rewards: This view's rewards since the run began, one for each of the environment below.
+        rewards: This view's rewards since the run began, one for each of those below.
+
+    Raises:
+        ConfigurationError: If there is another `NormalizedReward` below; in `step`, if another wrapper below has
+            changed the reward.
     """
 
     def __init__(self, env: gym.Env):
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         base_env_of(env)
+        if any(isinstance(layer, NormalizedReward) for layer in layers_of(env)):
+            raise ConfigurationError("NormalizedReward over NormalizedReward: leave one of the two out")
 
     @property
     def rewards(self) -> list[float]:
         """All rewards of this view since the run began, in order."""
-        below = self.env.get_wrapper_attr("rewards")
+        below = self._rewards_below()
         return [value / _scale(below[: count + 1]) for count, value in enumerate(below)]
 
     def step(self, action: object) -> Step:
         """Take a step of the environment below, with this view's reward."""
         observation, value, terminated, truncated, info = self.env.step(action)
-        if info["validated"] or info["diverged"]:  # elsewhere every reward is 0
-            scale = _scale(self.env.get_wrapper_attr("rewards"))
+        below = self._rewards_below() if info["validated"] or info["diverged"] else []
+        if value and value not in below[-1:]:
+            raise ConfigurationError(
+                f"NormalizedReward: the reward below is {value}, that of the run {(below or [0.0])[-1]}: another "
+                f"wrapper has changed it; put that wrapper over NormalizedReward"
+            )
+        if below:
+            scale = _scale(below)
             value = float(value) / scale
             info = {**info, "task_rewards": {task: gain / scale for task, gain in info["task_rewards"].items()}}
         return observation, value, terminated, truncated, info
+
+    def _rewards_below(self) -> list[float]:
+        views = (layer for layer in layers_of(self.env) if isinstance(layer, _RewardFromRecords))
+        return next(views, base_env_of(self)).rewards
 
 
 def _scale(rewards: list[float]) -> float:

@@ -370,6 +370,9 @@ def test_a_joint_task_needs_the_reward_of_every_task():
                 observation, np.zeros(2, int), 0.0, observation, False, False, {"phase": "update", "validated": True}
             )
         )
+    info = {"phase": "update", "validated": True, "task_rewards": {"spatial": 0.1, "temporal": 0.3}}
+    with pytest.raises(ValueError, match=r"reward is 0\.5, the mean of info\['task_rewards'\] is 0\.2.*wrapper"):
+        agent.learn(Transition(observation, np.zeros(2, int), 0.5, observation, False, False, info))
     for reward in (0.0, {"spatial": 0.0}):
         with pytest.raises(ValueError, match=r"reward is .*info\['task_rewards'\]"):
             agent.update(observation, counts, reward)

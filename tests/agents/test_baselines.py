@@ -109,6 +109,16 @@ def test_the_pool_of_each_task_equals_a_slow_reference(kind, easiest_first):
     np.testing.assert_allclose(probabilities, JOINT_FRACTIONS, rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [HardestFirst, EasiestFirst])
+def test_a_pool_that_is_continued_in_a_longer_run_keeps_its_pace(kind):
+    agent, longer = kind(*SINGLE, seed=0, start=0.2, updates=2), kind(*SINGLE, seed=0, updates=6)
+    for _ in range(2):
+        feed(agent, 0, validated=True)
+    longer.load_state_dict(agent.state_dict())
+    assert agent.share == longer.share == 1
+    assert (longer.start, longer.updates) == (0.2, 2)
+
+
 def test_difficulty_proportional_weights_permutations_by_the_difficulty_of_their_group():
     observation = observe(fractions=JOINT_FRACTIONS)
     probabilities = DifficultyProportional(*JOINT, seed=0).probabilities(observation)

@@ -52,6 +52,12 @@ def test_a_pair_has_opposite_noise_in_the_same_run():
     assert noise[0].shape == (PARAMETERS,)
 
 
+def test_without_noise_every_seed_is_a_run_of_its_own():
+    agent = pgpe()
+    agent.deterministic = True
+    assert [agent.reseed(seed) for seed in (6, 7, 8)] == [6, 7, 8]
+
+
 def test_an_episode_is_played_by_the_perturbed_policy_throughout():
     env, agent = Target(CONTEXTS, steps=5), on(Target(CONTEXTS))
     agent.update([collect(env, agent, seed) for seed in range(4)])

@@ -357,3 +357,19 @@ def test_rewards_are_normalised_once_and_observations_flat(make_env):
     assert make_model("ppo", ActionBlock(make_env(free_iterations=0)), seed=0).gamma == 0
     joint = FlatJointAction(make_env(task="spatiotemporal"))
     assert make_model("dqn", joint, seed=0, gamma=0.5).gamma == 0.5
+
+
+def test_options_override_those_chosen_here_one_by_one(make_env):
+    env = MixtureAction(make_env(free_iterations=0))
+    assert make_model("ppo", env, seed=0, policy="MlpPolicy").policy.net_arch == [16]
+    own = make_model("ppo", make_env(), seed=0, policy_kwargs={"net_arch": [7]})
+    assert own.policy.net_arch == [7]
+    assert own.policy.ahead > 1, "the rest is as it was"
+
+
+def test_the_steps_of_an_update_can_be_given_for_an_action_view_of_ones_own(make_env):
+    model = make_model("ppo", make_env(), seed=0, steps=5)
+    assert model.n_steps == 5
+    assert model.gamma == 1 - 1 / 5
+    with pytest.raises(ConfigurationError, match="steps=0: must be at least 1"):
+        make_model("ppo", make_env(), seed=0, steps=0)

@@ -13,7 +13,7 @@ from experiments import across_runs, leaderboard, reinforce
 from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
-from permenv import CheckpointError, ConfigurationError
+from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
 from tests.experiments.helpers import job, small
 
 
@@ -41,8 +41,17 @@ def without_seconds(rows):
 
 
 @pytest.mark.parametrize("actions", ["pool", "mixture"])
-def test_it_learns_from_episodes_of_fresh_seeds(options, tmp_path, actions):
-    rows = across_runs.main(options(actions=actions))
+def test_it_learns_from_episodes_of_fresh_seeds(options, tmp_path, actions, monkeypatch):
+    reset, seeds = PermShuffleEnv.reset, []
+
+    def record(env, *, seed=None, options=None):
+        seeds.append(seed)
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(PermShuffleEnv, "reset", record)
+    config = options(actions=actions)
+    rows = across_runs.main(config)
+    assert seeds == list(range(config.first_episode, config.first_episode + 6))
     assert [row["episodes"] for row in rows] == [2, 4, 6]
     assert all(0 < row["error_end"] <= 1 and 0 < row["error_half"] <= 1 for row in rows)
     assert {row["gradient"] == 0 for row in rows} == {False}

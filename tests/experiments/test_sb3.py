@@ -21,7 +21,7 @@ from tests.helpers import ROOT
 
 CASES = [
     ("ppo", "temporal", "groups"),
-    ("ppo", "spatial", "mixture"),
+    ("ppo", "spatial", "pool"),
     ("ppo", "spatial", "block"),
     ("ppo", "spatiotemporal", "groups"),
     ("a2c", "spatiotemporal", "pairs"),

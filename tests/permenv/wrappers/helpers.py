@@ -12,6 +12,7 @@ from permenv.wrappers import (
     CrossEntropyReward,
     ErrorAndProgress,
     ErrorReduction,
+    FiniteHorizon,
     FlatJointAction,
     MixtureAction,
     NormalizedReward,
@@ -48,6 +49,7 @@ STACKS = {
     "cross-entropy": CrossEntropyReward,
     "normalized": NormalizedReward,
     "normalized cross-entropy": lambda env: NormalizedReward(CrossEntropyReward(env)),
+    "finite horizon": FiniteHorizon,
     "normalized error reduction of a block": lambda env: NormalizedReward(ErrorReduction(ActionBlock(env))),
     "ratios with error of a block": lambda env: ErrorAndProgress(RatioMatrix(ActionBlock(env))),
     "history with error reduction of a pool": lambda env: ErrorAndProgress(

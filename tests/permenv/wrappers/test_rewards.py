@@ -6,11 +6,12 @@ import itertools
 import math
 import pickle
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
-from permenv import pretraining
+from permenv import ConfigurationError, pretraining
 from permenv.wrappers import ActionBlock, CrossEntropyReward, ErrorReduction, MixtureAction, NormalizedReward, fork
 from tests.helpers import assert_same, rollout
 from tests.permenv.wrappers.helpers import PARTS, actions_of, break_network, every_stack, every_task, is_rewarded, mean
@@ -210,6 +211,59 @@ def test_normalized_rewards_are_0_while_all_rewards_are_0(make, monkeypatch):
     rollout(env, actions_of(env, cycles=2))
     assert env.rewards == [0.0] * 3
     assert env.unwrapped.rewards == [0.0] * 3
+
+
+class Doubled(gym.Wrapper):
+    """A reward of a user, from a wrapper that also keeps a list named `rewards`, as SB3's Monitor does."""
+
+    def __init__(self, env, factor=2.0):
+        super().__init__(env)
+        self.factor, self.rewards = factor, []
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.rewards.append(float(reward))
+        info["task_rewards"] = {task: self.factor * gain for task, gain in info["task_rewards"].items()}
+        return observation, self.factor * reward, terminated, truncated, info
+
+
+def test_wrappers_in_between_do_not_change_what_a_reward_is_normalised_by(make):
+    env = make(lambda env: NormalizedReward(Doubled(CrossEntropyReward(env), factor=1.0)))
+    twin = make("normalized cross-entropy")
+    for each in (env, twin):
+        each.reset(seed=1)
+    actions = actions_of(env, cycles=3)
+    assert [step[1] for step in rollout(env, actions)] == [step[1] for step in rollout(twin, actions)]
+
+
+def test_a_reward_that_another_wrapper_has_changed_is_not_normalised_by_that_of_the_run(make):
+    env = make(lambda env: NormalizedReward(Doubled(CrossEntropyReward(env))))
+    env.reset(seed=1)
+    with pytest.raises(ConfigurationError, match="put that wrapper over NormalizedReward"):
+        rollout(env, actions_of(env, cycles=2))
+    over = make(lambda env: Doubled(NormalizedReward(CrossEntropyReward(env))))
+    over.reset(seed=1)
+    assert any(step[1] for step in rollout(over, actions_of(over, cycles=2)))
+
+
+def test_rewards_are_normalised_once(make):
+    with pytest.raises(ConfigurationError, match="leave one of the two out"):
+        make(lambda env: NormalizedReward(MixtureAction(NormalizedReward(env))))
+
+
+# FiniteHorizon
+
+
+@every_task
+def test_the_last_update_ends_a_finite_horizon(make, task):
+    env, twin = make("finite horizon", task, total_updates=2), make(lambda env: env, task, total_updates=2)
+    env.reset(seed=0)
+    twin.reset(seed=0)
+    actions = actions_of(twin, cycles=2)
+    ours, theirs = rollout(env, actions), rollout(twin, actions)
+    assert [step[2:4] for step in ours] == [(False, False)] * (len(actions) - 1) + [(True, False)]
+    assert theirs[-1][2:4] == (False, True)
+    assert_same([(*step[:2], step[4]) for step in ours], [(*step[:2], step[4]) for step in theirs])
 
 
 # Divergence

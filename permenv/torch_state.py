@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.backends import _FP32Precision
 
 
 @contextlib.contextmanager
@@ -14,8 +15,12 @@ def default_torch_state() -> Iterator[None]:
     """Run a block, or a decorated function, in torch's default state; the caller's state is restored afterwards.
 
     Inside, gradients are recorded, inference mode and autocast are off, new tensors are float32 on the CPU, and
-    float32 products are computed in float32 (no TF32, no bf16). Some of this state belongs to the process and not to
-    the thread, so runs in several threads of a process must not be moved at the same time.
+    float32 products are computed in float32 (no TF32, no bf16). On a GPU cuDNN measures which algorithms are fastest
+    (`torch.backends.cudnn.benchmark`). Some of this state belongs to the process and not to the thread, so runs in
+    several threads of a process must not be moved at the same time.
+
+    One setting of the caller's counts: after `torch.use_deterministic_algorithms(True)` cuDNN uses deterministic
+    algorithms too, so that a run on a GPU repeats bit for bit. It is slower.
 
     Example:
         >>> with torch.no_grad(), default_torch_state():
@@ -34,6 +39,17 @@ def default_torch_state() -> Iterator[None]:
             stack.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.set_default_dtype(torch.float32)
         stack.enter_context(_full_float32())
+        stack.enter_context(_algorithms_of_cudnn())
+        yield
+
+
+@contextlib.contextmanager
+def _algorithms_of_cudnn() -> Iterator[None]:
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with contextlib.ExitStack() as stack:
+        for name, value in {"enabled": True, "benchmark": not deterministic, "deterministic": deterministic}.items():
+            stack.callback(setattr, torch.backends.cudnn, name, getattr(torch.backends.cudnn, name))
+            setattr(torch.backends.cudnn, name, value)
         yield
 
 
@@ -73,12 +89,8 @@ def _precision_settings() -> list[tuple[Any, str]]:
     """Float32 precisions, from general to particular: an unset one inherits, and must be restored as unset."""
     backends: Any = torch.backends  # torch's stubs lack `fp32_precision`
     general = [backends, backends.mkldnn, backends.cudnn]
+    # not `cudnn.rnn`: before torch 2.11 moving an LSTM to a GPU puts a module without this setting in its place
     particular = [
-        backends.cuda.matmul,
-        backends.cudnn.conv,
-        backends.cudnn.rnn,
-        backends.mkldnn.matmul,
-        backends.mkldnn.conv,
-        backends.mkldnn.rnn,
+        _FP32Precision(backend, operation) for backend in ("cuda", "mkldnn") for operation in ("matmul", "conv", "rnn")
     ]
     return [*((each, "none") for each in general), *((each, "ieee") for each in particular)]

@@ -1,6 +1,7 @@
 """The caller's torch state has no effect on a run, and is the same afterwards."""
 
 import contextlib
+import types
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,13 @@ def old_and_new_precision():
         yield
 
 
+@contextlib.contextmanager
+def other_algorithms_of_cudnn():
+    """Choose algorithms as Stable-Baselines3 does for a model on a GPU."""
+    with torch.backends.cudnn.flags(enabled=False, benchmark=False, deterministic=True):
+        yield
+
+
 CALLERS = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
@@ -55,6 +63,7 @@ CALLERS = {
     "mkldnn precision bf16": lambda: precision_of(torch.backends.mkldnn.matmul, "bf16"),
     "every precision tf32": lambda: precision_of(torch.backends, "tf32"),
     "old and new precision settings": old_and_new_precision,
+    "other algorithms of cuDNN": other_algorithms_of_cudnn,
 }
 """By name, a context manager that changes the state of torch, as a caller might."""
 
@@ -75,6 +84,10 @@ def precisions_as_before():
         each.fp32_precision = value
 
 
+def cudnn_algorithms() -> tuple[bool, bool, bool]:
+    return tuple(getattr(torch.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic"))
+
+
 def state_of_torch() -> dict[str, Any]:
     """Read all of torch's modes that change numbers."""
     try:
@@ -91,6 +104,7 @@ def state_of_torch() -> dict[str, Any]:
         "device": torch.get_default_device().type,
         "new tensor": (torch.zeros(1).dtype, torch.zeros(1).device.type),
         "matmul": matmul,
+        "cudnn": cudnn_algorithms(),
         "precisions": [each.fp32_precision for each in PRECISIONS],
     }
 
@@ -117,6 +131,7 @@ def test_the_block_has_torchs_default_state_and_restores_the_callers(caller):
             assert torch.zeros(1).dtype == torch.float32
             assert torch.zeros(1).device.type == "cpu"
             assert {each.fp32_precision for each in PRECISIONS[3:]} <= {"ieee", "none"}
+            assert cudnn_algorithms() == (True, True, False)
         assert state_of_torch() == before
 
 
@@ -156,6 +171,21 @@ def test_torchs_older_settings_can_be_read_in_the_block(precision):
                 pass
         assert torch.get_float32_matmul_precision() == precision
         assert torch.backends.cudnn.allow_tf32
+
+
+def test_deterministic_algorithms_are_the_callers_choice():
+    with setting(torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True):
+        with default_torch_state():
+            assert torch.are_deterministic_algorithms_enabled()
+            assert cudnn_algorithms() == (True, False, True)
+        assert cudnn_algorithms() == (True, False, False)
+
+
+def test_moving_an_lstm_to_a_gpu_leaves_the_precisions_within_reach(monkeypatch):
+    # what `nn.LSTM.to("cuda")` did before torch 2.11: the name of the setting became that of a module without one
+    monkeypatch.setattr(torch.backends.cudnn, "rnn", types.ModuleType("torch.backends.cudnn.rnn"), raising=False)
+    with default_torch_state():
+        assert torch.zeros(1).dtype == torch.float32
 
 
 def test_it_decorates_functions_and_nests():

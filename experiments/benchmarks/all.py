@@ -122,8 +122,9 @@ def _commands(config: Config) -> dict[str, list[str]]:
     """Return the commands by name, in the order in which they are to run."""
     speed, dry_run = _SCRIPTS / "benchmarks" / "speed.py", _SCRIPTS / "benchmarks" / "dry_run.py"
     given = config.environment.arguments
-    tiny = ["--preset", "tiny", "--task", config.task, "--device", config.device]
-    sizes = {"": given} if config.preset == "tiny" else {"-tiny": tiny, "": given}
+    few = ["--env.num-scenes", str(config.env.num_scenes), "--env.num-clips", str(config.env.num_clips)]
+    tiny = ["--preset", "tiny", "--task", config.task, "--device", config.device, *few]
+    sizes = {"": given} if config.preset == "tiny" else {"": given, "-tiny": tiny}  # what matters most first
     commands = {}
     for size, words in sizes.items():
         which = [name for name in config.which if name != "env" or words is tiny or len(sizes) == 1]

@@ -25,7 +25,7 @@ import torch
 from experiments.benchmarks.counting import Counter, Operation
 from experiments.benchmarks.limits import Limits, measure_limits
 from experiments.benchmarks.noise import new_run, tasks_of_noise
-from experiments.benchmarks.timing import REST, Clock, Stopwatch
+from experiments.benchmarks.timing import AT_ONCE, REST, Clock, Stopwatch, repeated
 from experiments.common.options import EnvOptions
 from permenv import Pretraining, StillImages, VideoClips
 
@@ -84,14 +84,15 @@ def time_iteration(run: Pretraining, repeats: int) -> tuple[float, dict[str, flo
 
     Args:
         run: The run, which trains.
-        repeats: Iterations that are timed whole, and as many that are timed by part.
+        repeats: Blocks of `AT_ONCE` iterations that are timed whole, and iterations that are timed by part.
 
     Returns:
         The median of the seconds of those that are timed whole; and the seconds of each part, means over the middle
         half of the others, ordered by their sum, so that the parts sum to the mean of these.
     """
     clock = Clock(run.device)
-    whole = statistics.median(clock.times(run.iterate, repeats))
+    at_once = AT_ONCE[run.device.type]
+    whole = statistics.median(clock.times(repeated(run.iterate, at_once), repeats)) / at_once
     watch = Stopwatch(clock)
     laps = []
     with watching(run, watch):

@@ -68,7 +68,7 @@ def measure(config: EnvOptions, device: torch.device, iterations: int) -> dict[s
     Returns:
         By N images a second, and efficiency, which is 1 where N ranks are N times as fast as one.
     """
-    most = torch.cuda.device_count() if device.type == "cuda" else _ON_A_CPU
+    most = 1 if device.index is not None else torch.cuda.device_count() if device.type == "cuda" else _ON_A_CPU
     sizes = sorted({*(2**power for power in range(most.bit_length())), most})
     rates = {size: _images_per_second(config, device, size, iterations) for size in sizes}
     return {
@@ -82,7 +82,7 @@ def measure(config: EnvOptions, device: torch.device, iterations: int) -> dict[s
 
 def _images_per_second(config: EnvOptions, device: torch.device, size: int, iterations: int) -> float:
     numbers = dataclasses.replace(config.env, batch_size=size * config.env.batch_size)
-    options = dataclasses.replace(config.environment, env=numbers, device=device.type)
+    options = dataclasses.replace(config.environment, env=numbers, device=str(device))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     command = [*launcher, __file__, *options.arguments, "--iterations", str(iterations)]
     return float(time_process(command).output.splitlines()[-1])

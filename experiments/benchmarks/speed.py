@@ -32,7 +32,7 @@ from torch import Tensor
 
 from experiments.benchmarks import parts, scaling, start
 from experiments.benchmarks.noise import new_run, tasks_of_noise
-from experiments.benchmarks.timing import medians_in_turn
+from experiments.benchmarks.timing import AT_ONCE, medians_in_turn, repeated
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
@@ -44,7 +44,7 @@ from permenv.torch_state import default_torch_state
 from permenv.training import resolve_device, resolve_precision
 from permenv.validation import Validation, validate
 
-Measured = Literal["validation", "step", "joint", "env", "parts", "start", "scaling"]
+Measured = Literal["parts", "step", "joint", "validation", "env", "start", "scaling"]
 
 _CLASSIFIER_SCALE = 200  # an untrained network predicts all alike, and two methods could not differ
 
@@ -79,10 +79,10 @@ def main(config: Config) -> dict[str, Any]:
     }
     report: dict[str, Any] = {"machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
+    out = config.out or Path("experiments/results") / f"benchmark-{config.preset}-{device.type}.json"
     for name in config.which:
         report[name] = measure[name](config, device)
-    out = config.out or Path("experiments/results") / f"benchmark-{config.preset}-{device.type}.json"
-    write_json(out, report)
+        write_json(out, report)  # each time: whoever stops it has what was measured
     print(f"\nwritten to {out}")
     return report
 
@@ -170,7 +170,7 @@ def step(config: Config, device: torch.device) -> dict[str, Any]:
     runs["loop float32"].trainer.network = _LoopNetwork(runs["loop float32"].trainer.network)
     for precision in ("float32", "bf16"):
         runs[f"folded {precision}"] = new_run(dataclasses.replace(numbers, precision=precision), tasks)
-    seconds = medians_in_turn({name: run.iterate for name, run in runs.items()}, config.repeats, device)
+    seconds = _seconds_of_iterations(runs, config.repeats, device)
     rates = {name: numbers.batch_size / value for name, value in seconds.items()}
     auto = "bf16" if resolve_precision("auto", device) == torch.bfloat16 else "float32"
     _print_table(
@@ -194,7 +194,7 @@ def joint(config: Config, device: torch.device) -> dict[str, Any]:
     tasks = tasks_of_noise(numbers, device)
     runs = {name: new_run(numbers, {name: task}) for name, task in tasks.items()}
     runs["joint"] = new_run(numbers, tasks)
-    seconds = medians_in_turn({name: run.iterate for name, run in runs.items()}, config.repeats, device)
+    seconds = _seconds_of_iterations(runs, config.repeats, device)
     ratio = seconds["joint"] / (seconds["spatial"] + seconds["temporal"])
     _print_table(
         f"joint training step, {config.preset} preset, batches of {numbers.batch_size}",
@@ -204,6 +204,12 @@ def joint(config: Config, device: torch.device) -> dict[str, Any]:
         },
     )
     return {"batch_size": numbers.batch_size, "seconds": seconds, "ratio_joint_to_sum": ratio}
+
+
+def _seconds_of_iterations(runs: Mapping[str, Pretraining], repeats: int, device: torch.device) -> dict[str, float]:
+    at_once = AT_ONCE[device.type]
+    rivals = {name: repeated(run.iterate, at_once) for name, run in runs.items()}
+    return {name: seconds / at_once for name, seconds in medians_in_turn(rivals, repeats, device).items()}
 
 
 def env_overhead(config: Config, device: torch.device) -> dict[str, Any]:

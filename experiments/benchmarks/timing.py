@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+AT_ONCE = {"cpu": 1, "cuda": 10}
+"""Iterations that are timed as one: a GPU works on one while the next is prepared."""
 REST = "rest"
 """The part of a `Stopwatch` that runs when no other does."""
 
@@ -59,6 +61,16 @@ def medians_in_turn(
 ) -> dict[str, float]:
     """Return the median seconds of each rival, see `seconds_in_turn`."""
     return {name: statistics.median(each) for name, each in seconds_in_turn(rivals, repeats, device, now).items()}
+
+
+def repeated(work: Callable[[], object], times: int) -> Callable[[], None]:
+    """Return a function that does something several times."""
+
+    def all_of_it() -> None:
+        for _ in range(times):
+            work()
+
+    return all_of_it
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ several permutations have in common only once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -192,13 +193,14 @@ class PairwiseHead(OrderingHead):
         self.relative = relative
         self.fc6 = nn.Sequential(nn.Linear(features, fc6), nn.ReLU())
         self.fc7 = nn.Linear(2 * fc6, fc7)
-        self._first, self._second = np.triu_indices(num_pieces, 1)  # (pairs,) positions each
-        self.classifier = nn.Linear(len(self._first) * fc7, num_permutations)
+        self._num_pieces = num_pieces
+        self.classifier = nn.Linear(math.comb(num_pieces, 2) * fc7, num_permutations)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits (B, |Ψ|) of pool5 features (B, n, features) in their shuffled order."""
         pieces = self.fc6(_relative(features) if self.relative else features)
-        pairs = torch.cat([pieces[:, self._first], pieces[:, self._second]], dim=2)  # [B, pairs, 2 · fc6]
+        earlier, later = self._pairs(features.device)
+        pairs = torch.cat([pieces[:, earlier], pieces[:, later]], dim=2)  # [B, pairs, 2 · fc6]
         return self.classifier(self.fc7(pairs).relu_().flatten(1))
 
     def all_permutation_logits(self, features: Tensor, permutations: np.ndarray) -> Iterator[Tensor]:
@@ -211,12 +213,17 @@ class PairwiseHead(OrderingHead):
         # [V, n, n, fc7]: of piece i before piece j
         table = ((pieces @ first.T)[:, :, None] + (pieces @ second.T)[:, None] + self.fc7.bias).relu_()
         order = torch.tensor(permutations, device=features.device)
-        before, after = order[:, self._first], order[:, self._second]  # [|Ψ|, pairs]
+        earlier, later = self._pairs(features.device)
+        before, after = order[:, earlier], order[:, later]  # [|Ψ|, pairs]
         rows = _rows_of(4 * (self.classifier.in_features + self.classifier.out_features), features.device)
         for block in table.split(max(1, rows // len(order))):
             for some, others in zip(before.split(rows), after.split(rows), strict=True):
                 stacked = block[:, some, others].flatten(2)  # [v, l, pairs · fc7]
                 yield _linear(stacked.flatten(0, 1), self.classifier.weight, self.classifier.bias)
+
+    def _pairs(self, device: torch.device) -> Tensor:
+        """(2, pairs) int64, two different positions each, the earlier first; made on the device, without a copy."""
+        return torch.triu_indices(self._num_pieces, self._num_pieces, 1, device=device)
 
 
 @dataclass(frozen=True)

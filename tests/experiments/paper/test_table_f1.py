@@ -37,16 +37,16 @@ def test_it_measures_three_policies_at_every_checkpoint(options, tmp_path, capsy
     ]
     assert report["table"]["epoch"]["policy"]["mean"] == pytest.approx(np.mean(ratios))
     assert report["table"]["epoch"]["policy"]["sd"] == pytest.approx(np.std(ratios, ddof=1))
-    bound = report["bound"]["quarter"]["checkpoints"]["40%"]
+    best = report["best_pools"]["quarter"]["checkpoints"]["40%"]
     means = {
         kind: np.mean([run["40%"]["quarter"][kind] for run in report["accuracies"]])
         for kind in ("random", "easiest 10%", "easiest 30%", "easiest 50%", "easiest 70%", "easiest 90%")
     }
-    assert bound["ratio"] == pytest.approx(max(means.values()) / means["random"])
-    assert means[bound["pool"]] == max(means.values())
+    assert best["ratio"] == pytest.approx(max(means.values()) / means["random"])
+    assert means[best["pool"]] == max(means.values())
     printed = capsys.readouterr().out
     assert "| policy | (125 ± 14)% |" in printed
-    assert "upper bound, one epoch: " in printed
+    assert "best constant pool of each checkpoint, one epoch: " in printed
 
 
 def test_an_epoch_is_a_pass_over_the_training_samples(options):

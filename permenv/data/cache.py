@@ -139,10 +139,18 @@ def cache_folder() -> Path:
 
 
 def require_trust(cache: Path) -> None:
-    """Refuse the user's cache folder if others may have filled it. One that was named is trusted."""
-    if os.environ.get("PERMENV_CACHE") or os.name != "posix" or not cache.exists():
+    """Refuse the user's cache folder if others may have filled it. One that was named is trusted.
+
+    Raises:
+        CacheError: If it is refused or cannot be reached.
+    """
+    if os.environ.get("PERMENV_CACHE") or os.name != "posix":
         return
-    status = cache.stat()
+    with writing(cache):
+        try:
+            status = cache.stat()
+        except FileNotFoundError:
+            return
     if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
         what = "can be written by every user" if status.st_uid == os.geteuid() else "belongs to another user"
         raise CacheError(

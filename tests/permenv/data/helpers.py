@@ -1,7 +1,8 @@
-"""What the tests of data share: files that cannot be opened."""
+"""What the tests of data share: files that cannot be opened, folders that cannot be reached."""
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,3 +17,18 @@ def fail_to_open(patch: pytest.MonkeyPatch, name: str, fault: OSError) -> None:
         return opened(path, *args, **options)
 
     patch.setattr(os, "open", open_others)
+
+
+def fail_to_reach(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let everything below a folder be out of reach, as if the folder belonged to another user."""
+    for name in ("stat", "lstat", "mkdir", "open", "statvfs"):
+        patch.setattr(os, name, _refusing(getattr(os, name), folder))
+
+
+def _refusing(function: Any, folder: Path) -> Any:
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if not isinstance(path, int) and folder in Path(os.fsdecode(path)).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return function(path, *args, **options)
+
+    return refuse

@@ -21,7 +21,7 @@ from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, dis
 from permenv.data.source import DataError
 from permenv.locks import locked
 from tests.helpers import fail_to_lock
-from tests.permenv.data.helpers import fail_to_open
+from tests.permenv.data.helpers import fail_to_open, fail_to_reach
 
 ROW = (4, 3)
 ROWS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, *ROW)
@@ -397,6 +397,20 @@ def test_rows_are_made_in_memory_where_the_cache_cannot_be_written(tmp_path, mon
     assert (warning.name, warning.levelname) == ("permenv", "WARNING")
     assert "key is made in memory" in warning.getMessage()
     assert "file/cache cannot be written" in warning.getMessage()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rows_are_made_in_memory_where_the_cache_cannot_be_reached(tmp_path, monkeypatch, caplog, named):
+    place = tmp_path / "home" / ".cache" / "permenv"
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: place)
+    if named:
+        monkeypatch.setenv("PERMENV_CACHE", str(place))
+    else:
+        monkeypatch.delenv("PERMENV_CACHE")
+    fail_to_reach(monkeypatch, tmp_path / "home")
+    rows, _ = cached_or_in_memory("key", (5, *ROW), Builder())
+    np.testing.assert_array_equal(rows, ROWS)
+    assert f"the cache folder {place} cannot be written: Permission denied" in caplog.text
 
 
 def test_an_error_of_the_builder_is_not_taken_for_one_of_the_cache():

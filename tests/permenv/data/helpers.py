@@ -1,6 +1,9 @@
-"""What the tests of data share: files that cannot be opened, folders that cannot be reached."""
+"""What the tests of data share: files that cannot be opened, folders out of reach, threads that are counted."""
 
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +35,23 @@ def _refusing(function: Any, folder: Path) -> Any:
         return function(path, *args, **options)
 
     return refuse
+
+
+class Crowd:
+    """Counts the threads that are at a place at a time; there they wait until `size` have come."""
+
+    def __init__(self, size: int):
+        self.most, self.all = 0, 0
+        self._now, self._lock, self._barrier = 0, threading.Lock(), threading.Barrier(size, timeout=60)
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Be at the place."""
+        with self._lock:
+            self._now += 1
+            self.all += 1
+            self.most = max(self.most, self._now)
+        self._barrier.wait()
+        yield
+        with self._lock:
+            self._now -= 1

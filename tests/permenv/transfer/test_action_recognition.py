@@ -180,6 +180,7 @@ def test_actions_are_learned_and_a_seed_decides_the_result(trunk):
     result = action_recognition(trunk, clips, splits, OPTIONS, seed=3, progress=False)
     assert result.accuracy > 0.9
     assert result.accuracy == pytest.approx((result.splits[0].accuracy + result.splits[1].accuracy) / 2)
+    assert result.class_accuracy == pytest.approx(np.mean([split.class_accuracy for split in result.splits]))
     assert [each.number for each in result.splits] == [1, 2]
     assert result.splits[0].losses.shape == (60,)
     assert result.splits[0].scores.shape == (12, 3)
@@ -217,6 +218,9 @@ def test_accuracy_is_that_of_clips_and_each_class_has_its_own(trunk):
     assert split.by_class["blue"] == sum(right[0::3]) / 3
     assert split.by_class["red"] == sum(right[2::3]) / 2
     assert math.isnan(split.by_class["never there"])
+    assert split.class_accuracy == pytest.approx(
+        (sum(right[0::3]) / 3 + sum(right[1::3]) / 2 + sum(right[2::3]) / 2) / 3
+    )
 
 
 def test_all_layers_are_trained_and_batch_statistics_follow(trunk, monkeypatch):

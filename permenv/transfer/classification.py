@@ -43,7 +43,10 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.images) == len(self.labels):
-            raise ValueError(f"{len(self.images)} images with labels of {len(self.labels)}; pass one or more, and all")
+            raise ValueError(
+                f"{len(self.images)} images with labels of {len(self.labels)}: give at least one image, and labels for "
+                "every image"
+            )
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,10 @@ class DetectionImages:
     def __post_init__(self) -> None:
         numbers = (len(self.images), len(self.objects), len(self.proposals))
         if len(set(numbers)) > 1 or not numbers[0]:
-            raise ValueError("{} images with objects of {} and proposals of {}".format(*numbers))
+            raise ValueError(
+                "{} images with objects of {} and proposals of {}: give at least one image, with objects and proposals "
+                "for each".format(*numbers)
+            )
 
 
 @dataclass(frozen=True)

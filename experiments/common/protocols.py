@@ -219,7 +219,7 @@ def _detect(job: Job) -> dict[str, float]:
 def _detection_images(voc: Path, proposals: Path | None, part: str) -> DetectionImages:
     """Images with proposals: the same for every network, and slow to make."""
     published = None if proposals is None else selective_search(proposals / f"voc_2007_{part}.mat")
-    return detection_images(voc_images(voc, part).records, published)
+    return detection_images(voc_images(voc, part), published)
 
 
 def _segment(job: Job) -> dict[str, float]:
@@ -227,7 +227,7 @@ def _segment(job: Job) -> dict[str, float]:
     if job.data.voc_segmentation is not None:
         root, parts = job.data.voc_segmentation, ("train", "val")  # the masks of VOC 2012's test are not published
     assert root is not None, "checked by `Protocol.check`"
-    records = [voc_images(root, part, "Segmentation").records for part in parts]
+    records = [voc_images(root, part, "Segmentation") for part in parts]
     train, test = (segmented_images(each) for each in records)
     trunk, options = (
         job.prepared(lambda: some_squares(records[0], job.trunk.input_size)),
@@ -241,7 +241,7 @@ def _segment(job: Job) -> dict[str, float]:
 def _records(data: Data) -> list[tuple[VocImage, ...]]:
     """The images of trainval and of test."""
     assert data.voc is not None, "checked by `Protocol.check`"
-    return [voc_images(data.voc, part).records for part in _PARTS]
+    return [voc_images(data.voc, part) for part in _PARTS]
 
 
 def some_of(data: StillImages | VideoClips) -> np.ndarray:

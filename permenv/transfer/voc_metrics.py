@@ -31,6 +31,7 @@ class AveragePrecision:
     uninterpolated: float
 
 
+_ENOUGH = 0.5  # intersection over union from which an object is found
 _NONE = AveragePrecision(float("nan"), float("nan"), float("nan"))
 
 
@@ -95,17 +96,16 @@ def classification_precision(scores: np.ndarray, labels: np.ndarray) -> AverageP
     return average_precision(positive[_ranking(scores)], int(positive.sum()))
 
 
-def detection_precision(detections: Detections, truth: Sequence[Truth], overlap: float = 0.5) -> AveragePrecision:
+def detection_precision(detections: Detections, truth: Sequence[Truth]) -> AveragePrecision:
     """Average precision of one class of the detection task.
 
-    In the order of scores, a detection is given to the object that it overlaps most. It is correct if they overlap
-    enough and no earlier detection was given to the object; otherwise it is a false positive. It does not count if
-    the object is difficult.
+    In the order of scores, a detection is given to the object that it overlaps most. It is correct if their
+    intersection over union is at least 0.5 (as in the kit's code; its text has "more than") and no earlier detection
+    was given to the object; otherwise it is a false positive. It does not count if the object is difficult.
 
     Args:
         detections: What was found.
         truth: By image, what there is.
-        overlap: Intersection over union from which an object is found. (The kit's code has ≥, its text >.)
     """
     found = [np.zeros(len(each.boxes), dtype=bool) for each in truth]
     correct = []
@@ -117,7 +117,7 @@ def detection_precision(detections: Detections, truth: Sequence[Truth], overlap:
             continue
         overlaps = intersection_over_union(detections.boxes[place : place + 1], objects.boxes)[0]
         nearest = overlaps.argmax()
-        if overlaps[nearest] < overlap:
+        if overlaps[nearest] < _ENOUGH:
             correct.append(False)
         elif not objects.difficult[nearest]:
             correct.append(not found[image][nearest])

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from permenv.progress import progress_bar
-from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
+from permenv.transfer.crops import resized
+from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_size, network_input, plain_trunk
 from permenv.transfer.voc_metrics import AveragePrecision, classification_precision, mean_average_precision
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from permenv.progress import progress_bar
 from permenv.transfer.boxes import box_targets, clipped, mirrored, moved, suppress
-from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
+from permenv.transfer.crops import resized
+from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, ReceptiveField, network_input, plain_trunk, receptive_field
 from permenv.transfer.roi_pooling import roi_max_pool
 from permenv.transfer.voc_metrics import (

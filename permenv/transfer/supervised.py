@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.data import DataError, StillImages
-from permenv.transfer.action_recognition import ActionOptions, training_crop
+from permenv.transfer.crops import SCALES, training_crop
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
 from permenv.transfer.trunks import Trunk
@@ -83,12 +83,11 @@ def supervised(
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(among), options.batch)
-    crops = ActionOptions()  # corners and scales of the crops
 
     def loss_of_a_batch() -> Tensor:
         chosen = among[next(batches)]
         pixels = images.take(chosen, torch.device("cpu")).numpy()
-        squares = np.stack([training_crop(each, trunk.input_size, crops, rng) for each in pixels])
+        squares = np.stack([training_crop(each, trunk.input_size, SCALES, rng) for each in pixels])
         logits = network(network_input(squares, device))[_CLASS]
         return nn.functional.cross_entropy(logits, torch.from_numpy(labels[chosen]).to(device))
 

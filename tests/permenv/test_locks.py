@@ -70,6 +70,16 @@ def test_whoever_waits_says_so_once_and_gets_the_lock(tmp_path, monkeypatch):
     assert events == ["waiting for the first", "first ends", "second: True"]
 
 
+def test_without_fcntl_as_on_windows_a_lock_keeps_others_out_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(locks, "fcntl", None)
+    with locked(tmp_path / "lock") as held:
+        assert held
+        with pytest.raises(BlockingIOError, match="another process"), locked(tmp_path / "lock", wait=False):
+            pytest.fail("two hold it")
+    with locked(tmp_path / "lock", wait=False) as held:
+        assert held
+
+
 @pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP"])
 def test_a_file_system_without_locks_is_told_from_a_lock(name, tmp_path, monkeypatch):
     fail_to_lock(monkeypatch, getattr(errno, name))

@@ -234,7 +234,9 @@ def _memory_of(device: torch.device) -> int:
 
 
 def _disk_of_cache() -> int:
-    """Size of the disk on which the cache is, or will be."""
+    """Size in bytes of the disk on which the cache is, or will be."""
     folder = cache_folder()
-    place = next(each for each in (folder, *folder.parents) if each.exists())
-    return shutil.disk_usage(place).total
+    for place in (folder, *folder.parents):
+        with contextlib.suppress(OSError):  # it is not there, or must not be seen
+            return shutil.disk_usage(place).total
+    return 0

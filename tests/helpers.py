@@ -127,3 +127,13 @@ def mean(values: Iterable[float]) -> float:
 def small_backbone() -> torch.nn.Module:
     """A user's trunk, at module level so that it pickles."""
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5, stride=2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2))
+
+
+def fail_to_lock(patch: pytest.MonkeyPatch, number: int) -> None:
+    """Let every attempt to lock a file fail with this error number, as on a file system without locks."""
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    patch.setattr(fcntl, "flock", flock)

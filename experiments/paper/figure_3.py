@@ -66,7 +66,7 @@ def main(config: Config) -> dict[str, np.ndarray]:
         trunk = source.load(config.seed)
         print(f"{source.name}: {trunk.describe()}", flush=True)
         database, queries = (
-            object_crops(voc_images(config.voc, part).records, trunk.input_size) for part in ("trainval", "test")
+            object_crops(voc_images(config.voc, part), trunk.input_size) for part in ("trainval", "test")
         )
         assert queries.labels is not None, "objects have classes"
         rows = one_of_each_first(queries.labels, config.seed)[: config.queries]

@@ -70,7 +70,7 @@ def main(config: Config) -> dict[str, list[np.ndarray]]:
     sources = find_sources(config.sources, config.backbone)
     if config.voc is None:
         raise ConfigurationError("there are no images: name VOCdevkit/VOC2007 with --voc")
-    records = [voc_images(config.voc, part).records for part in ("trainval", "test")]
+    records = [voc_images(config.voc, part) for part in ("trainval", "test")]
     train, test = (labelled_images(each) for each in records)
     single = np.flatnonzero(((test.labels >= 0).sum(axis=1) == 1) & (test.labels.max(axis=1) == 1))
     rows = single[one_of_each_first(test.labels[single].argmax(axis=1), config.seed)[: config.count]]

@@ -20,22 +20,23 @@ are bytes, the index is JSON, and only regular files are opened.
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import math
 import os
-import platform
 import shutil
 import stat
 import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
+from permenv import locks
 from permenv.data.files import UnusableFileError, open_regular, read_regular
 from permenv.data.source import DataError, log
 
@@ -43,7 +44,8 @@ FORMAT = 2  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
 MAX_INDEX_BYTES = 2**30
 READ_BYTES = 2**18  # a checksum is computed in pieces of this size, which stay in the processor's cache
-ABANDONED_SECONDS = 24 * 3600  # a build that has written nothing for this long has ended
+LOCK = "lock"  # in a temporary folder
+ABANDONED_SECONDS = 24 * 3600  # without a lock, a build that has written nothing for this long has ended
 ATTEMPTS = 3  # one is enough unless other processes break or delete the entry meanwhile
 
 Append = Callable[[np.ndarray], None]
@@ -137,10 +139,18 @@ def cache_folder() -> Path:
 
 
 def require_trust(cache: Path) -> None:
-    """Refuse the user's cache folder if others may have filled it. One that was named is trusted."""
-    if os.environ.get("PERMENV_CACHE") or os.name != "posix" or not cache.exists():
+    """Refuse the user's cache folder if others may have filled it. One that was named is trusted.
+
+    Raises:
+        CacheError: If it is refused or cannot be reached.
+    """
+    if os.environ.get("PERMENV_CACHE") or os.name != "posix":
         return
-    status = cache.stat()
+    with writing(cache):
+        try:
+            status = cache.stat()
+        except FileNotFoundError:
+            return
     if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
         what = "can be written by every user" if status.st_uid == os.geteuid() else "belongs to another user"
         raise CacheError(
@@ -156,22 +166,21 @@ def locked(entry: Path) -> Iterator[None]:
     On a file system without locks every process builds for itself. That costs time only: an entry is renamed
     into place as a whole.
     """
-    import filelock
-
-    lock = filelock.FileLock(entry.with_name(f"{entry.name}.lock"))
-    with writing(entry.parent):
-        entry.parent.mkdir(0o775, parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            log.info("waiting for another process that builds cache entry %s", entry)
-            lock.acquire()
-        except NotImplementedError:
-            log.info("the cache folder %s has no file locks", entry.parent)
-    try:
+    lock = entry.with_name(f"{entry.name}.lock")
+    with ExitStack() as stack:
+        with writing(entry.parent):
+            entry.parent.mkdir(0o775, parents=True, exist_ok=True)
+            message = f"waiting for another process, which holds {lock}, to make the cache entry {entry.name}"
+            held = stack.enter_context(locks.locked(lock, message=message))
+        if not held:
+            _warn_of_missing_locks(entry.parent)
         yield
-    finally:
-        lock.release()
+
+
+@functools.cache
+def _warn_of_missing_locks(cache: Path) -> None:
+    """Warn once of each folder."""
+    log.warning("the cache folder %s has no file locks: processes that start together all make the same entries", cache)
 
 
 class _BrokenError(Exception):
@@ -269,37 +278,33 @@ def _checksum(array: int, index: dict[str, Any]) -> int:
 
 
 def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
-    """Build an entry under a temporary name, then rename it, unless another process was faster."""
+    """Build an entry in a temporary folder, then move it to its place, unless another process was faster."""
     cache = entry.parent
-    with writing(cache):
-        remove_abandoned(cache)
-        require_room(cache, math.prod(shape))
-        temporary = temporary_folder(cache)
-        temporary.mkdir()
-    try:
-        _fill(temporary, entry.name, shape[1:], build)
+    with temporary_folder(cache) as temporary:
         with writing(cache):
-            _rename_unless_there(temporary, entry)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # after a success it has been renamed
+            require_room(cache, math.prod(shape))
+            (temporary / entry.name).mkdir()
+        _fill(temporary / entry.name, cache, shape[1:], build)
+        with writing(cache):
+            _rename_unless_there(temporary / entry.name, entry)
 
 
-def _fill(folder: Path, key: str, row: tuple[int, ...], build: Build) -> None:
+def _fill(entry: Path, cache: Path, row: tuple[int, ...], build: Build) -> None:
     """Write the array's rows as `build` appends them, then the index."""
-    with writing(folder.parent):
-        file = (folder / ARRAY).open("wb")
-    rows = _Rows(file, row, folder.parent)
+    with writing(cache):
+        file = (entry / ARRAY).open("wb")
+    rows = _Rows(file, row, cache)
     try:
         metadata = build(rows.append)
     finally:
-        with writing(folder.parent):
+        with writing(cache):
             file.close()
     if not rows.count:
-        raise DataError(f"cache entry {key} would be empty: no rows were made")
-    index = _index(key, (rows.count, *row), json.loads(json.dumps(metadata)))
+        raise DataError(f"cache entry {entry.name} would be empty: no rows were made")
+    index = _index(entry.name, (rows.count, *row), json.loads(json.dumps(metadata)))
     index["checksum"] = _checksum(rows.checksum, index)
-    with writing(folder.parent):
-        (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    with writing(cache):
+        (entry / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 class _Rows:
@@ -337,14 +342,11 @@ def _rename_unless_there(temporary: Path, entry: Path) -> None:
 
 
 def _discard(entry: Path) -> None:
-    """Delete an entry. It is renamed first, so that no other process opens it half deleted."""
-    doomed = temporary_folder(entry.parent)
-    with writing(entry.parent), suppress(FileNotFoundError):  # another process has deleted it already
-        entry.rename(doomed)
-    if doomed.is_dir() and not doomed.is_symlink():
-        shutil.rmtree(doomed, ignore_errors=True)
-    else:
-        doomed.unlink(missing_ok=True)
+    """Delete an entry. It is moved away first, so that no other process opens it half deleted."""
+    if os.path.lexists(entry):
+        missing = suppress(FileNotFoundError)  # another process has deleted it already
+        with temporary_folder(entry.parent) as temporary, writing(entry.parent), missing:
+            entry.rename(temporary / entry.name)
 
 
 def require_room(cache: Path, needed: int) -> None:
@@ -366,35 +368,31 @@ def writing(cache: Path) -> Iterator[None]:
         ) from fault
 
 
-def temporary_folder(cache: Path) -> Path:
-    """Return a new name beside the entries. It says which machine and process build there."""
-    return cache / f"temporary-{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}"
+@contextmanager
+def temporary_folder(cache: Path) -> Iterator[Path]:
+    """Make a folder beside the entries for what is not whole yet, and delete it at the end with what is still in it.
+
+    A file in it is locked meanwhile. So what a killed process left is told from what is being written, and is deleted,
+    under any key: it may fill the disk.
+    """
+    folder = cache / f"temporary-{uuid.uuid4().hex}"
+    with ExitStack() as stack:
+        with writing(cache):
+            _remove_abandoned(cache)
+            folder.mkdir()
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            stack.enter_context(locks.locked(folder / LOCK))
+        yield folder
 
 
-def remove_abandoned(cache: Path) -> None:
-    """Delete what killed processes left, under any key: it may fill the disk."""
+def _remove_abandoned(cache: Path) -> None:
+    """Delete temporary folders whose processes have ended."""
     for folder in cache.glob("temporary-*"):
-        with suppress(OSError, ValueError):  # gone meanwhile, or not made by this module
-            if _is_abandoned(folder):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_abandoned(folder: Path) -> bool:
-    """Whether its process has ended or, on any machine, has written nothing for a day."""
-    last_write = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-    if time.time() - last_write > ABANDONED_SECONDS:
-        return True
-    machine, process, _ = folder.name.removeprefix("temporary-").rsplit("-", 2)
-    return machine == platform.node() and not _is_alive(int(process))
-
-
-def _is_alive(process: int) -> bool:
-    if os.name != "posix":
-        return True  # on Windows, os.kill with signal 0 would end the process
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+        with suppress(OSError):  # it is in use, which is a BlockingIOError, or gone meanwhile
+            files = list(folder.rglob("*"))
+            last_write = max(path.stat().st_mtime for path in (folder, *files))
+            lock = folder / LOCK
+            with locks.locked(lock, wait=False) if lock in files else nullcontext(False) as held:
+                # without more than the lock in it, its process may be about to take the lock
+                if (held and len(files) > 1) or time.time() - last_write > ABANDONED_SECONDS:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -9,8 +9,10 @@ import errno
 import hashlib
 import os
 import stat
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
@@ -301,6 +303,37 @@ def in_parallel(
             yield waiting.popleft().result()
             bar.update()
             waiting.extend(pool.submit(work, item) for item in islice(todo, 1))
+
+
+class Budget:
+    """What threads may use together at one time.
+
+    Args:
+        total: How much that is.
+    """
+
+    def __init__(self, total: int):
+        self.total = total
+        self._begin()
+        if hasattr(os, "register_at_fork"):  # a forked child is without its parent's threads
+            os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self._used, self._changed = 0, threading.Condition()
+
+    @contextmanager
+    def using(self, amount: int) -> Iterator[None]:
+        """Wait until the others leave this much; of more than the total, until they use nothing."""
+        amount = min(amount, self.total)
+        with self._changed:
+            self._changed.wait_for(lambda: self._used + amount <= self.total)
+            self._used += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= amount
+                self._changed.notify_all()
 
 
 def summary(remarks: Sequence[tuple[str, str]]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from permenv.data.files import (
+    Budget,
     content_digest,
     data_folder,
     faults_of,
@@ -31,6 +32,9 @@ RECIPE = 3  # increase it when the same files give other pixels, so that they ar
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 MAX_PIXELS = 2**27  # of one image, 0.4 GB decoded
 MAX_BYTES = 2**30  # of one file
+
+decoding = Budget(2 * MAX_PIXELS)
+"""The pixels that the threads of this process decode at a time. Ten photos of 24 megapixels are fewer."""
 
 
 def image_folder(root: str | Path, size: int, *, verify: bool = False, progress: bool = True) -> StillImages:
@@ -129,8 +133,7 @@ class ImageFiles:
 
     def square(self, content: bytes) -> np.ndarray | str:
         """Decode a content to (size, size, 3) uint8 RGB, or say why it cannot be decoded."""
-        image = decode(content)
-        return image if isinstance(image, str) else centre_square(image, self.size)
+        return decode(content, self.size)
 
 
 def _image_files(root: Path) -> list[str]:
@@ -180,12 +183,20 @@ def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
         raise DataError(f"{path} changed while it was read; start again when no process writes to the folder")
     if isinstance(content, str):
         return content
-    image = decode(content)
-    return image if isinstance(image, str) else centre_square(image, size)
+    return decode(content, size)
 
 
-def decode(content: bytes) -> np.ndarray | str:
-    """Decode to (H, W, 3) uint8 RGB, upright, or say why the content cannot be decoded.
+def decode(content: bytes, size: int | None = None) -> np.ndarray | str:
+    """Decode to uint8 RGB, upright, or say why the content cannot be decoded.
+
+    Threads that decode wait for each other where their images have too many pixels, see `decoding`.
+
+    Args:
+        content: Of a file.
+        size: S, side of the centre square that is cut out and resized; None for the whole image.
+
+    Returns:
+        (S, S, 3) or (H, W, 3) uint8, or a str that says why there is none.
 
     Raises:
         DataError: If a setting of Pillow would decide whether the image is used, see `load`.
@@ -204,7 +215,9 @@ def decode(content: bytes) -> np.ndarray | str:
         pixels = image.width * image.height
         if pixels > MAX_PIXELS:
             return f"{pixels} pixels are more than the {MAX_PIXELS} allowed"
-        return _upright(_jpeg(content) if image.format == "JPEG" else _png_or_webp(content, image), image)
+        with decoding.using(pixels):
+            rgb = _upright(_jpeg(content) if image.format == "JPEG" else _png_or_webp(content, image), image)
+            return rgb if size is None else centre_square(rgb, size)
     except Image.DecompressionBombError as fault:  # from Pillow 13 on, of a WebP above twice Pillow's own limit
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and 2 * limit < MAX_PIXELS:

@@ -40,7 +40,7 @@ from permenv.data.objects import (
     sample_thing,
 )
 
-__all__ = ["CLASSES", "RECIPE", "render_clips", "render_stills"]
+__all__ = ["CLASSES", "RECIPE", "check", "deal_labels", "render_clip"]
 
 SMALLEST = 16  # side of a picture, in pixels
 RECIPE = 1  # increase it when the same seed gives other pixels: checkpoints and the cache name data by it
@@ -114,60 +114,27 @@ class Scene:
     pan: Array  # (2,) how far the camera moves over the whole clip, in picture sides, rightwards and downwards
 
 
-def render_stills(count: int, size: int, seed: int = 0) -> tuple[Array, Array]:
-    """Render one picture of each of the first `count` scenes of a seed.
-
-    Scene i depends on `seed` and i alone, so a shorter call returns a prefix of a longer one.
-
-    Args:
-        count: Number of scenes, at least 1.
-        size: Side of the pictures in pixels, at least 16.
-        seed: Non-negative; another seed gives other scenes.
-
-    Returns:
-        Pixels, (count, size, size, 3) uint8 RGB, and labels, (count,) int64 indices into `CLASSES`, balanced
-        to within one and in shuffled order.
-
-    Raises:
-        ValueError: If `count`, `size` or `seed` is too small.
-    """
-    clips, labels = render_clips(count, 1, size, seed)
-    return clips[:, 0], labels
-
-
-def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[Array, Array]:
-    """Render a short clip of each of the first `count` scenes of a seed.
-
-    Args:
-        count: Number of scenes, at least 1.
-        frames: Pictures per scene, at least 1, evenly spaced over the scene's time from 0 to 1. The middle
-            one of an odd number, hence the only one of 1, is the picture that `render_stills` draws.
-        size: Side of the pictures in pixels, at least 16.
-        seed: Non-negative; another seed gives other scenes.
-
-    Returns:
-        Pixels, (count, frames, size, size, 3) uint8 RGB, and labels as `render_stills` returns them.
-
-    Raises:
-        ValueError: If `count`, `frames`, `size` or `seed` is too small.
-    """
-    check(count, frames, size, seed)
-    labels = deal_labels(count, seed)
-    clips = np.empty((count, frames, size, size, 3), np.uint8)
-    for i in range(count):
-        clips[i] = render_clip(i, int(labels[i]), frames, size, seed)
-    return clips, labels
-
-
 def check(count: int, frames: int, size: int, seed: int) -> None:
-    """Raise a ValueError if an argument of `render_clips` is too small."""
+    """Raise a ValueError if a number of scenes, of pictures of each, their side or a seed is too small."""
     for name, value, least in (("count", count, 1), ("frames", frames, 1), ("size", size, SMALLEST), ("seed", seed, 0)):
         if value < least:
             raise ValueError(f"{name} is {value}; pass at least {least}")
 
 
 def render_clip(index: int, label: int, frames: int, size: int, seed: int) -> Array:
-    """Render the clip of one scene, (frames, size, size, 3) uint8 RGB, see `render_clips`; `label` is the scene's."""
+    """Render a short clip of one scene.
+
+    Args:
+        index: Number of the scene. It depends on `index`, `label` and `seed` alone.
+        label: Its class, as `deal_labels` gives it.
+        frames: Number of pictures, at least 1, evenly spaced over the scene's time from 0 to 1. The middle one of an
+            odd number is the only one of 1.
+        size: Side of the pictures in pixels, at least 16.
+        seed: Non-negative; another seed gives other scenes.
+
+    Returns:
+        (frames, size, size, 3) uint8 RGB.
+    """
     scene = _sample(np.random.default_rng([seed, 0, index]), label)
     times = np.linspace(0, 1, frames) if frames > 1 else (0.5,)
     return np.stack([_draw(scene, size, float(t)) for t in times])

@@ -82,7 +82,8 @@ class StillImages:
             They are for evaluation only and never used in training.
         classes: The classes' names; the index is the label.
         name: Name of the set in logs.
-        fingerprint: Digest of the content; equal fingerprints mean equal images in equal order.
+        fingerprint: Digest of the content; equal fingerprints mean equal images in equal order, if they were decoded by
+            the same versions of the libraries.
         skipped: (relative path or item, reason) of everything that was found but is not used.
     """
 

@@ -16,7 +16,6 @@ what these decode to is the data from then on.
 from __future__ import annotations
 
 import os
-import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -32,7 +31,6 @@ from permenv.data.cache import (
     CacheError,
     cache_folder,
     locked,
-    remove_abandoned,
     require_room,
     require_trust,
     temporary_folder,
@@ -292,17 +290,11 @@ class Store:
 
     @contextmanager
     def _temporary(self) -> Iterator[Path]:
-        """Make a folder for files that are not whole yet; what killed processes left is removed."""
-        cache = self.folder.parent
-        temporary = temporary_folder(cache)
-        with writing(cache):
-            remove_abandoned(cache)
-            self.folder.mkdir(exist_ok=True)
-            temporary.mkdir()
-        try:
+        """Make a folder for files that are not whole yet, beside the store's own."""
+        with temporary_folder(self.folder.parent) as temporary:
+            with writing(self.folder.parent):
+                self.folder.mkdir(exist_ok=True)
             yield temporary
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _require_room(self, parts: Iterable[_Part]) -> None:
         """Check the free disk space before the work starts; of JPEG the smallest size that is likely."""

@@ -39,7 +39,7 @@ from permenv.data.files import (
     with_copies,
 )
 from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
-from permenv.data.folder import MAX_PIXELS, centre_square, load, read
+from permenv.data.folder import MAX_PIXELS, centre_square, decoding, load, read
 from permenv.data.source import DataError, StillImages, VideoClips, log
 from permenv.data.splits import Split, official_split
 
@@ -348,9 +348,10 @@ class _VideoFile:
             return f"{pixels:.0f} pixels of a frame are more than the {MAX_PIXELS} allowed"
         promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         try:
-            kept, count = _grab(capture, spread(max(promised, max_frames), max_frames), size)
-            if list(kept) != spread(count, max_frames):
-                kept, count = _grab(self._open(file), spread(count, max_frames), size)
+            with decoding.using(int(pixels)):
+                kept, count = _grab(capture, spread(max(promised, max_frames), max_frames), size)
+                if list(kept) != spread(count, max_frames):
+                    kept, count = _grab(self._open(file), spread(count, max_frames), size)
         except cv2.error:
             return "OpenCV cannot decode it"
         ends_early = promised - count > max(FEWER_AT_LEAST, FEWER_SHARE * promised)

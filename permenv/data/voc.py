@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -40,13 +39,11 @@ class VocObject:
         box: Left, top, right, bottom in pixels, 0-based and half-open, inside the image: the devkit's box of columns 1
             to 10, both included, is 0 to 10.
         difficult: Evaluation ignores it.
-        truncated: The box does not hold the whole object.
     """
 
     name: str
     box: tuple[float, float, float, float]
     difficult: bool
-    truncated: bool
 
     @property
     def area(self) -> float:
@@ -76,33 +73,7 @@ class VocImage:
     mask: Path | None = None
 
 
-@dataclass(frozen=True)
-class VocImages:
-    """The images of one list.
-
-    Attributes:
-        records: In the order of the list.
-        skipped: (name, reason) of each image that cannot be used.
-        remarks: (name, remark) of what is wrong with images that are used, such as a bad box, which is left out.
-        without_objects: How many of the records have no object.
-    """
-
-    records: tuple[VocImage, ...]
-    skipped: tuple[tuple[str, str], ...]
-    remarks: tuple[tuple[str, str], ...]
-    without_objects: int
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, place: int) -> VocImage:
-        return self.records[place]
-
-    def __iter__(self) -> Iterator[VocImage]:
-        return iter(self.records)
-
-
-def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"] = "Main") -> VocImages:
+def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"] = "Main") -> tuple[VocImage, ...]:
     """Read a list of images and their annotations. The headers of images are read, their pixels are not.
 
     An image without an annotation is skipped in `Main`, and has no objects in `Segmentation`. A box that reaches over
@@ -114,7 +85,7 @@ def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"
         kind: Folder of the list.
 
     Returns:
-        The images that can be used, and what is wrong with the others.
+        The images that can be used, in the order of the list. Warnings name the others, and objects that are left out.
 
     Raises:
         DataError: If there is no release, more than one, no such list, a line of it is no name, or no image can be
@@ -143,7 +114,7 @@ def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"
     empty = sum(not record.objects for record in records)
     if empty:
         log.info("%s: %d of %d images have no objects", place, empty, len(records))
-    return VocImages(tuple(records), tuple(skipped), tuple(remarks), empty)
+    return tuple(records)
 
 
 def load_voc_image(record: VocImage) -> np.ndarray | str:
@@ -301,8 +272,7 @@ def _object(node: ElementTree.Element, width: int, height: int) -> VocObject | s
     if box[0] >= box[2] or box[1] >= box[3]:
         shown = ", ".join(f"{corner:g}" for corner in corners)
         return f"the box {shown} is empty or outside of {width} × {height} pixels"
-    flags = [(node.findtext(flag) or "0").strip() == "1" for flag in ("difficult", "truncated")]
-    return VocObject(name, box, *flags)
+    return VocObject(name, box, difficult=(node.findtext("difficult") or "0").strip() == "1")
 
 
 def _number(text: str | None) -> float | None:

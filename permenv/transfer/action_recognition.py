@@ -40,16 +40,14 @@ from torch import Tensor, nn
 
 from permenv.data import DataError, VideoClips
 from permenv.progress import progress_bar
-from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
+from permenv.transfer.crops import SCALES, evaluated_crops, training_crop
+from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
 from permenv.transfer.trunks import Trunk
 
 _SCORE = "score"
 _DEVIATION = 0.001  # of the last layer's initial weights, that of Wang et al.
 _CHUNK = 64  # crops in the network at once, in testing
-_STEPS = 4  # places of crops are multiples of a quarter of the way that a crop can go
-_CORNERS_AND_CENTRE = ((0, 0), (0, 4), (4, 0), (4, 4), (2, 2))
-_TRAINING_PLACES = (*_CORNERS_AND_CENTRE, (2, 0), (2, 4), (4, 2), (0, 2), (1, 1), (1, 3), (3, 1), (3, 3))
 _CPU = torch.device("cpu")
 
 
@@ -80,8 +78,7 @@ class ActionOptions:
     """Options of the protocol; the defaults are those of the paper and of Wang et al.
 
     Attributes:
-        scales: Sides of a training crop as shares of a frame's, from the largest; height and width are the same or
-            neighbours in this list.
+        scales: Sides of a training crop as shares of a frame's, from the largest, see `training_crop`.
         test_scale: Side of a test crop as a share of a frame's.
         ten_crops: Whether to test the corners and the centre, and all mirrored, or the centre alone.
         batch: Frames of a mini-batch.
@@ -90,7 +87,7 @@ class ActionOptions:
         schedule: SGD.
     """
 
-    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    scales: tuple[float, ...] = SCALES
     test_scale: float = 0.875
     ten_crops: bool = True
     batch: int = 128
@@ -112,13 +109,15 @@ class SplitResult:
     Attributes:
         number: Of the split.
         accuracy: Share of the test clips whose class is recognised, in [0, 1].
-        by_class: Likewise, of the clips of each class; NaN if it has none.
+        class_accuracy: Mean of `by_class` over the classes that are tested.
+        by_class: Share of the test clips of each class that are recognised; NaN if it has none.
         scores: (m, classes) float32 mean logits of the test clips.
         losses: (iterations,) of the training.
     """
 
     number: int
     accuracy: float
+    class_accuracy: float
     by_class: dict[str, float]
     scores: np.ndarray
     losses: np.ndarray
@@ -129,12 +128,14 @@ class ActionResult:
     """Figures of the protocol.
 
     Attributes:
-        accuracy: Mean over the splits, the figure of Table 3, in [0, 1].
+        accuracy: Mean over the splits, in [0, 1].
+        class_accuracy: Likewise; the figure of Table 3.
         by_class: Mean over the splits that test the class; NaN if none does.
         splits: Of each split.
     """
 
     accuracy: float
+    class_accuracy: float
     by_class: dict[str, float]
     splits: tuple[SplitResult, ...]
 
@@ -181,7 +182,12 @@ def action_recognition(
         scores = clip_scores(network, clips, split.test, trunk.input_size, options, progress=progress)
         results.append(_figures(split.number, scores, test, clips.frames.classes, losses))
     by_class = {name: _mean([each.by_class[name] for each in results]) for name in clips.frames.classes}
-    return ActionResult(_mean([each.accuracy for each in results]), by_class, tuple(results))
+    return ActionResult(
+        _mean([each.accuracy for each in results]),
+        _mean([each.class_accuracy for each in results]),
+        by_class,
+        tuple(results),
+    )
 
 
 @torch.no_grad()
@@ -209,39 +215,13 @@ def clip_scores(
     scores = []
     for clip in progress_bar(among, label="testing", unit="clip", show=progress):
         frames = clips.take(np.array([clip]), np.arange(clips.lengths[clip])[None], _CPU)[0].numpy()
-        crops = np.concatenate([evaluated_crops(frame, side, options) for frame in frames])
+        crops = np.concatenate(
+            [evaluated_crops(frame, side, options.test_scale, options.ten_crops) for frame in frames]
+        )
         chunks = np.array_split(crops, -(-len(crops) // _CHUNK))
         logits = torch.cat([network(network_input(chunk, device))[_SCORE] for chunk in chunks])
         scores.append(logits.mean(0).cpu().numpy())
     return np.stack(scores)
-
-
-def training_crop(frame: np.ndarray, side: int, options: ActionOptions, rng: np.random.Generator) -> np.ndarray:
-    """Cut a random rectangle out of a frame, resize it to a square, and mirror it half of the time.
-
-    Args:
-        frame: (S, S, 3) uint8.
-        side: Of the square in pixels.
-        options: `scales` is used.
-        rng: Source of the draws.
-
-    Returns:
-        (side, side, 3) uint8.
-    """
-    numbers = range(len(options.scales))
-    pairs = [(high, wide) for high in numbers for wide in numbers if abs(high - wide) <= 1]
-    height, width = (_pixels(frame, options.scales[scale]) for scale in pairs[rng.integers(len(pairs))])
-    place = _TRAINING_PLACES[rng.integers(len(_TRAINING_PLACES))]
-    crop = _cut(frame, height, width, place, side)
-    return crop[:, ::-1] if rng.random() < 0.5 else crop
-
-
-def evaluated_crops(frame: np.ndarray, side: int, options: ActionOptions) -> np.ndarray:
-    """Cut the squares out of a frame (S, S, 3) uint8 that are tested: (1 or 10, side, side, 3) uint8."""
-    places = _CORNERS_AND_CENTRE if options.ten_crops else _CORNERS_AND_CENTRE[-1:]
-    own = _pixels(frame, options.test_scale)
-    crops = np.stack([_cut(frame, own, own, place, side) for place in places])
-    return np.concatenate([crops, crops[:, :, ::-1]]) if options.ten_crops else crops
 
 
 def _network(trunk: Trunk, classes: int, options: ActionOptions, seed: int) -> FineTunedNetwork:
@@ -277,7 +257,7 @@ def _train(
         rows = next(batches)
         chosen = split.train[rows]
         frames = clips.take(chosen, rng.integers(lengths[chosen])[:, None], _CPU)[:, 0].numpy()
-        crops = np.stack([training_crop(frame, side, options, rng) for frame in frames])
+        crops = np.stack([training_crop(frame, side, options.scales, rng) for frame in frames])
         logits = network(network_input(crops, device))[_SCORE]
         return nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]).to(device))
 
@@ -292,7 +272,7 @@ def _figures(
         raise FloatingPointError(f"split {number}: scores are not finite; lower the learning rate")
     right = scores.argmax(axis=1) == labels
     by_class = {name: _mean(right[labels == label]) for label, name in enumerate(classes)}
-    return SplitResult(number, _mean(right), by_class, scores, losses)
+    return SplitResult(number, _mean(right), _mean(list(by_class.values())), by_class, scores, losses)
 
 
 def _labels(clips: VideoClips, among: np.ndarray) -> np.ndarray:
@@ -317,14 +297,3 @@ def _mean(values: Sequence[float] | np.ndarray) -> float:
     used = np.asarray(values, dtype=np.float64)
     used = used[~np.isnan(used)]
     return float(used.mean()) if len(used) else float("nan")
-
-
-def _pixels(frame: np.ndarray, share: float) -> int:
-    return max(1, round(share * len(frame)))
-
-
-def _cut(frame: np.ndarray, height: int, width: int, place: tuple[int, int], side: int) -> np.ndarray:
-    """Cut (height, width) at a place of the 5 × 5 that there are, and resize it to a square."""
-    top = (frame.shape[0] - height) // _STEPS * place[0]
-    left = (frame.shape[1] - width) // _STEPS * place[1]
-    return resized(frame[top : top + height, left : left + width], side, side)

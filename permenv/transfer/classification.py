@@ -4,10 +4,12 @@
 al., Data-dependent initializations of convolutional neural networks, ICLR 2016, without its initialisation. As in
 their public code, the network is trained on random mirrored crops of trainval at random scales with one logistic loss
 a class, and the score of a test image is the mean over ten such crops. Classes whose objects in an image are all
-difficult are left out, in training and in the figure.
+difficult are left out, in training and in the figure. The figure is, by that code, scikit-learn's average precision,
+which does not interpolate (before scikit-learn 0.19 it did, linearly); `AveragePrecision` has it beside VOC's own.
 
 What differs: crops are normalised each on its own, as the pieces of the self-supervised task are, instead of by
-ImageNet's mean colour; fc6 and fc7 start with He's normal distribution, since the trunk has none.
+ImageNet's mean colour; fc6 and fc7 start with He's normal distribution, since the trunk has none. Of images with equal
+scores the first ranks first; that code ranks those last that are right.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from permenv.progress import progress_bar
-from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
+from permenv.transfer.crops import resized
+from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_size, network_input, plain_trunk
 from permenv.transfer.voc_metrics import AveragePrecision, classification_precision, mean_average_precision
 
@@ -41,7 +44,10 @@ class LabelledImages:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.images) == len(self.labels):
-            raise ValueError(f"{len(self.images)} images with labels of {len(self.labels)}; pass one or more, and all")
+            raise ValueError(
+                f"{len(self.images)} images with labels of {len(self.labels)}: give at least one image, and labels for "
+                "every image"
+            )
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from permenv.progress import progress_bar
 from permenv.transfer.boxes import box_targets, clipped, mirrored, moved, suppress
-from permenv.transfer.finetuning import Schedule, epochs, fine_tune, resized
+from permenv.transfer.crops import resized
+from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, ReceptiveField, network_input, plain_trunk, receptive_field
 from permenv.transfer.roi_pooling import roi_max_pool
 from permenv.transfer.voc_metrics import (
@@ -74,7 +75,10 @@ class DetectionImages:
     def __post_init__(self) -> None:
         numbers = (len(self.images), len(self.objects), len(self.proposals))
         if len(set(numbers)) > 1 or not numbers[0]:
-            raise ValueError("{} images with objects of {} and proposals of {}".format(*numbers))
+            raise ValueError(
+                "{} images with objects of {} and proposals of {}: give at least one image, with objects and proposals "
+                "for each".format(*numbers)
+            )
 
 
 @dataclass(frozen=True)

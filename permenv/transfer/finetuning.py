@@ -104,13 +104,3 @@ def epochs(rng: np.random.Generator, number: int, batch: int) -> Iterator[np.nda
             waiting = np.concatenate([waiting, rng.permutation(number)])
         yield waiting[:batch]
         waiting = waiting[batch:]
-
-
-def resized(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    """Resize (H, W, 3) uint8: area averaging to shrink, bilinear interpolation to enlarge."""
-    import cv2
-
-    shrink = rows * columns < image.shape[0] * image.shape[1]
-    return cv2.resize(
-        np.ascontiguousarray(image), (columns, rows), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-    )

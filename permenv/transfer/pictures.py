@@ -16,7 +16,7 @@ from torch import nn
 
 from permenv.data import StillImages
 from permenv.progress import progress_bar
-from permenv.transfer.finetuning import resized
+from permenv.transfer.crops import resized
 from permenv.transfer.plain import FineTunedNetwork, network_input, receptive_field
 
 if TYPE_CHECKING:

@@ -158,8 +158,6 @@ def linear_probe(
     options: LinearOptions | None = None,
     *,
     layers: Sequence[str] | None = None,
-    train_rows: np.ndarray | None = None,
-    test_rows: np.ndarray | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -172,8 +170,6 @@ def linear_probe(
         test: Likewise. Classes are compared by name; an image of a class that `train` lacks is wrong.
         options: By default those for CaffeNet.
         layers: Names of layers; by default all.
-        train_rows: (N,) int, which images train; by default all.
-        test_rows: (M,) int, which images are classified; by default all.
         seed: Decides which images are held out, and mini-batches.
         device: Where to compute.
         progress: Show progress bars, see `permenv.progress`.
@@ -188,7 +184,7 @@ def linear_probe(
     """
     options = options or LinearOptions()
     device = torch.device(device)
-    data = _Labelled.of(train, train_rows, test, test_rows)
+    data = _Labelled.of(train, test)
     trunk = _copied(trunk, device)
     results = {}
     for layer, features in _frozen_features(
@@ -212,8 +208,6 @@ def nonlinear_probe(
     test: StillImages,
     options: NonLinearOptions | None = None,
     *,
-    train_rows: np.ndarray | None = None,
-    test_rows: np.ndarray | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -225,8 +219,6 @@ def nonlinear_probe(
         train: Training images.
         test: Test images.
         options: By default those for CaffeNet.
-        train_rows: Which images train.
-        test_rows: Which images are classified.
         seed: Decides which images are held out, initial weights, mini-batches and dropped units.
         device: Where to compute.
         progress: Show progress bars, see `permenv.progress`.
@@ -238,7 +230,7 @@ def nonlinear_probe(
     """
     options = options or NonLinearOptions()
     device = torch.device(device)
-    data = _Labelled.of(train, train_rows, test, test_rows)
+    data = _Labelled.of(train, test)
     trunk = _copied(trunk, device)
     ((layer, features),) = _frozen_features(trunk, data, [options.frozen], None, device, progress)
     _rescale(features, data.train_number, centre=False)
@@ -293,14 +285,10 @@ class _Labelled:
     train_number: int
 
     @classmethod
-    def of(
-        cls, train: StillImages, train_rows: np.ndarray | None, test: StillImages, test_rows: np.ndarray | None
-    ) -> _Labelled:
+    def of(cls, train: StillImages, test: StillImages) -> _Labelled:
         parts, names = [], []
-        for images, rows in ((train, train_rows), (test, test_rows)):
-            rows = np.arange(len(images)) if rows is None else rows
-            rows = rows[:0] if images.labels is None else rows[images.labels[rows] >= 0]
-            if not len(rows):
+        for images in (train, test):
+            if images.labels is None or not len(rows := np.flatnonzero(images.labels >= 0)):
                 raise DataError(f"{images.name} has no labelled images: pass a folder with a folder for each class")
             parts.append((images, rows))
             names.append(class_names(images, rows))

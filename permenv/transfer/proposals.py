@@ -5,7 +5,6 @@ Boxes are [xmin, ymin, xmax, ymax] in pixels from 0 and contain their last row a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ import numpy as np
 from permenv.data import DataError
 from permenv.data.files import open_regular
 from permenv.transfer.boxes import suppress
-from permenv.transfer.voc_metrics import intersection_over_union
 
 _SHAPES = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)  # width by height
+_SMALLEST = 24.0  # pixels of the shorter side of the smallest windows
 _GROWTH = 2**0.5  # of the side from one size of windows to the next
 _STEP = 0.25  # between neighbouring windows, in widths and heights
 _SAME = 0.8  # windows that overlap more are one proposal
@@ -69,7 +68,7 @@ def _counted_from_zero(boxes: np.ndarray, path: str) -> np.ndarray:
     return found[np.sort(first)]
 
 
-def edge_windows(image: np.ndarray, number: int = 2000, *, smallest: int = 24) -> np.ndarray:
+def edge_windows(image: np.ndarray, number: int = 2000) -> np.ndarray:
     """Propose windows with many edges inside and few across their border: a stand-in for selective search.
 
     A grid of windows of several sizes and five shapes is ranked by a contrast, as the edge boxes of Zitnick & Dollár
@@ -79,7 +78,6 @@ def edge_windows(image: np.ndarray, number: int = 2000, *, smallest: int = 24) -
     Args:
         image: (H, W, 3) uint8.
         number: Largest number of proposals.
-        smallest: Length of the shorter side of the smallest windows in pixels, at least 4.
 
     Returns:
         (n, 4) float64 boxes, the best first; n is at least 1.
@@ -90,7 +88,7 @@ def edge_windows(image: np.ndarray, number: int = 2000, *, smallest: int = 24) -
     across, down = (cv2.Sobel(smooth, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
     edges = np.sqrt((across**2 + down**2).sum(axis=2))
     sums = cv2.integral(edges, sdepth=cv2.CV_64F)
-    windows = _grid(image.shape[0], image.shape[1], smallest)
+    windows = _grid(image.shape[0], image.shape[1])
     size = windows[:, 2:] - windows[:, :2] + 1
     margin = np.maximum(1, size // 8)
     inside = _sum(sums, windows[:, :2] + margin, windows[:, 2:] - margin)
@@ -101,30 +99,11 @@ def edge_windows(image: np.ndarray, number: int = 2000, *, smallest: int = 24) -
     return windows[best][kept[:number]].astype(np.float64)
 
 
-def recall(objects: Sequence[np.ndarray], proposals: Sequence[np.ndarray], overlap: float = 0.5) -> float:
-    """Share of objects that a proposal of their image overlaps enough.
-
-    Args:
-        objects: By image, (n, 4) boxes.
-        proposals: By image, (m, 4) boxes.
-        overlap: Intersection over union that is enough.
-
-    Returns:
-        In [0, 1]; NaN without objects.
-    """
-    covered = [
-        (intersection_over_union(boxes, others) >= overlap).any(axis=1)
-        for boxes, others in zip(objects, proposals, strict=True)
-    ]
-    flags = np.concatenate([np.empty(0, dtype=bool), *covered])
-    return float(flags.mean()) if len(flags) else float("nan")
-
-
-def _grid(height: int, width: int, smallest: int) -> np.ndarray:
+def _grid(height: int, width: int) -> np.ndarray:
     """Windows (n, 4) int of all sizes and shapes that fit into an image, and the whole image."""
     windows = [np.array([[0, 0, width - 1, height - 1]])]
     for shape in _SHAPES:
-        short = float(smallest)
+        short = _SMALLEST
         while True:
             columns, rows = round(short * max(1.0, shape)), round(short / min(1.0, shape))
             short *= _GROWTH

@@ -43,7 +43,10 @@ class SegmentedImages:
 
     def __post_init__(self) -> None:
         if not 0 < len(self.images) == len(self.masks):
-            raise ValueError(f"{len(self.images)} images with masks of {len(self.masks)}; pass one or more, and all")
+            raise ValueError(
+                f"{len(self.images)} images with masks of {len(self.masks)}: give at least one image, and a mask for "
+                "every image"
+            )
 
 
 @dataclass(frozen=True)

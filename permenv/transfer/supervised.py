@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.data import DataError, StillImages
-from permenv.transfer.action_recognition import ActionOptions, training_crop
+from permenv.transfer.crops import SCALES, training_crop
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
 from permenv.transfer.trunks import Trunk
@@ -46,7 +46,6 @@ def supervised(
     images: StillImages,
     options: SupervisedOptions,
     *,
-    rows: np.ndarray | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = True,
@@ -57,7 +56,6 @@ def supervised(
         trunk: Where training starts; it is left as it is. Crops have its `input_size`.
         images: Labelled images, larger than the crops or of their size; unlabelled ones are left out.
         options: Sizes and schedule.
-        rows: (N,) int, which images; by default all.
         seed: Decides new weights, mini-batches, crops and dropped units.
         device: Where to compute.
         progress: Show a progress bar, see `permenv.progress`.
@@ -69,8 +67,7 @@ def supervised(
         DataError: If no image is labelled.
         FloatingPointError: If the training diverges.
     """
-    among = np.arange(len(images)) if rows is None else rows
-    if images.labels is None or not len(among := among[images.labels[among] >= 0]):
+    if images.labels is None or not len(among := np.flatnonzero(images.labels >= 0)):
         raise DataError(f"{images.name} has no labels: name a folder with a subfolder for each class")
     labels, device = images.labels, torch.device(device)
     module = copy.deepcopy(trunk.module).requires_grad_()
@@ -86,12 +83,11 @@ def supervised(
     ).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(among), options.batch)
-    crops = ActionOptions()  # corners and scales of the crops
 
     def loss_of_a_batch() -> Tensor:
         chosen = among[next(batches)]
         pixels = images.take(chosen, torch.device("cpu")).numpy()
-        squares = np.stack([training_crop(each, trunk.input_size, crops, rng) for each in pixels])
+        squares = np.stack([training_crop(each, trunk.input_size, SCALES, rng) for each in pixels])
         logits = network(network_input(squares, device))[_CLASS]
         return nn.functional.cross_entropy(logits, torch.from_numpy(labels[chosen]).to(device))
 

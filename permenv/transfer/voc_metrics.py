@@ -7,6 +7,7 @@ pixels, so that a box has (xmax - xmin + 1) · (ymax - ymin + 1) of them.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,10 +23,16 @@ class AveragePrecision:
     Attributes:
         eleven_point: Mean of the interpolated precision at recalls 0, 0.1, ..., 1: VOC 2007.
         all_point: Area under the interpolated curve: VOC 2010 and later.
+        uninterpolated: Mean of the precision at each positive: scikit-learn's `average_precision_score`.
     """
 
     eleven_point: float
     all_point: float
+    uninterpolated: float
+
+
+_ENOUGH = 0.5  # intersection over union from which an object is found
+_NONE = AveragePrecision(float("nan"), float("nan"), float("nan"))
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def average_precision(correct: np.ndarray, positives: int) -> AveragePrecision:
         positives: How many there are to be found.
     """
     if not positives:
-        return AveragePrecision(float("nan"), float("nan"))
+        return _NONE
     hits = np.cumsum(correct)
     recall, precision = hits / positives, hits / np.arange(1, len(correct) + 1)
     # highest precision at this recall or a higher one
@@ -73,7 +80,7 @@ def average_precision(correct: np.ndarray, positives: int) -> AveragePrecision:
     places = np.searchsorted(recall, np.arange(11) / 10 - 1e-12)
     eleven_point = np.append(envelope, 0.0)[places].mean()
     all_point = (np.diff(recall, prepend=0.0) * envelope).sum()
-    return AveragePrecision(float(eleven_point), float(all_point))
+    return AveragePrecision(float(eleven_point), float(all_point), float(precision[correct].sum() / positives))
 
 
 def classification_precision(scores: np.ndarray, labels: np.ndarray) -> AveragePrecision:
@@ -89,17 +96,16 @@ def classification_precision(scores: np.ndarray, labels: np.ndarray) -> AverageP
     return average_precision(positive[_ranking(scores)], int(positive.sum()))
 
 
-def detection_precision(detections: Detections, truth: Sequence[Truth], overlap: float = 0.5) -> AveragePrecision:
+def detection_precision(detections: Detections, truth: Sequence[Truth]) -> AveragePrecision:
     """Average precision of one class of the detection task.
 
-    In the order of scores, a detection is given to the object that it overlaps most. It is correct if they overlap
-    enough and no earlier detection was given to the object; otherwise it is a false positive. It does not count if
-    the object is difficult.
+    In the order of scores, a detection is given to the object that it overlaps most. It is correct if their
+    intersection over union is at least 0.5 (as in the kit's code; its text has "more than") and no earlier detection
+    was given to the object; otherwise it is a false positive. It does not count if the object is difficult.
 
     Args:
         detections: What was found.
         truth: By image, what there is.
-        overlap: Intersection over union from which an object is found. (The kit's code has ≥, its text >.)
     """
     found = [np.zeros(len(each.boxes), dtype=bool) for each in truth]
     correct = []
@@ -111,7 +117,7 @@ def detection_precision(detections: Detections, truth: Sequence[Truth], overlap:
             continue
         overlaps = intersection_over_union(detections.boxes[place : place + 1], objects.boxes)[0]
         nearest = overlaps.argmax()
-        if overlaps[nearest] < overlap:
+        if overlaps[nearest] < _ENOUGH:
             correct.append(False)
         elif not objects.difficult[nearest]:
             correct.append(not found[image][nearest])
@@ -122,12 +128,8 @@ def detection_precision(detections: Detections, truth: Sequence[Truth], overlap:
 
 def mean_average_precision(by_class: Mapping[str, AveragePrecision]) -> AveragePrecision:
     """Mean over the classes that have a positive; NaN if none has."""
-    present = [each for each in by_class.values() if not np.isnan(each.all_point)]
-    if not present:
-        return AveragePrecision(float("nan"), float("nan"))
-    return AveragePrecision(
-        float(np.mean([each.eleven_point for each in present])), float(np.mean([each.all_point for each in present]))
-    )
+    present = [dataclasses.astuple(each) for each in by_class.values() if not np.isnan(each.all_point)]
+    return AveragePrecision(*(float(np.mean(each)) for each in zip(*present, strict=True))) if present else _NONE
 
 
 def intersection_over_union(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from permenv.data.files import content_digest, fingerprint, in_parallel, summary
 from permenv.data.source import log
 from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, load_voc_mask
 from permenv.transfer.classification import LabelledImages
+from permenv.transfer.crops import resized
 from permenv.transfer.detection import DetectionImages, Objects
-from permenv.transfer.finetuning import resized
 from permenv.transfer.proposals import edge_windows
 from permenv.transfer.segmentation import SegmentedImages
 

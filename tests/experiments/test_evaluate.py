@@ -46,6 +46,9 @@ def test_every_protocol_runs_on_trees_like_the_original_releases(options, images
         for paper in PROTOCOLS[row["protocol"]].paper.values():
             assert paper.keys() <= figures.keys(), "the paper's row has a column of its own"
     assert "| *S+T+P in the paper* | 54.3 |" in capsys.readouterr().out
+    figures = {row["protocol"]: list(row["figures"][0]) for row in report["rows"]}
+    assert figures["actions"][:2] == ["accuracy", "mean over classes"]
+    assert figures["classification"] == ["mAP, 11 points", "mAP, all points", "mAP, scikit-learn"]
 
 
 def test_a_run_is_compared_with_random_weights(options, images, tmp_path, capsys):

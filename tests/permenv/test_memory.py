@@ -13,6 +13,7 @@ import permenv.networks
 from permenv import ConfigurationError, memory
 from permenv.memory import estimate
 from tests.helpers import PARTS, ROOT, SMALL, small_run
+from tests.permenv.data.helpers import fail_to_reach
 from tests.permenv.series_task import SeriesTask
 
 CPU = torch.device("cpu")
@@ -199,3 +200,11 @@ def test_a_machine_has_memory_and_a_disk(monkeypatch, tmp_path):
     assert 2**28 < memory._memory_of(CPU) < 2**50
     monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "not" / "there" / "yet"))
     assert memory._disk_of_cache() > 2**20
+
+
+def test_the_cache_need_not_be_in_reach(monkeypatch, tmp_path, make_env, caplog):
+    monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "home" / "cache"))
+    fail_to_reach(monkeypatch, tmp_path / "home")
+    assert memory._disk_of_cache() > 2**20
+    make_env(num_scenes=61).reset(seed=0)
+    assert "is made in memory" in caplog.text

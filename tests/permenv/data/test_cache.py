@@ -1,12 +1,12 @@
 """The cache returns what was written or makes it again, whatever happened to its files."""
 
+import errno
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+import threading
 import time
 from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,9 @@ import pytest
 from permenv.data import cache
 from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, discard
 from permenv.data.source import DataError
-from tests.permenv.data.helpers import fail_to_open
+from permenv.locks import locked
+from tests.helpers import fail_to_lock
+from tests.permenv.data.helpers import fail_to_open, fail_to_reach
 
 ROW = (4, 3)
 ROWS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, *ROW)
@@ -210,33 +212,63 @@ def test_a_build_that_fails_leaves_nothing(folder):
     open_rows(Builder())
 
 
-def a_finished_process():
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+LEFT = {
+    "of a process that has ended": ("lock", "key/array.bin"),
+    "of a process that is about to lock it": ("lock",),
+    "without a lock": ("array.bin",),
+}
+"""Temporary folders by what is in them."""
 
 
-@pytest.mark.parametrize(
-    ("machine", "process", "age_days", "kept"),
-    [
-        (cache.platform.node(), a_finished_process, 0, False),
-        (cache.platform.node(), os.getpid, 0, True),
-        (cache.platform.node(), os.getpid, 2, False),
-        ("else-where", a_finished_process, 0, True),
-        ("else-where", a_finished_process, 2, False),
-    ],
-)
-def test_temporary_folders_of_ended_processes_are_deleted(folder, machine, process, age_days, kept):
-    leftover = folder / f"temporary-{machine}-{process()}-0123"
-    leftover.mkdir(parents=True)
-    (leftover / "array.bin").write_bytes(b"half")
+def leave(folder, files, age_days):
+    leftover = folder / "temporary-0123"
+    for name in files:
+        (leftover / name).parent.mkdir(parents=True, exist_ok=True)
+        (leftover / name).write_bytes(b"half")
     then = time.time() - age_days * 24 * 3600
-    for path in (leftover / "array.bin", leftover):
+    for path in (leftover, *leftover.rglob("*")):
         os.utime(path, (then, then))
+    return leftover
 
+
+@pytest.mark.parametrize("age_days", [0, 2])
+@pytest.mark.parametrize("left", LEFT)
+def test_temporary_folders_of_ended_processes_are_deleted(folder, left, age_days):
+    leftover = leave(folder, LEFT[left], age_days)
     open_rows(Builder())
-
+    kept = age_days == 0 and left != "of a process that has ended"
     assert leftover.exists() == kept
+
+
+@pytest.mark.parametrize("age_days", [0, 2])
+def test_a_temporary_folder_whose_lock_is_held_is_left_alone(folder, age_days):
+    leftover = leave(folder, LEFT["of a process that has ended"], age_days)
+    with locked(leftover / "lock"):
+        open_rows(Builder())
+    assert (leftover / "key" / "array.bin").exists()
+
+
+@pytest.mark.parametrize("age_days", [0, 2])
+def test_without_file_locks_the_age_of_a_temporary_folder_decides(folder, age_days, monkeypatch):
+    fail_to_lock(monkeypatch, errno.ENOLCK)
+    leftover = leave(folder, LEFT["of a process that has ended"], age_days)
+    open_rows(Builder())
+    assert leftover.exists() == (age_days == 0)
+
+
+def test_what_is_being_built_is_left_alone(folder):
+    def build(append):
+        append(ROWS)
+        [temporary] = folder.glob("temporary-*")
+        for path in (temporary, *temporary.rglob("*")):
+            os.utime(path, (0, 0))  # as if nothing had been written for long
+        cached_rows("other", (5, *ROW), Builder())
+        return METADATA
+
+    rows, metadata = open_rows(build)
+    np.testing.assert_array_equal(rows, ROWS)
+    assert metadata == METADATA
+    assert sorted(contents(folder)) == ["key", "other"]
 
 
 def build_until_killed(started):
@@ -327,13 +359,31 @@ def test_a_builder_that_finds_the_entry_of_a_faster_process_uses_it(folder):
     assert metadata == METADATA
 
 
-def test_without_file_locks_the_entry_is_built_all_the_same(monkeypatch):
-    def acquire(self, timeout=None):
-        raise NotImplementedError("this file system has no flock")
+@pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP"])
+def test_without_file_locks_entries_are_built_all_the_same_and_one_warning_says_so(name, folder, monkeypatch, caplog):
+    fail_to_lock(monkeypatch, getattr(errno, name))
+    for key in ("key", "other"):
+        rows, _ = cached_rows(key, (5, *ROW), Builder())
+        np.testing.assert_array_equal(rows, ROWS)
+    assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
+        f"the cache folder {folder} has no file locks"
+    ]
 
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    rows, _ = open_rows(Builder())
+
+def test_whoever_waits_for_an_entry_says_for_which_lock(folder, caplog):
+    def build(append):
+        waiting.start()
+        while not caplog.records and waiting.is_alive():
+            time.sleep(0.01)
+        return Builder()(append)
+
+    waiting = threading.Thread(target=open_rows, args=(fail,))
+    rows, _ = open_rows(build)
+    waiting.join()
     np.testing.assert_array_equal(rows, ROWS)
+    [warning] = caplog.records
+    assert warning.levelname == "WARNING"
+    assert f"waiting for another process, which holds {folder / 'key.lock'}" in warning.getMessage()
 
 
 def test_rows_are_made_in_memory_where_the_cache_cannot_be_written(tmp_path, monkeypatch, caplog):
@@ -347,6 +397,20 @@ def test_rows_are_made_in_memory_where_the_cache_cannot_be_written(tmp_path, mon
     assert (warning.name, warning.levelname) == ("permenv", "WARNING")
     assert "key is made in memory" in warning.getMessage()
     assert "file/cache cannot be written" in warning.getMessage()
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_rows_are_made_in_memory_where_the_cache_cannot_be_reached(tmp_path, monkeypatch, caplog, named):
+    place = tmp_path / "home" / ".cache" / "permenv"
+    monkeypatch.setattr(platformdirs, "user_cache_path", lambda name: place)
+    if named:
+        monkeypatch.setenv("PERMENV_CACHE", str(place))
+    else:
+        monkeypatch.delenv("PERMENV_CACHE")
+    fail_to_reach(monkeypatch, tmp_path / "home")
+    rows, _ = cached_or_in_memory("key", (5, *ROW), Builder())
+    np.testing.assert_array_equal(rows, ROWS)
+    assert f"the cache folder {place} cannot be written: Permission denied" in caplog.text
 
 
 def test_an_error_of_the_builder_is_not_taken_for_one_of_the_cache():

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from permenv.data import folder, source
+from permenv.data.files import Budget
 from permenv.data.folder import image_folder
 from permenv.data.source import DataError
 from tests.helpers import REAL_DATA
-from tests.permenv.data.helpers import fail_to_open
+from tests.permenv.data.helpers import Crowd, fail_to_open
 
 CPU = torch.device("cpu")
 PHOTOS = REAL_DATA / "imagenette" / "val"
@@ -407,6 +408,19 @@ def test_the_limit_of_pixels_is_inclusive(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MAX_PIXELS", 30 * 40)
     images = image_folder(put(tmp_path, {"a.png": picture(30, 40), "b.png": picture(30, 41)}), 8)
     assert images.skipped == (("b.png", "1230 pixels are more than the 1200 allowed"),)
+
+
+def test_threads_decode_no_more_pixels_at_a_time_than_allowed(tmp_path, monkeypatch):
+    crowd, decode = Crowd(3), folder._png_or_webp
+
+    def decode_in_crowd(*args):
+        with crowd.joined():
+            return decode(*args)
+
+    monkeypatch.setattr(folder, "_png_or_webp", decode_in_crowd)
+    monkeypatch.setattr(folder, "decoding", Budget(3 * 30 * 40 + 1))
+    images = image_folder(put(tmp_path, {f"{number}.png": picture(seed=number) for number in range(12)}), 8)
+    assert (len(images), crowd.all, crowd.most) == (12, 12, 3)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])

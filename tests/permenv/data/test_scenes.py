@@ -9,10 +9,22 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from permenv.data import scenes
 from permenv.data.embedded import embedded_clips, embedded_scenes
-from permenv.data.scenes import CLASSES, render_clips, render_stills
+from permenv.data.scenes import CLASSES, check, deal_labels, render_clip
 
 SIZE = 64
 MOVED = 40  # change in grey levels where something moves; the noise of the sensor is smaller
+
+
+def render_clips(count: int, frames: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """The first clips of a seed, (count, frames, size, size, 3) uint8 RGB, and their labels."""
+    labels = deal_labels(count, seed)
+    return np.stack([render_clip(i, int(labels[i]), frames, size, seed) for i in range(count)]), labels
+
+
+def render_stills(count: int, size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """One picture of each of the first scenes of a seed, (count, size, size, 3) uint8 RGB, and their labels."""
+    clips, labels = render_clips(count, 1, size, seed)
+    return clips[:, 0], labels
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +151,7 @@ class TestContract:
     )
     def test_too_small_arguments_are_named(self, arguments, message):
         with pytest.raises(ValueError, match=message):
-            render_clips(**{"count": 1, "frames": 1, "size": 16} | arguments)
+            check(**{"count": 1, "frames": 1, "size": 16, "seed": 0} | arguments)
 
 
 class TestLayout:

@@ -1,5 +1,6 @@
 """A store keeps what was decoded, finds what has changed, and makes again what is damaged."""
 
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -22,6 +23,7 @@ from permenv.data.folder import image_folder
 from permenv.data.kept import KeptImages
 from permenv.data.source import DataError
 from permenv.data.store import Store
+from tests.helpers import fail_to_lock
 
 COUNT, SIZE = 60, 24
 
@@ -258,10 +260,7 @@ def test_whoever_needs_a_store_that_is_being_built_waits_for_it(root, encoding):
 
 
 def test_without_file_locks_a_store_is_built_all_the_same(root, monkeypatch):
-    def acquire(self, timeout=None):
-        raise NotImplementedError("this file system has no flock")
-
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    fail_to_lock(monkeypatch, errno.ENOSYS)
     assert_holds(opened(root), "raw")
 
 

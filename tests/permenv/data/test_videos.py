@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 
 from permenv.data import folder, videos
+from permenv.data.files import Budget
 from permenv.data.folder import image_folder
 from permenv.data.source import DataError, StillImages, VideoClips
 from permenv.data.videos import video_folder
-from tests.permenv.data.helpers import fail_to_open
+from tests.permenv.data.helpers import Crowd, fail_to_open
 
 CPU = torch.device("cpu")
 SIDE = 64  # of the frames that the tests write
@@ -358,7 +359,7 @@ def test_clips_without_permission_are_skipped_until_it_is_given(tmp_path, monkey
     scandir = os.scandir
 
     def scan_if_allowed(path):
-        if Path(path).name == "shut":
+        if not isinstance(path, int) and Path(path).name == "shut":
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
@@ -428,6 +429,21 @@ def test_frames_that_are_too_large(tmp_path, monkeypatch):
     film(tmp_path / "b.avi", width=2 * SIDE)
     clips = read(tmp_path)
     assert clips.frames.skipped == (("b.avi", "8192 pixels of a frame are more than the 4096 allowed"),)
+
+
+def test_threads_decode_frames_of_no_more_pixels_at_a_time_than_allowed(tmp_path, monkeypatch):
+    crowd, grab = Crowd(3), videos._grab
+
+    def grab_in_crowd(*args):
+        with crowd.joined():
+            return grab(*args)
+
+    monkeypatch.setattr(videos, "_grab", grab_in_crowd)
+    monkeypatch.setattr(videos, "decoding", Budget(3 * SIDE**2 + 1))
+    for number in range(12):
+        film(tmp_path / f"{number}.avi", first=number)
+    assert len(read(tmp_path)) == 12
+    assert (crowd.all, crowd.most) == (12, 3)
 
 
 def test_many_bad_clips_make_one_short_warning(tmp_path, caplog):

@@ -1,4 +1,4 @@
-"""Action recognition: crops, scores of clips, learning, one seed one result."""
+"""Action recognition: scores of clips, learning, one seed one result."""
 
 import dataclasses
 import math
@@ -14,8 +14,6 @@ from permenv.transfer.action_recognition import (
     ActionSplit,
     action_recognition,
     clip_scores,
-    evaluated_crops,
-    training_crop,
 )
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.trunks import load_trunk
@@ -65,57 +63,6 @@ class MeanColour(nn.Module):
 
     def forward(self, images):
         return {"score": images.clamp_min(0).pow(2).mean((2, 3)) @ self.weight.T}
-
-
-# Crops
-
-
-def test_a_training_crop_is_one_that_wang_et_al_list():
-    """All crops of a frame whose pixels are numbered: sides, places and mirroring are those of their code."""
-    side = 256
-    rows, columns = np.mgrid[:side, :side].astype(np.uint8)
-    frame = np.stack([rows, columns, rows], axis=2)
-    sides = [256, 224, 192, 169]
-    expected = set()
-    for first, height in enumerate(sides):
-        for second, width in enumerate(sides):
-            if abs(first - second) <= 1:
-                down, right = (side - height) // 4, (side - width) // 4
-                places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0)]
-                places += [(1, 1), (3, 1), (1, 3), (3, 3)]
-                expected |= {(height, width, down * y, right * x) for y, x in places}
-    found, mirrored, rng = set(), 0, np.random.default_rng(0)
-
-    def uncropped(image, wanted_rows, wanted_columns):
-        found.add((*image.shape[:2], int(image[0, 0, 0]), int(image[0, 0, 1])))
-        return image
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("permenv.transfer.action_recognition.resized", uncropped)
-        for _ in range(3000):
-            crop = training_crop(frame, 224, ActionOptions(), rng)
-            mirrored += crop[0, 0, 1] > crop[0, -1, 1]
-    assert found == expected
-    assert 1350 < mirrored < 1650
-
-
-def test_crops_have_the_size_of_the_input():
-    frame = np.full((80, 80, 3), 9, dtype=np.uint8)
-    crop = training_crop(frame, 54, ActionOptions(), np.random.default_rng(0))
-    assert crop.shape == (54, 54, 3)
-    assert (crop == 9).all()
-    assert evaluated_crops(frame, 54, OPTIONS).shape == (1, 54, 54, 3)
-    assert evaluated_crops(frame, 54, ActionOptions()).shape == (10, 54, 54, 3)
-
-
-def test_the_corners_the_centre_and_their_mirrors_are_evaluated():
-    frame = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    slices = [(slice(0, 56), slice(0, 56)), (slice(0, 56), slice(8, 64)), (slice(8, 64), slice(0, 56))]
-    slices += [(slice(8, 64), slice(8, 64)), (slice(4, 60), slice(4, 60))]
-    expected = [frame[rows, columns] for rows, columns in slices]
-    crops = evaluated_crops(frame, 56, ActionOptions())
-    np.testing.assert_array_equal(crops, expected + [each[:, ::-1] for each in expected])
-    np.testing.assert_array_equal(evaluated_crops(frame, 56, OPTIONS), expected[-1:])
 
 
 # Scores
@@ -180,6 +127,7 @@ def test_actions_are_learned_and_a_seed_decides_the_result(trunk):
     result = action_recognition(trunk, clips, splits, OPTIONS, seed=3, progress=False)
     assert result.accuracy > 0.9
     assert result.accuracy == pytest.approx((result.splits[0].accuracy + result.splits[1].accuracy) / 2)
+    assert result.class_accuracy == pytest.approx(np.mean([split.class_accuracy for split in result.splits]))
     assert [each.number for each in result.splits] == [1, 2]
     assert result.splits[0].losses.shape == (60,)
     assert result.splits[0].scores.shape == (12, 3)
@@ -217,6 +165,9 @@ def test_accuracy_is_that_of_clips_and_each_class_has_its_own(trunk):
     assert split.by_class["blue"] == sum(right[0::3]) / 3
     assert split.by_class["red"] == sum(right[2::3]) / 2
     assert math.isnan(split.by_class["never there"])
+    assert split.class_accuracy == pytest.approx(
+        (sum(right[0::3]) / 3 + sum(right[1::3]) / 2 + sum(right[2::3]) / 2) / 3
+    )
 
 
 def test_all_layers_are_trained_and_batch_statistics_follow(trunk, monkeypatch):

@@ -120,7 +120,7 @@ def test_labels_of_other_classes_are_refused(trunk):
     data = coloured(4, 0)
     with pytest.raises(ValueError, match="do not fit 2 classes"):
         classification(trunk, data, data, ("red", "green"), OPTIONS)
-    with pytest.raises(ValueError, match="3 images with labels of 4"):
+    with pytest.raises(ValueError, match="3 images with labels of 4: give at least one image, and labels for"):
         LabelledImages(data.images[:3], data.labels)
 
 

@@ -221,5 +221,5 @@ def test_without_objects_there_is_nothing_to_learn(trunk):
     data = scenes(2, 0)
     with pytest.raises(ValueError, match="nothing to learn"):
         detection(trunk, dataclasses.replace(data, objects=[objects_of()] * 2), data, CLASSES, OPTIONS)
-    with pytest.raises(ValueError, match="2 images with objects of 2 and proposals of 1"):
+    with pytest.raises(ValueError, match="2 images with objects of 2 and proposals of 1: give at least"):
         DetectionImages(data.images, data.objects, data.proposals[:1])

@@ -127,6 +127,14 @@ def test_too_little_padding_is_refused(trunk):
         FullyConvolutional(trunk, 3, dataclasses.replace(OPTIONS, padding=2))
 
 
+def test_images_without_masks_are_refused():
+    image = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(
+        ValueError, match="1 images with masks of 0: give at least one image, and a mask for every image"
+    ):
+        SegmentedImages([image], [])
+
+
 # Training
 
 

@@ -1,5 +1,7 @@
 """VOC's figures: cases worked by hand, and the development kit's rules written again, slowly."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -37,12 +39,12 @@ def test_what_is_never_found_counts_with_precision_zero():
 
 def test_a_recall_of_three_tenths_is_reached_by_three_of_ten():
     assert average_precision(np.array([True] * 3), 10).eleven_point == pytest.approx(4 / 11, abs=1e-12)
-    assert average_precision(np.array([True] * 10), 10) == AveragePrecision(1.0, 1.0)
+    assert average_precision(np.array([True] * 10), 10) == AveragePrecision(1.0, 1.0, 1.0)
 
 
 def test_without_positives_there_is_no_average_precision():
-    assert np.isnan(average_precision(np.array([False]), 0).eleven_point)
-    assert average_precision(np.array([], dtype=bool), 3) == AveragePrecision(0.0, 0.0)
+    assert np.isnan(dataclasses.astuple(average_precision(np.array([False]), 0))).all()
+    assert average_precision(np.array([], dtype=bool), 3) == AveragePrecision(0.0, 0.0, 0.0)
 
 
 def slow_eleven_point(recall, precision):
@@ -85,16 +87,19 @@ def test_classification_agrees_with_the_rule_written_slowly(seed):
     assert found.all_point == pytest.approx(slow_all_point(recall, precision), abs=1e-6)
 
 
-def test_all_point_precision_is_never_below_scikit_learns():
-    """Scikit-learn's does not interpolate; the two agree where precision falls monotonically."""
+@pytest.mark.parametrize("seed", range(10))
+def test_without_interpolation_it_is_scikit_learns_of_the_images_that_are_not_difficult(seed):
     from sklearn.metrics import average_precision_score
 
-    scores, labels = np.array([4.0, 3, 2, 1]), np.array([1, 1, -1, 1])
-    expected = average_precision_score(labels == 1, scores)
-    assert classification_precision(scores, labels).all_point == pytest.approx(expected)
-    rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=50), rng.choice([-1, 1], 50)
-    assert classification_precision(scores, labels).all_point >= average_precision_score(labels == 1, scores)
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.normal(size=50), rng.choice([-1, 1, 0], 50)
+    found, used = classification_precision(scores, labels), labels != 0
+    assert found.uninterpolated == pytest.approx(average_precision_score(labels[used] == 1, scores[used]))
+    assert found.uninterpolated < found.all_point
+
+
+def test_what_is_never_found_counts_without_interpolation_too():
+    assert average_precision(np.array([False, True]), 4).uninterpolated == pytest.approx(0.5 / 4)
 
 
 def test_scores_of_a_diverged_network_are_refused():
@@ -140,7 +145,7 @@ def test_an_object_is_found_once():
 def test_difficult_objects_neither_count_nor_cost():
     truth = truth_of([(box(0, 0), True), (box(50, 0), False)])
     found = detection_precision(detections_of((0, box(0, 0), 0.9), (0, box(0, 0), 0.8), (0, box(50, 0), 0.7)), truth)
-    assert found == AveragePrecision(1.0, 1.0)
+    assert found == AveragePrecision(1.0, 1.0, 1.0)
 
 
 def test_a_detection_is_given_to_the_object_it_overlaps_most_though_that_is_taken():
@@ -212,10 +217,10 @@ def test_detection_agrees_with_the_rule_written_slowly(seed):
 
 
 def test_the_mean_is_over_classes_that_occur():
-    classes = {"cat": AveragePrecision(0.5, 0.4), "dog": AveragePrecision(1.0, 0.8)}
-    absent = AveragePrecision(float("nan"), float("nan"))
+    classes = {"cat": AveragePrecision(0.5, 0.4, 0.3), "dog": AveragePrecision(1.0, 0.8, 0.5)}
+    absent = average_precision(np.array([False]), 0)
     mean = mean_average_precision({**classes, "cow": absent})
-    assert (mean.eleven_point, mean.all_point) == pytest.approx((0.75, 0.6))
+    assert (mean.eleven_point, mean.all_point, mean.uninterpolated) == pytest.approx((0.75, 0.6, 0.4))
     assert np.isnan(mean_average_precision({"cow": absent}).all_point)
 
 

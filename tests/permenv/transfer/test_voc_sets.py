@@ -28,7 +28,7 @@ def records(tmp_path):
         image, mask = tmp_path / f"{number}.jpg", tmp_path / f"{number}.png"
         Image.new("RGB", (60, 40), (50 * number, 0, 0)).save(image)
         Image.fromarray(np.full((40, 60), VOC_CLASSES.index(flags[0]) + 1, dtype=np.uint8)).save(mask)
-        objects = (VocObject(flags[0], (10.0, 5.0, 30.0, 25.0), flags[1], False),)
+        objects = (VocObject(flags[0], (10.0, 5.0, 30.0, 25.0), flags[1]),)
         made.append(VocImage(str(number), image, 60, 40, objects, mask))
     made[2].path.write_bytes(made[2].path.read_bytes()[:200])
     return made
@@ -65,7 +65,7 @@ def halves(tmp_path):
     image[:, :30, 0], image[:, 30:, 1] = 200, 200
     Image.fromarray(image).save(tmp_path / "halves.jpg", quality=100, subsampling=0)
     boxes = [("cat", (10, 5, 30, 15)), ("dog", (30, 5, 50.5, 25)), ("cow", (0, 0, 5, 5)), ("sheep", (0, 0, 60, 40))]
-    objects = [VocObject(name, box, name == "sheep", False) for name, box in boxes]
+    objects = [VocObject(name, box, name == "sheep") for name, box in boxes]
     return VocImage("halves", tmp_path / "halves.jpg", 60, 40, tuple(objects))
 
 
@@ -82,7 +82,7 @@ def test_objects_are_cut_out_and_resized_to_squares(halves, records):
 
 def test_a_crop_holds_the_pixels_of_its_box(halves):
     whole = np.asarray(Image.open(halves.path)).astype(int)
-    halves = dataclasses.replace(halves, objects=(VocObject("cat", (20.0, 5.0, 40.0, 25.0), False, False),))
+    halves = dataclasses.replace(halves, objects=(VocObject("cat", (20.0, 5.0, 40.0, 25.0), False),))
     crop = object_crops([halves], 20, smallest=400, progress=False).pixels[0].numpy()
     assert np.abs(crop - whole[5:25, 20:40]).max() < 5  # decoders differ a little
 
@@ -128,7 +128,7 @@ def trunk():
 
 @pytest.mark.ci
 def test_labels_agree_with_the_lists_of_the_devkit(devkit):
-    records = voc_images(devkit, "test").records
+    records = voc_images(devkit, "test")
     labels = labelled_images(records, progress=False).labels
     for column, name in enumerate(VOC_CLASSES):
         lines = (devkit / f"VOCdevkit/VOC2007/ImageSets/Main/{name}_test.txt").read_text().splitlines()
@@ -138,9 +138,7 @@ def test_labels_agree_with_the_lists_of_the_devkit(devkit):
 @pytest.mark.ci
 def test_objects_are_retrieved(devkit, trunk):
     """170 and 242 objects, of which these have 10,000 pixels; none is difficult."""
-    queries, database = (
-        object_crops(voc_images(devkit, part).records, 108, progress=False) for part in ("test", "trainval")
-    )
+    queries, database = (object_crops(voc_images(devkit, part), 108, progress=False) for part in ("test", "trainval"))
     assert (len(queries), len(database)) == (78, 177)
     found = retrieval(trunk, queries, database, top=TABLE_1)
     assert 0.3 < found[1] <= found[5] <= found[10] <= found[20] <= found[50] <= 1
@@ -152,7 +150,7 @@ def briefly(options, iterations):
 
 @pytest.mark.ci
 def test_every_protocol_runs_on_real_photos(devkit, trunk):
-    train, test = (voc_images(devkit, part).records[::24] for part in ("trainval", "test"))
+    train, test = (voc_images(devkit, part)[::24] for part in ("trainval", "test"))
     sets = [labelled_images(each, progress=False) for each in (train, test)]
     options = briefly(ClassificationOptions.small(), 20)
     assert 0 < classification(trunk, *sets, VOC_CLASSES, options, progress=False).mean.all_point <= 1
@@ -160,7 +158,7 @@ def test_every_protocol_runs_on_real_photos(devkit, trunk):
     result = detection(trunk, *found, VOC_CLASSES, briefly(DetectionOptions.small(), 5), progress=False)
     assert 0 <= result.mean.all_point <= 1
     masks = [
-        segmented_images(voc_images(devkit, part, "Segmentation").records[::40], progress=False)
+        segmented_images(voc_images(devkit, part, "Segmentation")[::40], progress=False)
         for part in ("trainval", "test")
     ]
     options = briefly(SegmentationOptions.small(), 3)

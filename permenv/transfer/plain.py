@@ -193,6 +193,8 @@ def map_shape(trunk: nn.Module, side: int) -> tuple[int, int, int]:
     try:
         with torch.no_grad(), eval_mode(trunk):  # this image must not enter the batch statistics
             _, channels, rows, columns = trunk(torch.zeros(1, 3, side, side, device=device)).shape
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise ValueError(f"images of {side} × {side} pixels are too small for this trunk: {error}") from error
     return channels, rows, columns

@@ -175,7 +175,7 @@ def measure_statistics(module: nn.Module, images: np.ndarray) -> nn.Module:
         A copy with other statistics, of each layer the mean over chunks of images, in evaluation mode.
     """
     module = copy.deepcopy(module)
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    layers = [layer for layer in module.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()

@@ -8,8 +8,10 @@ import safetensors.torch
 import torch
 
 import permenv
+from permenv import batch_norm
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
+from permenv.distributed import ALONE
 from permenv.networks import BACKBONES
 from permenv.transfer.trunks import load_trunk, with_measured_statistics
 from tests.helpers import every_task, small_backbone, small_run
@@ -198,6 +200,17 @@ def test_measured_statistics_are_those_of_the_first_convolution():
     norm = measured.module[1]
     torch.testing.assert_close(norm.running_mean.double(), maps.mean((0, 2, 3)), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(norm.running_var.double(), maps.var((0, 2, 3)), atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_of_several_ranks_layers_are_measured_too():
+    trunk = load_trunk("random", backbone="quarter-caffenet", seed=0)
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3)).astype(np.uint8)
+    expected = with_measured_statistics(trunk, images).module.state_dict()
+    for layer in trunk.module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.__class__, layer.ranks = batch_norm._BatchNormOverRanks, ALONE
+    for name, value in with_measured_statistics(trunk, images).module.state_dict().items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
 def test_measured_statistics_leave_everything_else_as_it_was():

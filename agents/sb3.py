@@ -315,8 +315,8 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     base_env: Any = env.unwrapped
     config = base_env.config
     if any(isinstance(layer, MixtureAction | PoolAction | ActionBlock) for layer in _layers(env)):  # a step is a phase
-        return 2 if config.free_iterations else 1
-    return (config.free_iterations + config.iterations_per_update) * config.actions_per_iteration
+        return config.phases_per_update
+    return config.iterations_per_cycle * config.actions_per_iteration
 
 
 def _algorithm(name: str, env: gym.Env[Any, Any]) -> _Entry:

@@ -250,7 +250,7 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     from agents import sb3_across
 
     num_envs = max(1, config.processes)
-    phases = config.env.total_updates * (2 if config.env.free_iterations else 1)
+    phases = config.env.total_updates * config.env.phases_per_update
     with interrupts_for_this_process_only():
         model = sb3_across.make_model(
             config.algorithm,
@@ -370,7 +370,7 @@ def errors_of(records: Sequence[Record], config: permenv.Config) -> tuple[float,
     """Return E at half of a run and at its end, joint task: the means over the tasks; 1 after a divergence."""
     iterations = [record.iteration for record in records]
     errors = [float(np.mean(list(record.errors.values()))) for record in records]
-    end = config.total_updates * (config.free_iterations + config.iterations_per_update)
+    end = config.total_iterations
     if iterations[-1] < end:
         iterations, errors = [*iterations, iterations[-1] + 1], [*errors, 1.0]
     return float(np.interp(end / 2, iterations, errors)), float(np.interp(end, iterations, errors))

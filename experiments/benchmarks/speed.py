@@ -233,7 +233,7 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
     env.action_space.seed(0)
     numbers, run = base_env.config, base_env.run
     bare = new_run(numbers, run.tasks)
-    iterations = numbers.free_iterations + numbers.iterations_per_update
+    iterations = numbers.iterations_per_cycle
 
     def train_bare() -> None:
         for _ in range(iterations):

@@ -127,9 +127,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         settings = {**self._settings, "env": as_json(config.as_dict())}
         self.folder.start(self._job.pop("rows", []), settings, self._first_row())
         self._describe(queries or {})
-        iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines; in a log file there are fewer
-        self._bar = tqdm(total=iterations, initial=self._info["iteration"], unit="it", mininterval=pause)
+        self._bar = tqdm(total=config.total_iterations, initial=self._info["iteration"], unit="it", mininterval=pause)
         self._start = time.perf_counter() - self._job["seconds"]
         self._leave()
         self._save()

@@ -22,7 +22,6 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,7 +46,6 @@ from experiments.common.processes import (
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
 from permenv import PermShuffleEnv
-from permenv.pretraining import Record
 from permenv.training import resolve_device
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
@@ -316,7 +314,7 @@ class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             base_env = self.unwrapped
             assert isinstance(base_env, PermShuffleEnv)
-            info = {**info, "errors": errors_of(base_env.records, base_env.config)}
+            info = {**info, "errors": errors_of(base_env.run)}
         return observation, reward, terminated, truncated, info
 
 
@@ -345,7 +343,7 @@ def _episode(config: Config, state: dict[str, Any], seed: int) -> tuple[Trajecto
     agent = _make_agent(config, env)
     agent.load_state_dict(state)
     trajectory = collect(env, agent, seed)
-    return trajectory, errors_of(env.unwrapped.records, config.env)  # type: ignore[attr-defined]
+    return trajectory, errors_of(env.unwrapped.run)  # type: ignore[attr-defined]
 
 
 def _demonstrate(config: Config, seed: int) -> Trajectory:
@@ -366,14 +364,10 @@ def _demonstrate(config: Config, seed: int) -> Trajectory:
     return Trajectory.of(steps)
 
 
-def errors_of(records: Sequence[Record], config: permenv.Config) -> tuple[float, float]:
-    """Return E at half of a run and at its end, joint task: the means over the tasks; 1 after a divergence."""
-    iterations = [record.iteration for record in records]
-    errors = [float(np.mean(list(record.errors.values()))) for record in records]
-    end = config.total_iterations
-    if iterations[-1] < end:
-        iterations, errors = [*iterations, iterations[-1] + 1], [*errors, 1.0]
-    return float(np.interp(end / 2, iterations, errors)), float(np.interp(end, iterations, errors))
+def errors_of(run: permenv.Pretraining) -> tuple[float, float]:
+    """Return E at half of a run that is over and at its end, see `Pretraining.error_curve`."""
+    iterations, errors = run.error_curve()
+    return float(np.interp(run.config.total_iterations / 2, iterations, errors)), errors[-1]
 
 
 if __name__ == "__main__":

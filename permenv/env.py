@@ -16,8 +16,9 @@ from gymnasium.utils.seeding import np_random
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
-from permenv.episode import Episode, mean
-from permenv.pretraining import Pretraining, Record, prepare, read_run, read_trunk
+from permenv.episode import Episode
+from permenv.pretraining import Pretraining, prepare, read_run, read_trunk
+from permenv.records import Record, mean
 from permenv.registry import make_tasks
 from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
@@ -152,7 +153,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         permutations: By task, (|Ψ|, n) int64, Ψ.
         device: Where the network lives.
         run: The run of training, a `permenv.Pretraining`: network, X_val, last validation, groups.
-        records: Every validation since the run began, see `permenv.pretraining.Record`.
+        records: Every validation since the run began, see `permenv.records.Record`.
         rewards: r_t of every update since the run began.
         validation: By task, the last `Validation`: s, what was recognised, E.
         groups: By task, (|Ψ|,) int64, the group of each permutation.

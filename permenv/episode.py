@@ -14,6 +14,7 @@ import numpy as np
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config
 from permenv.pretraining import Pretraining
+from permenv.records import mean
 from permenv.reward import extrapolated_error, reward
 from permenv.schema import FLAG, INT64, Array, Fields, ListOf, Number, OneOf, Schema, Where, below
 
@@ -211,8 +212,3 @@ def _are_in_time(run: Pretraining) -> bool:
         and after.iteration - before.iteration == _iterations(after.phase, run.config)
         for before, after in itertools.pairwise(run.records)
     )
-
-
-def mean(by_task: dict[str, float]) -> float:
-    """Mean over the tasks."""
-    return sum(by_task.values()) / len(by_task)

@@ -12,7 +12,6 @@ import numbers
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,9 @@ from permenv.config import Config, ConfigurationError, Precision
 from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
 from permenv.networks import eval_mode, trunk_of
+from permenv.records import PHASES, Record
 from permenv.registry import data_keywords, make_config, make_tasks
-from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
+from permenv.run_schema import HOLDS_A_TRUNK, joint_observation, run_schema
 from permenv.schema import shown
 from permenv.state import draw_members, group_members, group_permutations, summarise
 from permenv.streams import Purpose, stream
@@ -39,28 +39,6 @@ from permenv.validation import Validation, validate
 _FREE_TO_CHANGE = ("total_updates",)
 
 _SPENT_ON = ("training", "validation", "grouping")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One validation of a run.
-
-    Attributes:
-        iteration: SGD iterations before it.
-        phase: What it ended: "reset", "free" iterations or an "update".
-        errors: By task, E.
-        cross_entropies: By task, mean of -log y_l over all (permutation, sample) pairs, in nats.
-        observation: ŝ, (|C|, 2) float32; of a joint task (tasks, |C|, 2).
-        choices: (tasks, |C|) int64, how often each group was chosen since the previous validation; where all
-            permutations were drawn with equal probability, how many samples had one of the group.
-    """
-
-    iteration: int
-    phase: str
-    errors: dict[str, float]
-    cross_entropies: dict[str, float]
-    observation: np.ndarray
-    choices: np.ndarray
 
 
 class Pretraining:
@@ -182,6 +160,30 @@ class Pretraining:
     def history(self) -> dict[str, list[tuple[int, float]]]:
         """By task, (iteration, E) of every validation so far."""
         return {name: [(record.iteration, record.errors[name]) for record in self.records] for name in self.tasks}
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The iteration at which the run diverged, or None.
+
+        It is the first that was not done: the one whose loss was not finite, or the one after the validation that was
+        not finite. So it lies after all records.
+        """
+        return self.iteration + 1 if self.diverged else None
+
+    def error_curve(self, task: str | None = None) -> tuple[list[int], list[float]]:
+        """E in the course of the run.
+
+        Args:
+            task: Whose E; None for the mean over the tasks.
+
+        Returns:
+            The iterations of all validations, and E at each; of a run that diverged also `diverged_at`, with E = 1.
+        """
+        iterations = [record.iteration for record in self.records]
+        errors = [record.error if task is None else record.errors[task] for record in self.records]
+        if self.diverged_at is not None:
+            return [*iterations, self.diverged_at], [*errors, 1.0]
+        return iterations, errors
 
     @property
     def observation(self) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from permenv.checkpoint import CheckpointError
 from permenv.config import Range
+from permenv.records import PHASES
 from permenv.schema import (
     COUNT,
     FLAG,
@@ -33,8 +34,6 @@ from permenv.schema import (
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, summarise
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
-
-PHASES = ("reset", "free", "update")
 
 _TENSORS = DictOf(Anything())
 HOLDS_A_TRUNK = Fields(

@@ -11,7 +11,7 @@ import pytest
 from tests.helpers import ROOT, SMALL
 
 LAYERS = """
-permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress
+permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.records
 permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed
 permenv.data permenv.batch_norm
 permenv.heads
@@ -50,6 +50,7 @@ NARROWER = {
             "distributed",
             "memory",
             "networks",
+            "records",
             "registry",
             "run_schema",
             "schema",
@@ -60,9 +61,9 @@ NARROWER = {
         ),
         *("training", "validation"),
     },
-    "permenv.episode": {"checkpoint", "config", "pretraining", "reward", "schema"},
+    "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
     "permenv.render": {"config", "pretraining", "reward", "state", "tasks"},
-    "permenv.wrappers": {"config", "env", "episode", "pretraining", "reward", "state"},
+    "permenv.wrappers": {"config", "env", "episode", "pretraining", "records", "reward", "state"},
 }
 """What the modules of permenv import of it, where that is narrower than their layer."""
 
@@ -161,6 +162,7 @@ def test_no_modules_import_one_another_in_a_circle():
         *((f"permenv.{name}", {"gymnasium"}) for name in ("validation", "state", "transfer.retrieval", "checkpoint")),
         ("permenv.torch_state", {"gymnasium", "numpy"}),
         ("permenv.reward", {"gymnasium", "numpy", "torch"}),
+        ("permenv.records", {"gymnasium", "torch"}),
         ("permenv.permutations", {"gymnasium", "torch"}),
         ("permenv.state", {"gymnasium", "torch"}),
         ("permenv.streams", {"gymnasium", "torch"}),

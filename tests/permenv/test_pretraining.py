@@ -282,6 +282,30 @@ def test_a_validation_that_is_not_finite_keeps_the_last_one(task):
     assert run.records == records
 
 
+@joint_first
+@pytest.mark.parametrize("at_validation", [True, False])
+def test_the_error_of_a_run_is_1_where_it_diverged(task, at_validation):
+    run = small_run(task)
+    iterate(run, 2)
+    run.validate()
+    errors = [sum(record.errors.values()) / len(PARTS[task]) for record in run.records]
+    assert [record.error for record in run.records] == errors
+    assert run.diverged_at is None
+    assert run.error_curve() == ([0, 2], errors)
+    iterate(run, 3)
+    for network in (run.trainer.network, run.trainer.eval_network):
+        network.heads[PARTS[task][-1]].classifier.bias.data.fill_(torch.nan)
+    if at_validation:
+        run.validate()
+    else:
+        run.iterate()
+    assert (run.iteration, run.diverged_at) == (5, 6)
+    assert run.error_curve() == ([0, 2, 6], [*errors, 1.0])
+    for part in PARTS[task]:
+        assert run.error_curve(part) == ([0, 2, 6], [*(record.errors[part] for record in run.records), 1.0])
+    assert run.fork().diverged_at == 6
+
+
 # The environment drives the same run
 
 

@@ -6,6 +6,7 @@ the records of all validations. Whoever drives it decides when to iterate and wh
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import numbers
@@ -296,14 +297,22 @@ class Pretraining:
 
     # Fork, save, restore
 
+    @default_torch_state()
     def fork(self) -> Pretraining:
         """Copy the run: both continue identically, given the same groups, and neither affects the other.
 
-        The data, which nothing changes, are shared.
+        The data and X_val, which nothing changes, are shared.
+
+        Raises:
+            ConfigurationError: If the backbone cannot be copied.
         """
-        twin = self._blank(self.config, self.tasks, self.device)
-        twin._continue(self.state_dict())
-        twin.seconds = dict(self.seconds)
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)  # all that moves is replaced below
+        twin.trainer = self.trainer.copy()
+        twin.validation, twin.groups, twin._members = copy.deepcopy((self.validation, self.groups, self._members))
+        twin.records, twin.choices = copy.deepcopy((self.records, self.choices))
+        twin.losses, twin.seconds = dict(self.losses), dict(self.seconds)
+        twin._announced = {}  # with another seed it draws other samples
         return twin
 
     @classmethod

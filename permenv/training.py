@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import multiprocessing
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +109,9 @@ class Trainer:
         ranks: The processes that train the network together, each on its shard of every mini-batch.
 
     Raises:
-        ConfigurationError: If the backbone cannot take pieces of the configured size, or several ranks cannot divide a
-            mini-batch or share the backbone's batch normalisation.
+        ConfigurationError: If the backbone cannot take pieces of the configured size, several ranks cannot divide a
+            mini-batch or share the backbone's batch normalisation, or weights are to be averaged and the backbone
+            cannot be copied.
     """
 
     def __init__(
@@ -132,14 +134,13 @@ class Trainer:
         synchronise(network, ranks, device)
         self.network: OrderingNetwork = network.to(device)
         self.iteration = 0
-        # collected once: stepping through a small network's modules takes as long as some of its layers
-        self._parameters = dict(self.network.named_parameters())
         self._momentum: dict[str, Tensor] = {}  # by parameter; empty before the first step
         self._averaged: AveragedModel | None = None
         if config.ema_decay:
             self._average = get_ema_multi_avg_fn(config.ema_decay)
-            self._averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
-            self._averages = _by_dtype(self._averaged.module, self.network)
+            with self._naming_backbone():
+                self._averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+        self._collect()
         self._dtype = resolve_precision(config.precision, device)
 
     @property
@@ -176,6 +177,20 @@ class Trainer:
         self._update_averages()
         self.iteration += 1
         return values
+
+    def copy(self) -> Trainer:
+        """Copy the trainer: both continue identically, given the same mini-batches, and neither affects the other.
+
+        Raises:
+            ConfigurationError: If the backbone cannot be copied.
+        """
+        twin = copy.copy(self)
+        with self._naming_backbone():
+            network, twin._averaged = copy.deepcopy((self.network, self._averaged))
+        twin.network = network.to(self.device)  # on a GPU, recurrent layers lay out their weights anew for cuDNN
+        twin._momentum = {name: momentum.clone() for name, momentum in self._momentum.items()}
+        twin._collect()
+        return twin
 
     def start_from(self, trunk: Mapping[str, Tensor]) -> None:
         """Load another network's trunk, batch statistics included.
@@ -243,6 +258,26 @@ class Trainer:
         }
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
+
+    def _collect(self) -> None:
+        """List the tensors of a step once: stepping through a small network's modules takes as long as its layers."""
+        self._parameters = dict(self.network.named_parameters())
+        if self._averaged is not None:
+            self._averages = _by_dtype(self._averaged.module, self.network)
+
+    @contextlib.contextmanager
+    def _naming_backbone(self) -> Iterator[None]:
+        """Say what to do about a backbone that cannot be copied."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"backbone={self.config.as_dict()['backbone']!r}: copy.deepcopy cannot copy the network ({error}), as "
+                f"forks and averaged weights (ema_decay) need it; keep locks, open files and computed tensors out of "
+                f"its modules' attributes, or give the module that has one a method __deepcopy__"
+            ) from error
 
     def _always_trained(self, parameter: str) -> bool:
         """Whether the gradient of every loss reaches a parameter, as in the modules of this package."""

@@ -3,6 +3,7 @@
 import copy
 import functools
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -215,6 +216,45 @@ def test_a_state_is_not_tied_to_the_one_that_loads_it():
     train(twin, 2)
     assert all(torch.equal(value, before[name]) for name, value in weights(trainer).items())
     assert all(torch.equal(m, momentum[name]) for name, m in trainer.state_dict()["momentum"].items())
+
+
+@joint_first
+@pytest.mark.parametrize(("ema_decay", "before"), [(0.0, 3), (0.9, 0), (0.9, 3)])
+def test_a_copy_and_its_original_continue_like_a_trainer_that_was_not_copied(task, ema_decay, before):
+    trainer, plain = (make_trainer(task, ema_decay=ema_decay) for _ in range(2))
+    for each in (trainer, plain):
+        train(each, before, task)
+    twin, stray = trainer.copy(), trainer.copy()
+    train(stray, 3, task, seed=9)
+    expected = train(plain, 4, task, seed=1)
+    for each in (trainer, twin):  # the twin after its original
+        assert train(each, 4, task, seed=1) == expected
+        assert each.iteration == before + 4
+        for network in ("network", "eval_network"):
+            theirs = getattr(plain, network).state_dict()
+            assert all(torch.equal(value, theirs[name]) for name, value in getattr(each, network).state_dict().items())
+
+
+class Locked(torch.nn.Module):
+    """A user's trunk with an attribute that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.lock = torch.nn.Conv2d(3, 4, 5, stride=4), threading.Lock()
+
+    def forward(self, pieces):
+        with self.lock:
+            return self.layer(pieces)
+
+
+def test_a_backbone_that_cannot_be_copied_is_named():
+    message = r"backbone='.*Locked': copy.deepcopy cannot copy the network \(cannot pickle '_thread.lock'.*keep locks"
+    with pytest.raises(ConfigurationError, match=message):
+        make_trainer(backbone=Locked, ema_decay=0.9)
+    trainer = make_trainer(backbone=Locked, ema_decay=0.0)
+    with pytest.raises(ConfigurationError, match=message):
+        trainer.copy()
+    train(trainer, 1)  # it can be trained all the same
 
 
 # Another run's trunk

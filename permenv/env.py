@@ -153,6 +153,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         permutations: By task, (|Ψ|, n) int64, Ψ.
         device: Where the network lives.
         run: The run of training, a `permenv.Pretraining`: network, X_val, last validation, groups.
+        episode: The decision process on it, a `permenv.episode.Episode`: completed updates, the next validation.
         records: Every validation since the run began, see `permenv.records.Record`.
         rewards: r_t of every update since the run began.
         validation: By task, the last `Validation`: s, what was recognised, E.
@@ -226,8 +227,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             self._np_random, self._np_random_seed = generator, own_seed
         if self.render_mode == "human":
             self.render()
-        episode = self._begun()
-        return episode.run.observation.copy(), episode.info()
+        return self.run.observation.copy(), self.episode.info()
 
     def step(self, action: np.int64 | int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide the permutations of the next `samples_per_action` training samples.
@@ -267,7 +267,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         if self._renderer is None:
             gym.logger.warn("render() does nothing without a render mode: gym.make(..., render_mode='rgb_array')")
             return None
-        return self._renderer.show(self.run, self.rewards)
+        return self._renderer.show(self.episode)
 
     def close(self) -> None:
         """Close the window, if there is one."""
@@ -278,13 +278,24 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     # What researchers look at
 
     @property
+    def episode(self) -> Episode:
+        """The decision process on the run of training.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If none has begun.
+        """
+        if self._episode is None:
+            raise gym.error.ResetNeeded("no training run has begun: call reset() first")
+        return self._episode
+
+    @property
     def run(self) -> Pretraining:
         """The run of training.
 
         Raises:
             gymnasium.error.ResetNeeded: If none has begun.
         """
-        return self._begun().run
+        return self.episode.run
 
     @property
     def records(self) -> list[Record]:
@@ -294,7 +305,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     @property
     def rewards(self) -> list[float]:
         """r_t of every update since the run began, and of a divergence."""
-        return list(self._begun().rewards)
+        return list(self.episode.rewards)
 
     @property
     def validation(self) -> dict[str, Validation]:
@@ -317,7 +328,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
         The data, which nothing changes, are shared. The copy of a run with a window has none.
         """
-        episode = self._begun()
+        episode = self.episode
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # all that moves is replaced below
         twin.action_space, twin.observation_space = copy.deepcopy((self.action_space, self.observation_space))
@@ -342,7 +353,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             gymnasium.error.ResetNeeded: If no run has begun.
             CheckpointError: If the run was trained or validated by itself, beside `step`, so that it is no episode.
         """
-        episode = self._begun()
+        episode = self.episode
         episode.require_schedule()
         return {"run": episode.run.state_dict(), "episode": episode.state_dict(), "random": self._random_state()}
 
@@ -398,11 +409,6 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         raise gym.error.InvalidAction(
             f"action {action!r} is not a group: pass {expected} from 0 to {self.config.num_groups - 1}"
         )
-
-    def _begun(self) -> Episode:
-        if self._episode is None:
-            raise gym.error.ResetNeeded("no training run has begun: call reset() first")
-        return self._episode
 
 
 def _make_renderer(title: str, mode: str | None) -> Renderer | None:

@@ -46,7 +46,17 @@ class Episode:
     @property
     def is_over(self) -> bool:
         """Whether the run has diverged or completed its updates."""
-        return self.run.diverged or len(self.rewards) >= self.run.config.total_updates
+        return self.run.diverged or self.updates >= self.run.config.total_updates
+
+    @property
+    def updates(self) -> int:
+        """Completed updates."""
+        return len(self.rewards) - self.run.diverged
+
+    @property
+    def next_validation(self) -> int | None:
+        """The iteration of the next validation; None where the run is over."""
+        return None if self.is_over else self.run.records[-1].iteration + _iterations(self._next_phase, self.run.config)
 
     def choose(self, groups: np.ndarray) -> bool:
         """Decide the groups of the next `samples_per_action` samples; train and validate where that is due.
@@ -77,7 +87,7 @@ class Episode:
         return {
             "validated": self.validated,
             "phase": self.phase,
-            "update": len(self.rewards) - run.diverged,
+            "update": self.updates,
             "iteration": run.iteration,
             "loss": sum(run.losses.values()),
             "error": mean(errors),

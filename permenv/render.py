@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from permenv.config import ConfigurationError
-from permenv.pretraining import Pretraining
+from permenv.episode import Episode
 from permenv.reward import extrapolated_error
 from permenv.state import HIGHEST_RATIO
 from permenv.tasks import Task
@@ -138,17 +138,17 @@ class Renderer:
         self._title = title
         self._mode = mode
         self._window = Window(title) if mode == "human" else None
-        self._drawn: tuple[weakref.ref[Pretraining], tuple[int, bool], np.ndarray] | None = None
+        self._drawn: tuple[weakref.ref[Episode], tuple[int, bool], np.ndarray] | None = None
 
-    def show(self, run: Pretraining, rewards: Sequence[float]) -> np.ndarray | None:
+    def show(self, episode: Episode) -> np.ndarray | None:
         """Show the run in the window, or return its picture (H, W, 3) uint8, read-only."""
         if self._mode == "human" and self._window is None:
             return None
-        moment = len(run.records), run.diverged
-        if self._drawn is None or self._drawn[0]() is not run or self._drawn[1] != moment:
-            picture = to_array(dashboard(self._title, run, rewards))
+        moment = len(episode.run.records), episode.run.diverged
+        if self._drawn is None or self._drawn[0]() is not episode or self._drawn[1] != moment:
+            picture = to_array(dashboard(self._title, episode))
             picture.flags.writeable = False
-            self._drawn = weakref.ref(run), moment, picture
+            self._drawn = weakref.ref(episode), moment, picture
         picture = self._drawn[2]
         if self._window is None:
             return picture
@@ -254,22 +254,17 @@ class Panel:
     predictions: Predictions
 
 
-def dashboard(title: str, run: Pretraining, rewards: Sequence[float]) -> Figure:
+def dashboard(title: str, episode: Episode) -> Figure:
     """Show a run as of its last validation, see `dashboard_figure`.
 
     Args:
         title: Of the whole picture.
-        run: The run.
-        rewards: Of its updates so far.
+        episode: The run and its rewards.
     """
-    config, records, last = run.config, run.records, run.records[-1]
+    run, config, rewards = episode.run, episode.run.config, episode.rewards
+    records, last = run.records, run.records[-1]
     chosen_from = records[max(len(records) - 2, 0)].observation.reshape(len(run.tasks), -1, 2)
     observations = last.observation.reshape(len(run.tasks), -1, 2)
-    cycle = config.free_iterations + config.iterations_per_update
-    place = last.iteration % cycle
-    following = last.iteration - place + (config.free_iterations if place < config.free_iterations else cycle)
-    updates = sum(record.phase == "update" for record in records)
-    is_over = run.diverged or updates >= config.total_updates
     rng = np.random.default_rng(len(records))  # its own: drawing a picture must not change the run
     panels = {}
     for row, (name, task) in enumerate(run.tasks.items()):
@@ -280,7 +275,7 @@ def dashboard(title: str, run: Pretraining, rewards: Sequence[float]) -> Figure:
             errors=errors,
             credited=[record.phase == "update" for record in records] + [True] * run.diverged,
             diverged=run.diverged,
-            next_validation=None if is_over else following,
+            next_validation=episode.next_validation,
             observation=observations[row],
             choices=last.choices[row],
             sizes=chosen_from[row, :, 0],
@@ -289,10 +284,10 @@ def dashboard(title: str, run: Pretraining, rewards: Sequence[float]) -> Figure:
     error = run.error_curve()[1][-1]
     gain = f"{rewards[-1]:+.3f}" if rewards else "–"
     status = (
-        f"update {updates} of {config.total_updates}   iteration {last.iteration}   error {error:.3f}   "
+        f"update {episode.updates} of {config.total_updates}   iteration {last.iteration}   error {error:.3f}   "
         f"last reward {gain}"
     )
-    return dashboard_figure(title, status, panels, config.total_updates * cycle)
+    return dashboard_figure(title, status, panels, config.total_iterations)
 
 
 def dashboard_figure(title: str, status: str, panels: Mapping[str, Panel], last_iteration: int) -> Figure:

@@ -207,7 +207,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             return
         folder.json("summary", summary)
         untrained = {task: history[0][1] for task, history in base_env.run.history.items()}
-        folder.picture("dashboard", dashboard(title, base_env.run, base_env.rewards))
+        folder.picture("dashboard", dashboard(title, base_env.episode))
         folder.picture("error", figures.error_figure(title, figures.curves(folder.rows, untrained)))
         for task in base_env.tasks:
             folder.picture(f"choices-{task}", figures.choices_of_run(f"{title}: {task}", folder.rows, task))

@@ -20,6 +20,7 @@ def test_iterations_validations_updates_and_the_end_come_when_they_are_due(make_
     assert info["validated"]
     assert info["iteration"] == info["update"] == 0
     per_iteration, cycle = 8 // m, free + update
+    announced = env.unwrapped.episode.next_validation
     for number in range(1, 2 * cycle * per_iteration + 1):
         observation_before, weights_before = observation, weights_of(env)
         observation, reward, terminated, truncated, info = env.step(action_of(env, number % 4))
@@ -34,11 +35,15 @@ def test_iterations_validations_updates_and_the_end_come_when_they_are_due(make_
         assert all(map(torch.equal, weights_of(env), weights_before)) == (not full)
         assert truncated == (number == 2 * cycle * per_iteration)
         assert not terminated
-        if not info["validated"]:
+        if info["validated"]:
+            assert iterations == announced
+            announced = env.unwrapped.episode.next_validation
+        else:
             np.testing.assert_array_equal(observation, observation_before)
         if not ends_update:
             assert reward == 0
             assert set(info["task_rewards"].values()) == {0}
+    assert announced is None
     with pytest.raises(gym.error.ResetNeeded):
         env.step(action_of(env, 0))
 

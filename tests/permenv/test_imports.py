@@ -20,7 +20,8 @@ permenv.tasks permenv.training permenv.validation permenv.transfer
 permenv.registry permenv.run_schema
 permenv.memory
 permenv.pretraining
-permenv.episode permenv.render
+permenv.episode
+permenv.render
 permenv.env
 permenv.wrappers
 permenv
@@ -62,7 +63,7 @@ NARROWER = {
         *("training", "validation"),
     },
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
-    "permenv.render": {"config", "pretraining", "reward", "state", "tasks"},
+    "permenv.render": {"config", "episode", "reward", "state", "tasks"},
     "permenv.wrappers": {"config", "env", "episode", "pretraining", "records", "reward", "state"},
 }
 """What the modules of permenv import of it, where that is narrower than their layer."""

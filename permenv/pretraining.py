@@ -24,12 +24,13 @@ from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError, Precision
 from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
-from permenv.networks import eval_mode, trunk_of
+from permenv.networks import eval_mode
 from permenv.records import PHASES, Record
 from permenv.registry import data_keywords, make_config, make_tasks
-from permenv.run_schema import HOLDS_A_TRUNK, joint_observation, run_schema
+from permenv.run_schema import run_schema
+from permenv.saved_run import read_run, trunk_weights
 from permenv.schema import shown
-from permenv.state import draw_members, group_members, group_permutations, summarise
+from permenv.state import draw_members, group_members, group_permutations, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
@@ -288,7 +289,9 @@ class Pretraining:
                 phase=phase,
                 errors={name: each.error for name, each in found.items()},
                 cross_entropies={name: each.cross_entropy for name, each in found.items()},
-                observation=self._summarise(),
+                observation=observe(
+                    {name: each.ratios for name, each in found.items()}, self.groups, self.config.num_groups
+                ),
                 choices=self.choices,
             )
         )
@@ -501,11 +504,6 @@ class Pretraining:
         self.groups = groups
         self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
 
-    def _summarise(self) -> np.ndarray:
-        return joint_observation(
-            [summarise(self.validation[name].ratios, self.groups[name], self.config.num_groups) for name in self.tasks]
-        )
-
 
 def prepare(
     preset: str, task: str, device: str | torch.device, options: Mapping[str, Any]
@@ -531,15 +529,6 @@ def prepare(
     spare_threads()
     check_memory(task, config, chosen, data)
     return config, chosen, data
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that holds a run.
-
-    Raises:
-        CheckpointError: If the file is damaged or holds no run.
-    """
-    return checkpoint.read(path, "run")
 
 
 def _precision_in(state: Any) -> Precision | None:
@@ -570,13 +559,12 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
     trainer = _new_trainer(config, tasks, torch.device("cpu"), 0, ALONE)
     ours = config.as_dict()["backbone"]
     with checkpoint.naming(path):
-        HOLDS_A_TRUNK.check(saved, "run")
+        trunk = trunk_weights(saved)
         theirs = saved["identity"].get("backbone")
         if theirs != ours:
             raise CheckpointError(
                 f"its trunk is backbone={shown(theirs)}, this run's backbone={ours!r}: use the checkpoint's backbone"
             )
-        trunk = trunk_of(saved["trainer"])
         trainer.trunk_schema().check(trunk, "run/trainer/trunk")
         if not all(value.isfinite().all() for value in trunk.values()):
             raise CheckpointError("its trunk is not finite, its run diverged: use an earlier checkpoint")

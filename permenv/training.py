@@ -196,7 +196,7 @@ class Trainer:
         """Load another network's trunk, batch statistics included.
 
         Args:
-            trunk: What `trunk_of` returned.
+            trunk: What `permenv.saved_run.trunk_weights` returned.
 
         Raises:
             RuntimeError: If the trunk has another architecture.
@@ -243,7 +243,7 @@ class Trainer:
         )
 
     def trunk_schema(self) -> Schema:
-        """What `trunk_of` such a trainer's state returns."""
+        """What `permenv.saved_run.trunk_weights` returns of a run with such a trainer."""
         trunk = {name: _like(value) for name, value in self.network.trunk.state_dict().items()}
         return Explained(Fields(trunk), "the checkpoint has another trunk under the same name")
 

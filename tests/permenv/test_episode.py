@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from permenv.reward import extrapolated_error
+from permenv.state import observe
 from tests.helpers import PARTS, action_of, every_task, joint_first, mean, random_actions, rollout, weights_of
 
 # When things are due
@@ -184,7 +185,8 @@ def test_an_empty_group_stands_for_the_easiest(make_env, task):
     env.reset(seed=0)
     base_env = env.unwrapped
     base_env.run._set_groups({part: np.repeat([0, 1], 12) for part in PARTS[task]})
-    for summary in base_env.run._summarise().reshape(-1, 4, 2):
+    ratios = {part: each.ratios for part, each in base_env.validation.items()}
+    for summary in observe(ratios, base_env.groups, 4).reshape(-1, 4, 2):
         np.testing.assert_array_equal(summary[:, 0], [0.5, 0.5, 0, 0])
     seen = record_labels(base_env.run)
     rollout(env, [action_of(env, 3)] * 4)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permenv import CheckpointError, ConfigurationError, checkpoint
-from permenv.networks import trunk_of
+from permenv.saved_run import trunk_weights
 from tests.helpers import (
     PARTS,
     SMALL,
@@ -278,7 +278,7 @@ def test_a_run_on_another_runs_trunk_is_saved_and_continued(make_env, tmp_path):
 
 def test_the_trunk_of_a_saved_file_is_the_validated_one(make_env, tmp_path):
     trunk = saved_run(make_env, tmp_path / "run", task="spatiotemporal")
-    found = trunk_of(checkpoint.read(tmp_path / "run")["run"]["trainer"])
+    found = trunk_weights(checkpoint.read(tmp_path / "run")["run"])
     assert found.keys() == trunk.keys()
     assert all(torch.equal(value, trunk[name]) for name, value in found.items())
 

@@ -13,7 +13,7 @@ from tests.helpers import ROOT, SMALL
 LAYERS = """
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.records
 permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed
-permenv.data permenv.batch_norm
+permenv.data permenv.batch_norm permenv.saved_run
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
@@ -36,6 +36,7 @@ package stands for its modules, which may import one another, but not in a circl
 NARROWER = {
     "permenv.data": {"progress"},
     "permenv.heads": set(),
+    "permenv.saved_run": {"checkpoint", "schema"},
     "permenv.distributed": {"config"},
     "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
@@ -43,7 +44,7 @@ NARROWER = {
     "permenv.registry": {"config", "data", "networks", "tasks"},
     "permenv.training": {"batch_norm", "config", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
-    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress"},
+    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
         *(
             "checkpoint",
@@ -54,6 +55,7 @@ NARROWER = {
             "records",
             "registry",
             "run_schema",
+            "saved_run",
             "schema",
             "state",
             "streams",

@@ -11,7 +11,8 @@ import torch
 
 import permenv
 from permenv import CheckpointError, ConfigurationError, DataError, Pretraining
-from permenv.pretraining import read_run, read_trunk
+from permenv.pretraining import read_trunk
+from permenv.saved_run import read_run
 from tests.helpers import (
     PARTS,
     PIECES,

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from permenv import ConfigurationError, checkpoint, make_config
-from permenv.networks import trunk_of
 from permenv.registry import make_tasks
+from permenv.saved_run import trunk_weights
 from permenv.training import Batch, Trainer, resolve_device, resolve_precision
 from tests.helpers import NUMBERS, joint_first, spatial_first
 
@@ -260,12 +260,16 @@ def test_a_backbone_that_cannot_be_copied_is_named():
 # Another run's trunk
 
 
+def trunk_of(trainer):
+    return trunk_weights({"identity": {}, "trainer": trainer.state_dict()})
+
+
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_the_trunk_of_a_state_is_the_validated_one(ema_decay, steps):
     trainer = make_trainer(ema_decay=ema_decay)
     train(trainer, steps)
-    found, expected = trunk_of(trainer.state_dict()), trainer.eval_network.trunk.state_dict()
+    found, expected = trunk_of(trainer), trainer.eval_network.trunk.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     live = trainer.network.trunk.state_dict()
@@ -279,8 +283,8 @@ def test_the_trunk_of_a_state_is_the_validated_one(ema_decay, steps):
 def test_a_run_starts_from_the_trunk_of_a_run_of_another_task(task, mine, theirs):
     source, target, untouched = make_trainer(ema_decay=theirs), *(make_trainer(task, 7, ema_decay=mine) for _ in "ab")
     train(source, 3)
-    trunk = copy.deepcopy(trunk_of(source.state_dict()))
-    target.start_from(trunk_of(source.state_dict()))
+    trunk = copy.deepcopy(trunk_of(source))
+    target.start_from(trunk_of(source))
     for network in (target.network, target.eval_network):
         values = network.trunk.state_dict()
         assert all(torch.equal(values[name], value) for name, value in trunk.items())
@@ -290,13 +294,13 @@ def test_a_run_starts_from_the_trunk_of_a_run_of_another_task(task, mine, theirs
     assert not target.state_dict()["momentum"]
 
     train(target, 2, task)  # on copies
-    assert all(torch.equal(value, trunk[name]) for name, value in trunk_of(source.state_dict()).items())
+    assert all(torch.equal(value, trunk[name]) for name, value in trunk_of(source).items())
     assert not torch.equal(target.network.trunk[0].weight, trunk["0.weight"])
 
 
 def test_another_backbones_trunk_is_refused():
     with pytest.raises(RuntimeError, match="size mismatch"):
-        make_trainer().start_from(trunk_of(make_trainer(backbone="caffenet", piece_size=75, cell_size=75).state_dict()))
+        make_trainer().start_from(trunk_of(make_trainer(backbone="caffenet", piece_size=75, cell_size=75)))
 
 
 # What it leaves alone, and where it runs

@@ -46,7 +46,7 @@ from experiments.common.processes import (
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
 from permenv import PermShuffleEnv
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
 _DEMONSTRATIONS = 500_000  # added to the seed of the first episode; those of the curriculum to imitate begin there

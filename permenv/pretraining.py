@@ -22,6 +22,7 @@ import torch
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError, Precision
+from permenv.device import resolve_device, spare_threads
 from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
 from permenv.networks import eval_mode
@@ -34,7 +35,7 @@ from permenv.state import draw_members, group_members, group_permutations, obser
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
-from permenv.training import Batch, Trainer, resolve_device, spare_threads
+from permenv.training import Batch, Trainer
 from permenv.validation import Validation, validate
 
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does

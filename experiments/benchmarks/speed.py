@@ -38,10 +38,10 @@ from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
 from experiments.common.script import run_script
 from permenv import PermShuffleEnv, Pretraining
+from permenv.device import resolve_device, resolve_precision
 from permenv.heads import SpatialHead
 from permenv.networks import OrderingNetwork, eval_mode
 from permenv.torch_state import default_torch_state
-from permenv.training import resolve_device, resolve_precision
 from permenv.validation import Validation, validate
 
 Measured = Literal["validation", "step", "joint", "env", "parts", "start", "scaling"]

@@ -9,7 +9,7 @@ from typing import Any
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.options import SweepOptions
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 
 def heading(config: SweepOptions) -> dict[str, Any]:

@@ -44,7 +44,7 @@ from experiments.common.style import label_lines, styled
 from experiments.paper.shared import base_of, publish_with_picture
 from permenv import Config as Numbers
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

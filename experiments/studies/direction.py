@@ -34,9 +34,9 @@ from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import train
 from permenv import Pretraining
+from permenv.device import resolve_device
 from permenv.permutations import maximally_different, reverse_of
 from permenv.tasks import TemporalTask
-from permenv.training import resolve_device
 from permenv.validation import all_permutation_logits
 
 Variant = Literal["default", "pairs", "merged"]

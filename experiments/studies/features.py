@@ -38,7 +38,7 @@ from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
 from permenv import ConfigurationError, PermShuffleEnv, image_folder
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.supervised import SupervisedOptions, supervised
 from permenv.transfer.trunks import load_trunk

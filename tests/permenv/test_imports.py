@@ -12,7 +12,7 @@ from tests.helpers import ROOT, SMALL
 
 LAYERS = """
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.records
-permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed
+permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed permenv.device
 permenv.data permenv.batch_norm permenv.saved_run
 permenv.heads
 permenv.networks
@@ -38,17 +38,19 @@ NARROWER = {
     "permenv.heads": set(),
     "permenv.saved_run": {"checkpoint", "schema"},
     "permenv.distributed": {"config"},
+    "permenv.device": {"config"},
     "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
     "permenv.registry": {"config", "data", "networks", "tasks"},
-    "permenv.training": {"batch_norm", "config", "distributed", "heads", "networks", "schema"},
+    "permenv.training": {"batch_norm", "config", "device", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
     "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
         *(
             "checkpoint",
             "config",
+            "device",
             "distributed",
             "memory",
             "networks",

@@ -12,7 +12,7 @@ import torch
 from permenv import ConfigurationError, checkpoint, make_config
 from permenv.registry import make_tasks
 from permenv.saved_run import trunk_weights
-from permenv.training import Batch, Trainer, resolve_device, resolve_precision
+from permenv.training import Batch, Trainer
 from tests.helpers import NUMBERS, joint_first, spatial_first
 
 CPU = torch.device("cpu")
@@ -329,22 +329,3 @@ def test_bf16_trains_and_keeps_float32_weights(task):
 def test_pieces_too_small_for_the_backbone_raise_a_configuration_error():
     with pytest.raises(ConfigurationError, match="cannot take pieces of 3 × 8 × 8"):
         make_trainer(backbone="caffenet", piece_size=8)
-
-
-def test_devices_and_precisions():
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").type in ("cpu", "cuda")
-    assert resolve_precision("float32", CPU) == torch.float32
-    with pytest.raises(ConfigurationError, match="unknown device 'gpu'"):
-        resolve_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigurationError, match="no GPU"):
-            resolve_device("cuda")
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("cuda:1").index == 1
-    with pytest.raises(ConfigurationError, match="sees 2 GPUs here, the last is 'cuda:1'"):
-        resolve_device("cuda:2")

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from tests.helpers import SMALL, TASKS
 
 FORKED = {"context": "fork"}

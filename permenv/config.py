@@ -94,7 +94,8 @@ class Config:
         grey_probability: Chance that a training sample is grey, 0 to 1.
         backbone: Name in `permenv.networks.BACKBONES`; "timm/NAME", a model of timm with random weights and no
             dropout (the extra `permenv[timm]`); or a function without arguments that returns a new trunk for pieces
-            (N, *piece_shape). Define it at module level, or the environment does not pickle.
+            (N, *piece_shape). Define it at module level, or the environment does not pickle. Forks and averaged weights
+            copy the trunk with `copy.deepcopy`.
         fc6: Width of the spatial head's fc6 (appendix B).
         fc7: Width of the spatial head's fc7 (appendix B).
         temporal_fc6: Width of the temporal head's fc6 (appendix B).

@@ -240,3 +240,21 @@ def test_divergence_of_any_task_terminates_with_the_worst_errors(make_env, task,
     observation, info = env.reset(seed=0)
     assert np.isfinite(observation).all()
     assert info["diverged"] is False
+
+
+@pytest.mark.parametrize(("iterations", "phase"), [(4, "free"), (6, "update")])
+def test_a_divergence_is_rewarded_among_free_iterations_and_within_an_update_too(make_env, iterations, phase):
+    """The baseline is read at the iteration whose loss was not finite, the first of two of its phase."""
+    env = make_env(free_iterations=2, iterations_per_update=2)
+    env.reset(seed=0)
+    rollout(env, random_actions(env, 4 * iterations))
+    base_env = env.unwrapped
+    base_env.run.trainer.network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
+    baseline = extrapolated_error(base_env.run.history["spatial"], iterations + 1)
+    *earlier, (_, reward, terminated, _, info) = rollout(env, random_actions(env, 4))
+    assert all(step[1] == 0 for step in earlier)
+    assert terminated
+    assert info["phase"] == phase
+    assert reward == baseline - 1
+    assert len(base_env.rewards) == 2
+    assert base_env.rewards[-1] == reward

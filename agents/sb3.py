@@ -333,8 +333,8 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     config = base_env.config
     phase_views = (MixtureAction, PoolAction, ActionBlock)  # whose step is a phase
     if any(isinstance(layer, phase_views) for layer in layers_of(env)):
-        return 2 if config.free_iterations else 1
-    return (config.free_iterations + config.iterations_per_update) * config.actions_per_iteration
+        return config.phases_per_update
+    return config.iterations_per_cycle * config.actions_per_iteration
 
 
 def _algorithm(name: str, env: gym.Env[Any, Any]) -> _Entry:

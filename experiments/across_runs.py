@@ -22,7 +22,6 @@ import contextlib
 import functools
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -47,8 +46,7 @@ from experiments.common.processes import (
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
 from permenv import PermShuffleEnv
-from permenv.pretraining import Record
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from permenv.wrappers import FiniteHorizon
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
@@ -252,7 +250,7 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
 
     # whole runs between two updates of the policy, the same number in each environment
     num_envs = max(n for n in range(1, max(1, config.processes) + 1) if config.episodes_per_update % n == 0)
-    phases = config.env.total_updates * (2 if config.env.free_iterations else 1)
+    phases = config.env.total_updates * config.env.phases_per_update
     with interrupts_for_this_process_only():
         model = sb3_across.make_model(
             config.algorithm,
@@ -318,7 +316,7 @@ class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
         if terminated or truncated:
             base_env = self.unwrapped
             assert isinstance(base_env, PermShuffleEnv)
-            info = {**info, "errors": errors_of(base_env.records, base_env.config)}
+            info = {**info, "errors": errors_of(base_env.run)}
         return observation, reward, terminated, truncated, info
 
 
@@ -347,7 +345,7 @@ def _episode(config: Config, state: dict[str, Any], seed: int) -> tuple[Trajecto
     agent = _make_agent(config, env)
     agent.load_state_dict(state)
     trajectory = collect(env, agent, seed)
-    return trajectory, errors_of(env.unwrapped.records, config.env)  # type: ignore[attr-defined]
+    return trajectory, errors_of(env.unwrapped.run)  # type: ignore[attr-defined]
 
 
 def _demonstrate(config: Config, seed: int) -> Trajectory:
@@ -368,14 +366,10 @@ def _demonstrate(config: Config, seed: int) -> Trajectory:
     return Trajectory.of(steps)
 
 
-def errors_of(records: Sequence[Record], config: permenv.Config) -> tuple[float, float]:
-    """Return E at half of a run and at its end, joint task: the means over the tasks; 1 after a divergence."""
-    iterations = [record.iteration for record in records]
-    errors = [float(np.mean(list(record.errors.values()))) for record in records]
-    end = config.total_updates * (config.free_iterations + config.iterations_per_update)
-    if iterations[-1] < end:
-        iterations, errors = [*iterations, iterations[-1] + 1], [*errors, 1.0]
-    return float(np.interp(end / 2, iterations, errors)), float(np.interp(end, iterations, errors))
+def errors_of(run: permenv.Pretraining) -> tuple[float, float]:
+    """Return E at half of a run that is over and at its end, see `Pretraining.error_curve`."""
+    iterations, errors = run.error_curve()
+    return float(np.interp(run.config.total_iterations / 2, iterations, errors)), errors[-1]
 
 
 if __name__ == "__main__":

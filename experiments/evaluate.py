@@ -38,7 +38,7 @@ from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import sweep
 from permenv import ConfigurationError, DataError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)

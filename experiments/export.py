@@ -17,7 +17,7 @@ import tyro
 from experiments.common.options import data_name
 from experiments.common.run_folder import CHECKPOINT
 from experiments.common.script import run_script
-from permenv import checkpoint
+from permenv.saved_run import read_run
 from permenv.transfer.export import export_trunk, read_card
 from permenv.transfer.trunks import load_trunk
 
@@ -62,7 +62,7 @@ def main(config: Config) -> tuple[Path, Path]:
 
 def _data(path: Path, given: str | None) -> dict[str, str]:
     """By ordering task, its data in words; those of which nothing is known are left out."""
-    tree = checkpoint.read(path, "run")
+    tree = read_run(path)
     tasks, job = tree["run"]["identity"]["data"], tree.get("job")
     if given is not None:
         return dict.fromkeys(tasks, given)

@@ -48,7 +48,7 @@ from experiments.common.statistics import INTERVAL, Estimate, mean_of, ratio_of_
 from experiments.common.sweep import executor_of, sweep
 from experiments.common.turns import reports
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 Report = Callable[[dict[str, Any]], object]
 

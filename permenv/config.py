@@ -94,7 +94,8 @@ class Config:
         grey_probability: Chance that a training sample is grey, 0 to 1.
         backbone: Name in `permenv.networks.BACKBONES`; "timm/NAME", a model of timm with random weights and no
             dropout (the extra `permenv[timm]`); or a function without arguments that returns a new trunk for pieces
-            (N, *piece_shape). Define it at module level, or the environment does not pickle.
+            (N, *piece_shape). Define it at module level, or the environment does not pickle. Forks and averaged weights
+            copy the trunk with `copy.deepcopy`.
         fc6: Width of the spatial head's fc6 (appendix B).
         fc7: Width of the spatial head's fc7 (appendix B).
         temporal_fc6: Width of the temporal head's fc6 (appendix B).
@@ -202,6 +203,21 @@ class Config:
         """B / m, actions that fill one mini-batch."""
         return self.batch_size // self.samples_per_action
 
+    @property
+    def phases_per_update(self) -> int:
+        """Phases that end with a validation: 2, free iterations and the update after them, or the update alone, 1."""
+        return 2 if self.free_iterations else 1
+
+    @property
+    def iterations_per_cycle(self) -> int:
+        """SGD iterations of an update and of the free iterations before it."""
+        return self.free_iterations + self.iterations_per_update
+
+    @property
+    def total_iterations(self) -> int:
+        """SGD iterations of a run."""
+        return self.total_updates * self.iterations_per_cycle
+
     def as_dict(self) -> dict[str, Any]:
         """All fields as JSON-able values; a backbone given as a function by its qualified name."""
         values = dataclasses.asdict(self)
@@ -252,7 +268,6 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
 _TINY = Config(
     num_permutations=100,
     batch_size=64,
-    samples_per_action=1,
     iterations_per_update=50,
     free_iterations=0,
     total_updates=30,
@@ -265,7 +280,6 @@ _TINY = Config(
     fc6=128,
     fc7=512,
     temporal_fc6=256,
-    lstm=256,
     relative_frames=True,
     ema_decay=0.97,
     clip_frames=32,

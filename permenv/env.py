@@ -16,9 +16,11 @@ from gymnasium.utils.seeding import np_random
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
-from permenv.episode import Episode, mean
-from permenv.pretraining import Pretraining, Record, prepare, read_run, read_trunk
+from permenv.episode import Episode
+from permenv.pretraining import Pretraining, prepare, read_trunk
+from permenv.records import Record, mean
 from permenv.registry import make_tasks
+from permenv.saved_run import read_run
 from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, preload
 from permenv.streams import restored
@@ -75,8 +77,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     ## Rewards
     The step that ends an update returns r_t = E^BL - E (Eq. 7). E is the share of (permutation, sample) pairs that are
     not recognised (Eq. 6); E^BL is the straight line through the last two validations, read at this iteration
-    (appendix E; flat before there are two). All other steps return 0, including the validation that ends free
-    iterations: it only renews ŝ and the line. Joint task: the mean of the tasks' rewards, which are in `info`.
+    (appendix E; flat before there are two). The validation that ends free iterations returns 0: it only renews ŝ and
+    the line. A step in which the network diverges returns E^BL - 1, whatever it would have ended, among free iterations
+    too; E^BL is read at the validation that was not finite, or at the iteration whose loss was not. All other steps
+    return 0. Joint task: the mean of the tasks' rewards, which are in `info`.
 
     With equally spaced validations r_t = g_t - g_(t-1), where g_t = E_t - E_(t+1) is the error reduction of update t.
     The undiscounted return therefore telescopes to the last update's error reduction; it does *not* measure how much
@@ -142,6 +146,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     a process started by another, torch uses one thread, or, if it was spawned, the number in OMP_NUM_THREADS. With a
     GPU use `vector_kwargs={"context": "spawn"}`.
 
+    `reset(seed=3, options={"checkpoint": path})` continues the same run in all of them; the runs after it differ, as
+    their seeds do. Without a seed these would be the same runs too.
+
     ## Version History
     - v0: since permenv 0.2.0 a seed gives another trajectory than in 0.1.0, under the same rules: every draw has a
       generator of its own, and faster operations round differently. From 0.2.0 on, trajectories stay as they are.
@@ -152,8 +159,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         permutations: By task, (|Ψ|, n) int64, Ψ.
         device: Where the network lives.
         run: The run of training, a `permenv.Pretraining`: network, X_val, last validation, groups.
-        records: Every validation since the run began, see `permenv.pretraining.Record`.
-        rewards: r_t of every update since the run began.
+        episode: The decision process on it, a `permenv.episode.Episode`: completed updates, the next validation.
+        records: Every validation since the run began, see `permenv.records.Record`.
+        rewards: r_t of every update since the run began, and of a divergence.
         validation: By task, the last `Validation`: s, what was recognised, E.
         groups: By task, (|Ψ|,) int64, the group of each permutation.
     """
@@ -200,8 +208,11 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         Args:
             seed: Decides the run, as `Pretraining.create(seed=...)` does; None draws a seed from the environment's
                 generator.
-            options: {"checkpoint": path} continues where `save(path)` was called and ignores the seed;
-                {"trunk": path} begins a new run with the trunk of a saved run.
+            options: {"checkpoint": path} continues where `save(path)` was called. A seed decides then only what comes
+                from `np_random`: the seeds of later resets, and what views such as `MixtureAction` draw; without one
+                these continue as saved too. A run that was over is over again, unless `total_updates` is larger now:
+                it can be looked at, but `step` raises an error. {"trunk": path} begins a new run with the trunk of a
+                saved run.
 
         Returns:
             Observation and info.
@@ -212,6 +223,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
                 all, or has another trunk; the current run is unchanged then.
         """
         options = _checked_options(options)
+        seeded = None if seed is None else np_random(seed)
         if "checkpoint" in options:
             path = options["checkpoint"]
             tree = read_run(path)
@@ -219,14 +231,13 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
                 self.load_state_dict(tree)
         else:
             trunk = read_trunk(options["trunk"], self.config, self.tasks) if "trunk" in options else None
-            generator, own_seed = (self.np_random, self._np_random_seed) if seed is None else np_random(seed)
-            run_seed = int(generator.integers(2**63)) if seed is None else seed
+            run_seed = int(self.np_random.integers(2**63)) if seed is None else seed
             self._episode = Episode(Pretraining(self.config, self.tasks, self.device, seed=run_seed, trunk=trunk))
-            self._np_random, self._np_random_seed = generator, own_seed
+        if seeded is not None:
+            self._np_random, self._np_random_seed = seeded
         if self.render_mode == "human":
             self.render()
-        episode = self._begun()
-        return episode.run.observation.copy(), episode.info()
+        return self.run.observation.copy(), self.episode.info()
 
     def step(self, action: np.int64 | int | np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Decide the permutations of the next `samples_per_action` training samples.
@@ -241,10 +252,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             gymnasium.error.InvalidAction: If there is no such group; nothing has changed then.
             gymnasium.error.ResetNeeded: If the run has not begun or is over.
         """
-        groups = self._as_groups(action)
-        episode = self._episode
-        if episode is None or episode.is_over:
-            raise gym.error.ResetNeeded("the training run has not begun or is over: call reset() first")
+        groups, episode = self._as_groups(action), self.episode
+        if episode.is_over:
+            raise gym.error.ResetNeeded(_over(episode))
         trained = episode.choose(groups)
         if trained and self.render_mode == "human":  # at every iteration: a window has events to answer
             self.render()
@@ -266,7 +276,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         if self._renderer is None:
             gym.logger.warn("render() does nothing without a render mode: gym.make(..., render_mode='rgb_array')")
             return None
-        return self._renderer.show(self.run, self.rewards)
+        return self._renderer.show(self.episode)
 
     def close(self) -> None:
         """Close the window, if there is one."""
@@ -277,13 +287,24 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     # What researchers look at
 
     @property
+    def episode(self) -> Episode:
+        """The decision process on the run of training.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If none has begun.
+        """
+        if self._episode is None:
+            raise gym.error.ResetNeeded("no training run has begun: call reset() first")
+        return self._episode
+
+    @property
     def run(self) -> Pretraining:
         """The run of training.
 
         Raises:
             gymnasium.error.ResetNeeded: If none has begun.
         """
-        return self._begun().run
+        return self.episode.run
 
     @property
     def records(self) -> list[Record]:
@@ -293,7 +314,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     @property
     def rewards(self) -> list[float]:
         """r_t of every update since the run began, and of a divergence."""
-        return list(self._begun().rewards)
+        return list(self.episode.rewards)
 
     @property
     def validation(self) -> dict[str, Validation]:
@@ -314,9 +335,13 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     def fork(self) -> PermShuffleEnv:
         """Copy the run: both continue identically, given the same actions, and neither affects the other.
 
-        The data, which nothing changes, are shared. The copy of a run with a window has none.
+        The data and X_val, which nothing changes, are shared. The copy of a run with a window has none.
+
+        Raises:
+            gymnasium.error.ResetNeeded: If no run has begun.
+            ConfigurationError: If the backbone cannot be copied.
         """
-        episode = self._begun()
+        episode = self.episode
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # all that moves is replaced below
         twin.action_space, twin.observation_space = copy.deepcopy((self.action_space, self.observation_space))
@@ -341,7 +366,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             gymnasium.error.ResetNeeded: If no run has begun.
             CheckpointError: If the run was trained or validated by itself, beside `step`, so that it is no episode.
         """
-        episode = self._begun()
+        episode = self.episode
         episode.require_schedule()
         return {"run": episode.run.state_dict(), "episode": episode.state_dict(), "random": self._random_state()}
 
@@ -367,14 +392,18 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             "arguments": self._arguments,
             "render_mode": self.render_mode,
             "spec": self.spec,
+            "spaces": (self.action_space, self.observation_space),  # their generators too
             "state": None if self._episode is None else self.state_dict(),
+            "random": (self._np_random, self._np_random_seed),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(render_mode=state["render_mode"], **state["arguments"])  # type: ignore[misc]
         self.spec = state["spec"]
+        self.action_space, self.observation_space = state["spaces"]
         if state["state"] is not None:
             self.load_state_dict(state["state"])
+        self._np_random, self._np_random_seed = state["random"]
 
     def _random_state(self) -> dict[str, Any]:
         return {"seed": self._np_random_seed, "generator": self.np_random.bit_generator.state}
@@ -398,10 +427,19 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             f"action {action!r} is not a group: pass {expected} from 0 to {self.config.num_groups - 1}"
         )
 
-    def _begun(self) -> Episode:
-        if self._episode is None:
-            raise gym.error.ResetNeeded("no training run has begun: call reset() first")
-        return self._episode
+
+def _over(episode: Episode) -> str:
+    """Say why an episode takes no step, and what to do; it may have been restored from a checkpoint."""
+    run = episode.run
+    if run.diverged:
+        return (
+            f"the training run diverged at iteration {run.diverged_at}: begin another one with reset(), or continue an "
+            f"earlier checkpoint"
+        )
+    return (
+        f"the training run is over, it has completed all of its updates: begin another one with reset(), without a "
+        f"checkpoint of this one, or raise total_updates={run.config.total_updates} to continue it"
+    )
 
 
 def _make_renderer(title: str, mode: str | None) -> Renderer | None:

@@ -14,6 +14,7 @@ import numpy as np
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config
 from permenv.pretraining import Pretraining
+from permenv.records import mean
 from permenv.reward import extrapolated_error, reward
 from permenv.schema import FLAG, INT64, Array, Fields, ListOf, Number, OneOf, Schema, Where, below
 
@@ -45,7 +46,17 @@ class Episode:
     @property
     def is_over(self) -> bool:
         """Whether the run has diverged or completed its updates."""
-        return self.run.diverged or len(self.rewards) >= self.run.config.total_updates
+        return self.run.diverged or self.updates >= self.run.config.total_updates
+
+    @property
+    def updates(self) -> int:
+        """Completed updates."""
+        return len(self.rewards) - self.run.diverged
+
+    @property
+    def next_validation(self) -> int | None:
+        """The iteration of the next validation; None where the run is over."""
+        return None if self.is_over else self.run.records[-1].iteration + _iterations(self._next_phase, self.run.config)
 
     def choose(self, groups: np.ndarray) -> bool:
         """Decide the groups of the next `samples_per_action` samples; train and validate where that is due.
@@ -76,7 +87,7 @@ class Episode:
         return {
             "validated": self.validated,
             "phase": self.phase,
-            "update": len(self.rewards) - run.diverged,
+            "update": self.updates,
             "iteration": run.iteration,
             "loss": sum(run.losses.values()),
             "error": mean(errors),
@@ -211,8 +222,3 @@ def _are_in_time(run: Pretraining) -> bool:
         and after.iteration - before.iteration == _iterations(after.phase, run.config)
         for before, after in itertools.pairwise(run.records)
     )
-
-
-def mean(by_task: dict[str, float]) -> float:
-    """Mean over the tasks."""
-    return sum(by_task.values()) / len(by_task)

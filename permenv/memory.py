@@ -21,12 +21,12 @@ from torch import nn
 
 from permenv.config import PRESETS, Config, ConfigurationError
 from permenv.data.cache import cache_folder
+from permenv.device import resolve_precision
 from permenv.distributed import current
 from permenv.networks import BACKBONES
 from permenv.registry import parts_of
 from permenv.tasks import ImageTask, SpatialTask, Task, TemporalTask
 from permenv.torch_state import default_torch_state
-from permenv.training import resolve_precision
 
 _FLOAT = 4  # bytes
 

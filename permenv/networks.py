@@ -281,14 +281,6 @@ def build_network(
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs forget it
 
 
-def trunk_of(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Extract the trunk from a trainer's `state_dict`: the averaged weights if there are any, else the live ones."""
-    averaged = state["averaged"]
-    network = state["network"] if averaged is None else averaged
-    prefix = "trunk." if averaged is None else "module.trunk."
-    return {name.removeprefix(prefix): value for name, value in network.items() if name.startswith(prefix)}
-
-
 def _he_initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d | nn.Linear):
         nn.init.kaiming_normal_(module.weight, nonlinearity="relu")

@@ -6,13 +6,13 @@ the records of all validations. Whoever drives it decides when to iterate and wh
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import numbers
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +22,26 @@ import torch
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError, Precision
+from permenv.device import resolve_device, spare_threads
 from permenv.distributed import ALONE, Ranks, current
 from permenv.memory import check_memory
-from permenv.networks import eval_mode, trunk_of
+from permenv.networks import eval_mode
+from permenv.records import PHASES, Record
 from permenv.registry import data_keywords, make_config, make_tasks
-from permenv.run_schema import HOLDS_A_TRUNK, PHASES, joint_observation, run_schema
+from permenv.run_schema import run_schema
+from permenv.saved_run import read_run, trunk_weights
 from permenv.schema import shown
-from permenv.state import draw_members, group_members, group_permutations, summarise
+from permenv.state import draw_members, group_members, group_permutations, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
-from permenv.training import Batch, Trainer, resolve_device, spare_threads
+from permenv.training import Batch, Trainer
 from permenv.validation import Validation, validate
 
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does
 _FREE_TO_CHANGE = ("total_updates",)
 
 _SPENT_ON = ("training", "validation", "grouping")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One validation of a run.
-
-    Attributes:
-        iteration: SGD iterations before it.
-        phase: What it ended: "reset", "free" iterations or an "update".
-        errors: By task, E.
-        cross_entropies: By task, mean of -log y_l over all (permutation, sample) pairs, in nats.
-        observation: ŝ, (|C|, 2) float32; of a joint task (tasks, |C|, 2).
-        choices: (tasks, |C|) int64, how often each group was chosen since the previous validation; where all
-            permutations were drawn with equal probability, how many samples had one of the group.
-    """
-
-    iteration: int
-    phase: str
-    errors: dict[str, float]
-    cross_entropies: dict[str, float]
-    observation: np.ndarray
-    choices: np.ndarray
 
 
 class Pretraining:
@@ -184,6 +165,30 @@ class Pretraining:
         return {name: [(record.iteration, record.errors[name]) for record in self.records] for name in self.tasks}
 
     @property
+    def diverged_at(self) -> int | None:
+        """The iteration at which the run diverged, or None.
+
+        It is the first that was not done: the one whose loss was not finite, or the one after the validation that was
+        not finite. So it lies after all records.
+        """
+        return self.iteration + 1 if self.diverged else None
+
+    def error_curve(self, task: str | None = None) -> tuple[list[int], list[float]]:
+        """E in the course of the run.
+
+        Args:
+            task: Whose E; None for the mean over the tasks.
+
+        Returns:
+            The iterations of all validations, and E at each; of a run that diverged also `diverged_at`, with E = 1.
+        """
+        iterations = [record.iteration for record in self.records]
+        errors = [record.error if task is None else record.errors[task] for record in self.records]
+        if self.diverged_at is not None:
+            return [*iterations, self.diverged_at], [*errors, 1.0]
+        return iterations, errors
+
+    @property
     def observation(self) -> np.ndarray:
         """ŝ of the last validation, (|C|, 2) float32; of a joint task (tasks, |C|, 2)."""
         return self.records[-1].observation
@@ -285,7 +290,9 @@ class Pretraining:
                 phase=phase,
                 errors={name: each.error for name, each in found.items()},
                 cross_entropies={name: each.cross_entropy for name, each in found.items()},
-                observation=self._summarise(),
+                observation=observe(
+                    {name: each.ratios for name, each in found.items()}, self.groups, self.config.num_groups
+                ),
                 choices=self.choices,
             )
         )
@@ -294,14 +301,22 @@ class Pretraining:
 
     # Fork, save, restore
 
+    @default_torch_state()
     def fork(self) -> Pretraining:
         """Copy the run: both continue identically, given the same groups, and neither affects the other.
 
-        The data, which nothing changes, are shared.
+        The data and X_val, which nothing changes, are shared.
+
+        Raises:
+            ConfigurationError: If the backbone cannot be copied.
         """
-        twin = self._blank(self.config, self.tasks, self.device)
-        twin._continue(self.state_dict())
-        twin.seconds = dict(self.seconds)
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)  # all that moves is replaced below
+        twin.trainer = self.trainer.copy()
+        twin.validation, twin.groups, twin._members = copy.deepcopy((self.validation, self.groups, self._members))
+        twin.records, twin.choices = copy.deepcopy((self.records, self.choices))
+        twin.losses, twin.seconds = dict(self.losses), dict(self.seconds)
+        twin._announced = {}  # with another seed it draws other samples
         return twin
 
     @classmethod
@@ -490,11 +505,6 @@ class Pretraining:
         self.groups = groups
         self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
 
-    def _summarise(self) -> np.ndarray:
-        return joint_observation(
-            [summarise(self.validation[name].ratios, self.groups[name], self.config.num_groups) for name in self.tasks]
-        )
-
 
 def prepare(
     preset: str, task: str, device: str | torch.device, options: Mapping[str, Any]
@@ -520,15 +530,6 @@ def prepare(
     spare_threads()
     check_memory(task, config, chosen, data)
     return config, chosen, data
-
-
-def read_run(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint that holds a run.
-
-    Raises:
-        CheckpointError: If the file is damaged or holds no run.
-    """
-    return checkpoint.read(path, "run")
 
 
 def _precision_in(state: Any) -> Precision | None:
@@ -559,13 +560,12 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
     trainer = _new_trainer(config, tasks, torch.device("cpu"), 0, ALONE)
     ours = config.as_dict()["backbone"]
     with checkpoint.naming(path):
-        HOLDS_A_TRUNK.check(saved, "run")
+        trunk = trunk_weights(saved)
         theirs = saved["identity"].get("backbone")
         if theirs != ours:
             raise CheckpointError(
                 f"its trunk is backbone={shown(theirs)}, this run's backbone={ours!r}: use the checkpoint's backbone"
             )
-        trunk = trunk_of(saved["trainer"])
         trainer.trunk_schema().check(trunk, "run/trainer/trunk")
         if not all(value.isfinite().all() for value in trunk.values()):
             raise CheckpointError("its trunk is not finite, its run diverged: use an earlier checkpoint")

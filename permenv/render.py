@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from permenv.config import ConfigurationError
-from permenv.pretraining import Pretraining
+from permenv.episode import Episode
 from permenv.reward import extrapolated_error
 from permenv.state import HIGHEST_RATIO
 from permenv.tasks import Task
@@ -138,17 +138,17 @@ class Renderer:
         self._title = title
         self._mode = mode
         self._window = Window(title) if mode == "human" else None
-        self._drawn: tuple[weakref.ref[Pretraining], tuple[int, bool], np.ndarray] | None = None
+        self._drawn: tuple[weakref.ref[Episode], tuple[int, bool], np.ndarray] | None = None
 
-    def show(self, run: Pretraining, rewards: Sequence[float]) -> np.ndarray | None:
+    def show(self, episode: Episode) -> np.ndarray | None:
         """Show the run in the window, or return its picture (H, W, 3) uint8, read-only."""
         if self._mode == "human" and self._window is None:
             return None
-        moment = len(run.records), run.diverged
-        if self._drawn is None or self._drawn[0]() is not run or self._drawn[1] != moment:
-            picture = to_array(dashboard(self._title, run, rewards))
+        moment = len(episode.run.records), episode.run.diverged
+        if self._drawn is None or self._drawn[0]() is not episode or self._drawn[1] != moment:
+            picture = to_array(dashboard(self._title, episode))
             picture.flags.writeable = False
-            self._drawn = weakref.ref(run), moment, picture
+            self._drawn = weakref.ref(episode), moment, picture
         picture = self._drawn[2]
         if self._window is None:
             return picture
@@ -232,63 +232,62 @@ class Panel:
     """What the dashboard shows of one task.
 
     Attributes:
-        history: (iteration, E) of every validation.
-        credited: Of every validation, whether it ended an update.
-        next_validation: Iteration of the next one; None where the run is over.
-        diverged: Iteration at which the run diverged, or None.
+        iterations: Of every validation, and of a divergence.
+        errors: E at each, 1 where the run diverged.
+        credited: Of each, whether it was rewarded: the end of an update, or a divergence.
+        diverged: Whether the last one is a divergence.
+        next_validation: Iteration of the next validation; None where the run is over.
         observation: (|C|, 2), ŝ.
         choices: (|C|,) int, how often each group was chosen before the last validation; all 0 where nothing was.
         sizes: (|C|,) share of Ψ of each group that was chosen from.
         predictions: A shuffled sample, and what the network predicts.
     """
 
-    history: Sequence[tuple[int, float]]
+    iterations: Sequence[int]
+    errors: Sequence[float]
     credited: Sequence[bool]
+    diverged: bool
     next_validation: int | None
-    diverged: int | None
     observation: np.ndarray
     choices: np.ndarray
     sizes: np.ndarray
     predictions: Predictions
 
 
-def dashboard(title: str, run: Pretraining, rewards: Sequence[float]) -> Figure:
+def dashboard(title: str, episode: Episode) -> Figure:
     """Show a run as of its last validation, see `dashboard_figure`.
 
     Args:
         title: Of the whole picture.
-        run: The run.
-        rewards: Of its updates so far.
+        episode: The run and its rewards.
     """
-    config, records, last = run.config, run.records, run.records[-1]
+    run, config, rewards = episode.run, episode.run.config, episode.rewards
+    records, last = run.records, run.records[-1]
     chosen_from = records[max(len(records) - 2, 0)].observation.reshape(len(run.tasks), -1, 2)
     observations = last.observation.reshape(len(run.tasks), -1, 2)
-    cycle = config.free_iterations + config.iterations_per_update
-    place = last.iteration % cycle
-    following = last.iteration - place + (config.free_iterations if place < config.free_iterations else cycle)
-    updates = sum(record.phase == "update" for record in records)
-    is_over = run.diverged or updates >= config.total_updates
     rng = np.random.default_rng(len(records))  # its own: drawing a picture must not change the run
     panels = {}
     for row, (name, task) in enumerate(run.tasks.items()):
         samples, label = run.held_out[name][:1], rng.integers(config.num_permutations, size=1)
+        iterations, errors = run.error_curve(name)
         panels[name] = Panel(
-            history=run.history[name],
-            credited=[record.phase == "update" for record in records],
-            next_validation=None if is_over else following,
-            diverged=max(run.iteration, last.iteration + 1) if run.diverged else None,
+            iterations=iterations,
+            errors=errors,
+            credited=[record.phase == "update" for record in records] + [True] * run.diverged,
+            diverged=run.diverged,
+            next_validation=episode.next_validation,
             observation=observations[row],
             choices=last.choices[row],
             sizes=chosen_from[row, :, 0],
             predictions=predict(task, functools.partial(run.network, name), samples, label),
         )
-    error = 1.0 if run.diverged else sum(last.errors.values()) / len(last.errors)
+    error = run.error_curve()[1][-1]
     gain = f"{rewards[-1]:+.3f}" if rewards else "–"
     status = (
-        f"update {updates} of {config.total_updates}   iteration {last.iteration}   error {error:.3f}   "
+        f"update {episode.updates} of {config.total_updates}   iteration {last.iteration}   error {error:.3f}   "
         f"last reward {gain}"
     )
-    return dashboard_figure(title, status, panels, config.total_updates * cycle)
+    return dashboard_figure(title, status, panels, config.total_iterations)
 
 
 def dashboard_figure(title: str, status: str, panels: Mapping[str, Panel], last_iteration: int) -> Figure:
@@ -356,27 +355,26 @@ def _axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
 
 
 def _draw_errors(axis: Axes, task: str, panel: Panel, last_iteration: int) -> None:
-    iterations, errors = map(list, zip(*panel.history, strict=True))
+    points = list(zip(panel.iterations, panel.errors, strict=True))
+    iteration, error = points[-1]
     chance = 1 - 1 / panel.predictions.probabilities.shape[1]
     axis.axhline(chance, color=_GREY, linewidth=1, linestyle="--")
     axis.text(last_iteration, chance - 0.015, "chance", color=_GREY, fontsize=8, ha="right", va="top")
-    if panel.diverged is not None:
-        iterations, errors = [*iterations, panel.diverged], [*errors, 1.0]
-    for place in range(1, len(iterations)):
-        if place == len(panel.credited) or panel.credited[place]:  # a divergence is judged too
-            baseline = extrapolated_error(panel.history[:place], iterations[place])
-            colour = _GOOD if errors[place] <= baseline else _BAD
-            axis.vlines(iterations[place], errors[place], baseline, color=colour, **_STEM)
-    axis.plot(iterations, errors, marker=".", color=BLUE)
-    if panel.diverged is not None:
-        axis.plot(panel.diverged, 1, marker="X", markersize=9, color=_BAD, clip_on=False)
+    for place in range(1, len(points)):
+        if panel.credited[place]:
+            at, reached = points[place]
+            baseline = extrapolated_error(points[:place], at)
+            axis.vlines(at, reached, baseline, color=_GOOD if reached <= baseline else _BAD, **_STEM)
+    axis.plot(panel.iterations, panel.errors, marker=".", color=BLUE)
+    if panel.diverged:
+        axis.plot(iteration, error, marker="X", markersize=9, color=_BAD, clip_on=False)
     if panel.next_validation is not None:
-        ends = [iterations[-1], panel.next_validation]
-        axis.plot(ends, [errors[-1], extrapolated_error(panel.history, ends[1])], ":", color=BLUE)
-        axis.plot(ends[1], extrapolated_error(panel.history, ends[1]), marker="o", color=BLUE, fillstyle="none")
-    shown = "diverged" if panel.diverged is not None else f"E = {errors[-1]:.3f}"
+        baseline = extrapolated_error(points, panel.next_validation)
+        axis.plot([iteration, panel.next_validation], [error, baseline], ":", color=BLUE)
+        axis.plot(panel.next_validation, baseline, marker="o", color=BLUE, fillstyle="none")
+    shown = "diverged" if panel.diverged else f"E = {error:.3f}"
     axis.set_title(f"{task}: {shown}")
-    axis.set(xlabel="SGD iteration", xlim=(0, max(last_iteration, iterations[-1])), ylim=(0, 1.05))
+    axis.set(xlabel="SGD iteration", xlim=(0, max(last_iteration, iteration)), ylim=(0, 1.05))
     handles = [
         Line2D([], [], color=BLUE, linestyle="none", marker="o", fillstyle="none"),
         Line2D([], [], color=_GOOD, **_STEM),

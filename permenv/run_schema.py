@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from permenv.checkpoint import CheckpointError
 from permenv.config import Range
+from permenv.records import PHASES
 from permenv.schema import (
     COUNT,
     FLAG,
@@ -19,7 +20,6 @@ from permenv.schema import (
     Anything,
     Array,
     DictOf,
-    Either,
     Fields,
     ListOf,
     Number,
@@ -30,24 +30,9 @@ from permenv.schema import (
     equal,
     shown,
 )
-from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, summarise
+from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
-
-PHASES = ("reset", "free", "update")
-
-_TENSORS = DictOf(Anything())
-HOLDS_A_TRUNK = Fields(
-    {
-        "identity": DictOf(Anything()),
-        "trainer": Fields(
-            {"network": _TENSORS, "averaged": Either(OneOf((None,)), _TENSORS)},
-            dict.fromkeys(("iteration", "momentum"), Anything()),
-        ),
-    },
-    dict.fromkeys(("seed", "records", "losses", "choices", "diverged", "tasks"), Anything()),
-)
-"""The state of a run of whatever configuration, of which only the trunk is used."""
 
 
 def run_schema(identity: Mapping[str, Any], tasks: Mapping[str, Task], num_groups: int, trainer: Schema) -> Schema:
@@ -121,11 +106,6 @@ def _task_schema(task: Task, num_groups: int) -> Schema:
     return Where(parts, {"have ratios of at least 1 where it was correct, elsewhere of at most 1": _are_predictions})
 
 
-def joint_observation(states: Sequence[np.ndarray]) -> np.ndarray:
-    """ŝ of a run from that of each task, (|C|, 2): the same, or of a joint task (tasks, |C|, 2)."""
-    return states[0] if len(states) == 1 else np.stack(states)
-
-
 def _are_in_order(records: list[dict[str, Any]]) -> bool:
     iterations = [record["iteration"] for record in records]
     begins = bool(records) and records[0]["phase"] == "reset" and iterations[0] == 0
@@ -140,9 +120,8 @@ def _are_predictions(saved: Mapping[str, np.ndarray]) -> bool:
 def _are_summarised(state: Mapping[str, Any]) -> bool:
     last, tasks = state["records"][-1], state["tasks"]
     num_groups = last["observation"].shape[-2]
-    observation = joint_observation(
-        [summarise(tasks[name]["ratios"], tasks[name]["groups"], num_groups) for name in last["errors"]]
-    )
+    ratios, groups = ({name: tasks[name][part] for name in last["errors"]} for part in ("ratios", "groups"))
+    observation = observe(ratios, groups, num_groups)
     differences = [1 - tasks[name]["correct"].mean() - error for name, error in last["errors"].items()]
     return np.allclose(observation, last["observation"], rtol=0, atol=1e-6) and np.allclose(differences, 0, atol=1e-9)
 

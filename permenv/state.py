@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,6 +71,21 @@ def summarise(ratios: np.ndarray, groups: np.ndarray, num_groups: int) -> np.nda
             summary[group, 1] = summary[group - 1, 1]
     summary[:, 1] = summary[:, 1].clip(LOWEST_RATIO, HIGHEST_RATIO)  # rounding must not leave the observation space
     return summary
+
+
+def observe(ratios: Mapping[str, np.ndarray], groups: Mapping[str, np.ndarray], num_groups: int) -> np.ndarray:
+    """Describe the groups of all tasks, as the environment's observation does.
+
+    Args:
+        ratios: By task, (|Ψ|, |X_val|), the matrix s.
+        groups: By task, (|Ψ|,) int, from `group_permutations`.
+        num_groups: |C|.
+
+    Returns:
+        ŝ of `summarise`, (|C|, 2) float32; of several tasks (tasks, |C|, 2), in the order of `ratios`.
+    """
+    states = [summarise(each, groups[task], num_groups) for task, each in ratios.items()]
+    return states[0] if len(states) == 1 else np.stack(states)
 
 
 def group_members(groups: np.ndarray, num_groups: int) -> list[np.ndarray]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
-import multiprocessing
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,65 +17,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from permenv.batch_norm import synchronise
 from permenv.config import Config, ConfigurationError
+from permenv.device import resolve_precision
 from permenv.distributed import ALONE, Ranks
 from permenv.heads import HeadFactory, PairwiseHead, SpatialHead, TemporalHead, at_least_float32
 from permenv.networks import BACKBONES, OrderingNetwork, build_network
 from permenv.schema import COUNT, Anything, Array, Either, Explained, Fields, OneOf, Schema, Where
-
-_IMPORTED_BY = os.getpid()
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """Turn "auto" into the GPU if there is one, else the CPU.
-
-    Raises:
-        ConfigurationError: If the device is not known, or is a GPU that is not there, or whose driver was started
-            before this process was forked.
-    """
-    if str(device) != "cpu" and torch.cuda._is_in_bad_fork():
-        raise ConfigurationError(
-            f"device={str(device)!r}: this process was forked from one that uses the GPU, which CUDA does not survive; "
-            f"start processes with vector_kwargs={{'context': 'spawn'}}, or use device='cpu'"
-        )
-    if str(device) == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device).partition(":")[0] not in ("cpu", "cuda"):
-        raise ConfigurationError(f"unknown device {str(device)!r}; use 'auto', 'cpu' or 'cuda'")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ConfigurationError(f"unknown device {str(device)!r}; number GPUs as in 'cuda:0'") from error
-    if chosen.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not count:
-            raise ConfigurationError(f"device {device!r}: torch sees no GPU here; use device='auto' or 'cpu'")
-        if chosen.index is not None and chosen.index >= count:
-            raise ConfigurationError(f"device {device!r}: torch sees {count} GPUs here, the last is 'cuda:{count - 1}'")
-    return chosen
-
-
-def spare_threads() -> None:
-    """Limit torch to one thread in a process that another process has started; elsewhere do nothing.
-
-    By default each of several worker processes would start as many threads as there are cores; torch's DataLoader
-    limits its workers in the same way. Set OMP_NUM_THREADS before processes are spawned to give them more threads. A
-    forked process always gets one: OpenMP's threads do not survive a fork, and waiting for them would hang.
-    """
-    forked = os.getpid() != _IMPORTED_BY
-    spawned = multiprocessing.parent_process() is not None and "OMP_NUM_THREADS" not in os.environ
-    if forked or spawned:
-        torch.set_num_threads(1)
-
-
-def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
-    """The type of the training iteration's matrix products: for "auto" bf16 where the device has it in hardware."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16" if native else "float32"
-    return {"bf16": torch.bfloat16, "float32": torch.float32}[precision]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,8 +53,9 @@ class Trainer:
         ranks: The processes that train the network together, each on its shard of every mini-batch.
 
     Raises:
-        ConfigurationError: If the backbone cannot take pieces of the configured size, or several ranks cannot divide a
-            mini-batch or share the backbone's batch normalisation.
+        ConfigurationError: If the backbone cannot take pieces of the configured size, several ranks cannot divide a
+            mini-batch or share the backbone's batch normalisation, or weights are to be averaged and the backbone
+            cannot be copied.
     """
 
     def __init__(
@@ -132,14 +78,13 @@ class Trainer:
         synchronise(network, ranks, device)
         self.network: OrderingNetwork = network.to(device)
         self.iteration = 0
-        # collected once: stepping through a small network's modules takes as long as some of its layers
-        self._parameters = dict(self.network.named_parameters())
         self._momentum: dict[str, Tensor] = {}  # by parameter; empty before the first step
         self._averaged: AveragedModel | None = None
         if config.ema_decay:
             self._average = get_ema_multi_avg_fn(config.ema_decay)
-            self._averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
-            self._averages = _by_dtype(self._averaged.module, self.network)
+            with self._naming_backbone():
+                self._averaged = AveragedModel(self.network, multi_avg_fn=self._average, use_buffers=True)
+        self._collect()
         self._dtype = resolve_precision(config.precision, device)
 
     @property
@@ -177,11 +122,25 @@ class Trainer:
         self.iteration += 1
         return values
 
+    def copy(self) -> Trainer:
+        """Copy the trainer: both continue identically, given the same mini-batches, and neither affects the other.
+
+        Raises:
+            ConfigurationError: If the backbone cannot be copied.
+        """
+        twin = copy.copy(self)
+        with self._naming_backbone():
+            network, twin._averaged = copy.deepcopy((self.network, self._averaged))
+        twin.network = network.to(self.device)  # on a GPU, recurrent layers lay out their weights anew for cuDNN
+        twin._momentum = {name: momentum.clone() for name, momentum in self._momentum.items()}
+        twin._collect()
+        return twin
+
     def start_from(self, trunk: Mapping[str, Tensor]) -> None:
         """Load another network's trunk, batch statistics included.
 
         Args:
-            trunk: What `trunk_of` returned.
+            trunk: What `permenv.saved_run.trunk_weights` returned.
 
         Raises:
             RuntimeError: If the trunk has another architecture.
@@ -228,7 +187,7 @@ class Trainer:
         )
 
     def trunk_schema(self) -> Schema:
-        """What `trunk_of` such a trainer's state returns."""
+        """What `permenv.saved_run.trunk_weights` returns of a run with such a trainer."""
         trunk = {name: _like(value) for name, value in self.network.trunk.state_dict().items()}
         return Explained(Fields(trunk), "the checkpoint has another trunk under the same name")
 
@@ -243,6 +202,26 @@ class Trainer:
         }
         if self._averaged is not None:
             self._averaged.load_state_dict(state["averaged"])
+
+    def _collect(self) -> None:
+        """List the tensors of a step once: stepping through a small network's modules takes as long as its layers."""
+        self._parameters = dict(self.network.named_parameters())
+        if self._averaged is not None:
+            self._averages = _by_dtype(self._averaged.module, self.network)
+
+    @contextlib.contextmanager
+    def _naming_backbone(self) -> Iterator[None]:
+        """Say what to do about a backbone that cannot be copied."""
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"backbone={self.config.as_dict()['backbone']!r}: copy.deepcopy cannot copy the network ({error}), as "
+                f"forks and averaged weights (ema_decay) need it; keep locks, open files and computed tensors out of "
+                f"its modules' attributes, or give the module that has one a method __deepcopy__"
+            ) from error
 
     def _always_trained(self, parameter: str) -> bool:
         """Whether the gradient of every loss reaches a parameter, as in the modules of this package."""

@@ -36,7 +36,7 @@ from experiments.common.options import EnvOptions, Preset, TaskName, require_at_
 from experiments.common.run_folder import read_rows
 from experiments.common.script import run_script
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 _SCRIPTS = Path(__file__).parents[1]
 _TRAINING = "training"

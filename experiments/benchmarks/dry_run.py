@@ -39,8 +39,8 @@ from experiments.common.options import EnvOptions
 from experiments.common.script import run_script
 from permenv import ConfigurationError
 from permenv.data import store
+from permenv.device import resolve_device
 from permenv.registry import parts_of
-from permenv.training import resolve_device
 
 _START = 1e-5  # seconds that torch's own code takes to start an operation, on another device
 UNCERTAINTY = {

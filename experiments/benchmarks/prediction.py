@@ -101,7 +101,6 @@ def predict(
     limits = elsewhere or measure_limits(device, dtype)
     iteration = _iteration(run, numbers.batch_size, limits, timed=elsewhere is None)
     validation = _validation(run, samples, numbers.num_validation, limits, timed=elsewhere is None)
-    cycle = numbers.free_iterations + numbers.iterations_per_update
     kept = _kept(run, numbers)
     largest = max(iteration.memory, validation.memory)
     working = {
@@ -115,8 +114,8 @@ def predict(
         clock="the least seconds" if elsewhere else Clock(device).name,
         iteration_seconds=iteration.seconds,
         validation_seconds=validation.seconds + _grouping(run, numbers),
-        iterations=numbers.total_updates * cycle,
-        validations=1 + numbers.total_updates * (1 + bool(numbers.free_iterations)),
+        iterations=numbers.total_iterations,
+        validations=1 + numbers.total_updates * numbers.phases_per_update,
         parts=by_part(iteration.operations, iteration.parts),
         device_memory={"CUDA and its libraries": _CONTEXT, **kept, **working, **pixels} if on_gpu else {},
         host_memory=process if on_gpu else {**process, **kept, **working, **pixels},

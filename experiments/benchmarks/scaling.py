@@ -23,8 +23,8 @@ from experiments.benchmarks.timing import time_process, wait_for
 from experiments.common.machine import keep_freed_memory
 from experiments.common.options import EnvOptions
 from experiments.common.script import run_script
+from permenv.device import resolve_device
 from permenv.distributed import current
-from permenv.training import resolve_device
 
 _ON_A_CPU = 2  # ranks at most
 

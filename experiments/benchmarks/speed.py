@@ -38,10 +38,10 @@ from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
 from experiments.common.script import run_script
 from permenv import PermShuffleEnv, Pretraining
+from permenv.device import resolve_device, resolve_precision
 from permenv.heads import SpatialHead
 from permenv.networks import OrderingNetwork, eval_mode
 from permenv.torch_state import default_torch_state
-from permenv.training import resolve_device, resolve_precision
 from permenv.validation import Validation, validate
 
 Measured = Literal["parts", "step", "joint", "validation", "env", "start", "scaling"]
@@ -239,7 +239,7 @@ def _env_figures(config: Config, device: torch.device, samples_per_action: int) 
     env.action_space.seed(0)
     numbers, run = base_env.config, base_env.run
     bare = new_run(numbers, run.tasks)
-    iterations = numbers.free_iterations + numbers.iterations_per_update
+    iterations = numbers.iterations_per_cycle
 
     def train_bare() -> None:
         for _ in range(iterations):

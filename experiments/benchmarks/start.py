@@ -17,7 +17,7 @@ from typing import Any
 from experiments.benchmarks.timing import time_process, wait_for
 from experiments.common.options import EnvOptions
 from experiments.common.script import run_script
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 
 def main(config: EnvOptions) -> None:

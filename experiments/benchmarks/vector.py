@@ -45,8 +45,8 @@ from experiments.common.options import EnvOptions
 from experiments.common.processes import end_with_parent, interrupts_for_this_process_only
 from experiments.common.script import run_script
 from permenv import Pretraining
+from permenv.device import resolve_device, resolve_precision
 from permenv.registry import make_tasks
-from permenv.training import resolve_device, resolve_precision
 
 Work = Callable[[int], None]
 """Trains every network of a rival for that many iterations."""

@@ -17,7 +17,7 @@ from experiments.common.recorder import Recorder
 from experiments.common.run_folder import open_folder
 from permenv import PermShuffleEnv, VideoClips, distributed
 from permenv.data import files
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 
 def make_recorder(options: JobOptions, loggers: Sequence[Logger] = ()) -> Recorder:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 
 import agents
 from agents.base import in_update
@@ -78,8 +77,8 @@ def play(name: str, env: gym.Env, *, seed: int, report: Report | None = None, **
         **options: Of the agent, see `agents.make` and `agents.sb3.make_model`.
 
     Returns:
-        "iterations" and "errors" (E; joint task: the mean over the tasks) of all validations, a divergence as E = 1 one
-        iteration later; "diverged"; "seconds" of the whole run, and "cost", the share of them that was not training.
+        "iterations" and "errors", see `Pretraining.error_curve`; "diverged"; "seconds" of the whole run, and "cost",
+        the share of them that was not training.
     """
 
     def learn_and_act(watched: gym.Env) -> None:
@@ -137,18 +136,16 @@ class _LastRun(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if not self.last_run:
             if self._report is not None and (terminated or (in_update(info) and info["validated"])):
-                self._report(self._figures(terminated, info))
+                self._report(self._figures())
             if terminated or truncated:
                 training = self._base_env.run.seconds["training"]
-                self.last_run = {**self._figures(terminated, info), "seconds_training": training}
+                self.last_run = {**self._figures(), "seconds_training": training}
         return observation, reward, terminated, truncated, info
 
-    def _figures(self, diverged: bool, info: dict[str, Any]) -> dict[str, Any]:
-        iterations = [record.iteration for record in self._base_env.records]
-        errors = [float(np.mean(list(record.errors.values()))) for record in self._base_env.records]
-        if diverged:  # the worst error
-            iterations, errors = [*iterations, info["iteration"] + 1], [*errors, 1.0]
-        return {"iterations": iterations, "errors": errors, "diverged": diverged}
+    def _figures(self) -> dict[str, Any]:
+        run = self._base_env.run
+        iterations, errors = run.error_curve()
+        return {"iterations": iterations, "errors": errors, "diverged": run.diverged}
 
     @property
     def _base_env(self) -> PermShuffleEnv:

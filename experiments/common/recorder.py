@@ -127,9 +127,8 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         settings = {**self._settings, "env": as_json(config.as_dict())}
         self.folder.start(self._job.pop("rows", []), settings, self._first_row())
         self._describe(queries or {})
-        iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
         pause = 0.1 if sys.stderr.isatty() else 30  # seconds between two lines; in a log file there are fewer
-        self._bar = tqdm(total=iterations, initial=self._info["iteration"], unit="it", mininterval=pause)
+        self._bar = tqdm(total=config.total_iterations, initial=self._info["iteration"], unit="it", mininterval=pause)
         self._start = time.perf_counter() - self._job["seconds"]
         self._leave()
         self._save()
@@ -208,7 +207,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             return
         folder.json("summary", summary)
         untrained = {task: history[0][1] for task, history in base_env.run.history.items()}
-        folder.picture("dashboard", dashboard(title, base_env.run, base_env.rewards))
+        folder.picture("dashboard", dashboard(title, base_env.episode))
         folder.picture("error", figures.error_figure(title, figures.curves(folder.rows, untrained)))
         for task in base_env.tasks:
             folder.picture(f"choices-{task}", figures.choices_of_run(f"{title}: {task}", folder.rows, task))

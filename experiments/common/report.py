@@ -9,13 +9,7 @@ from typing import Any
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.options import SweepOptions
-from permenv import Config
-from permenv.training import resolve_device
-
-
-def iterations_of(config: Config, updates: int = 1) -> int:
-    """Return the SGD iterations of some updates, with the free iterations before each."""
-    return updates * (config.free_iterations + config.iterations_per_update)
+from permenv.device import resolve_device
 
 
 def heading(config: SweepOptions) -> dict[str, Any]:
@@ -26,7 +20,7 @@ def heading(config: SweepOptions) -> dict[str, Any]:
         "data": config.data,
         "seeds": config.seeds,
         "updates": config.env.total_updates,
-        "iterations": iterations_of(config.env, config.env.total_updates),
+        "iterations": config.env.total_iterations,
     }
 
 

@@ -25,8 +25,8 @@ from experiments.common.processes import end_processes
 from experiments.common.run_folder import RunFolderError
 from experiments.common.sweep import JobError
 from experiments.common.torchrun import Launch, refuse_ranks
+from permenv.device import resolve_device
 from permenv.distributed import RankError
-from permenv.training import resolve_device
 
 T = TypeVar("T")
 

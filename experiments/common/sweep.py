@@ -26,7 +26,7 @@ from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
 from experiments.common.processes import make_executor
 from experiments.common.run_folder import RunFolderError, locked
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 R = TypeVar("R")
 

@@ -42,7 +42,7 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
-from experiments.common.report import heading, in_words, iterations_of
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.style import label_lines, styled
@@ -148,7 +148,7 @@ def _run(sizes: Sequence[int], draws: int, seed: int, environment: EnvOptions) -
     task = environment.task
     run = environment.pretraining(seed, num_validation=draws * max(sizes))
     pieces = run.tasks[task].pieces(run.held_out[task])
-    moments = moments_of(iterations_of(run.config, run.config.total_updates), CHECKPOINTS)
+    moments = moments_of(run.config.total_iterations, CHECKPOINTS)
     errors = []
     for _ in at_checkpoints(run, moments):
         found = validate(run.trainer.eval_network, task, pieces, run.permutations[task])

@@ -34,7 +34,7 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words, iterations_of
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
@@ -165,7 +165,7 @@ def _run(counts: Sequence[int], seed: int, environment: EnvOptions) -> dict[str,
         "checkpoints", iterations; "histogram"; "tests": by |C|, by checkpoint, by kind the p-values.
     """
     run = environment.pretraining(seed)
-    total = iterations_of(run.config, run.config.total_updates)
+    total = run.config.total_iterations
     (histogram,), checkpoints = moments_of(total, [HISTOGRAM]), moments_of(total, CHECKPOINTS)
     result: dict[str, Any] = {"checkpoints": checkpoints, "tests": {str(count): [] for count in counts}}
     for moment in at_checkpoints(run, sorted({histogram, *checkpoints})):

@@ -38,14 +38,13 @@ from agents.base import Action
 from agents.rollout import rollout
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, require_at_least
-from experiments.common.report import iterations_of
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_of
 from experiments.common.style import label_lines, styled
 from experiments.paper.shared import base_of, publish_with_picture
 from permenv import Config as Numbers
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +87,7 @@ def main(config: Config) -> dict[str, Any]:
     require_at_least(config, measured_updates=1, measured_iterations=1, seed=0)
     found = read_curves(config.curves) if config.curves.exists() else None
     times = measure(config)
-    iterations = iterations_of(config.env, config.env.total_updates)
+    iterations = config.env.total_iterations
     report = {
         "machine": machine(resolve_device(config.device)),
         "preset": config.preset,
@@ -146,8 +145,7 @@ def passes_of_validation(numbers: Mapping[str, Any], way: str) -> float:
 
 def counted_cost(numbers: Numbers, way: str) -> float:
     """Return the forward passes of two validations an update, as a share of the run's iterations (appendix H)."""
-    updates = numbers.total_updates
-    return updates * 2 * passes_of_validation(numbers.as_dict(), way) / iterations_of(numbers, updates)
+    return numbers.total_updates * 2 * passes_of_validation(numbers.as_dict(), way) / numbers.total_iterations
 
 
 def passes(curve: Mapping[str, Sequence[float]], numbers: Mapping[str, int], way: str) -> list[float]:

@@ -25,7 +25,7 @@ from experiments.common.sources import find_sources
 from experiments.paper.figure_3 import one_of_each_first
 from permenv import ConfigurationError
 from permenv.data.voc import VOC_CLASSES, voc_images
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.pictures import class_saliency, saliency_figure
 from permenv.transfer.voc_sets import labelled_images

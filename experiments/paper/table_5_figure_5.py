@@ -49,7 +49,7 @@ from experiments.paper.shared import base_of, moments_of, publish_with_picture
 from experiments.studies import features
 from experiments.studies.conditions import SETS
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
 from permenv.transfer.trunks import Trunk, with_measured_statistics
 

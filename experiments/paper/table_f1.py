@@ -133,8 +133,7 @@ def _with_epochs(environment: EnvOptions) -> tuple[int, int, gym.Env]:
     base_env = base_of(environment.make())
     config, task = base_env.config, next(iter(base_env.tasks.values()))
     epoch = max(1, (len(task.data) - config.num_validation) // config.batch_size)
-    iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
-    episode = max(len(CHECKPOINTS), round(iterations / epoch))
+    episode = max(len(CHECKPOINTS), round(config.total_iterations / epoch))
     quarter = max(1, round(QUARTER * episode))
     numbers = dataclasses.replace(
         environment.env, iterations_per_update=epoch, free_iterations=0, total_updates=episode + quarter

@@ -34,7 +34,7 @@ from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.studies import features
 from permenv import ConfigurationError, StillImages, VideoClips
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
 from permenv.transfer.trunks import with_measured_statistics
 

@@ -22,7 +22,7 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, iterations_of, publish, with_sd
+from experiments.common.report import heading, in_words, publish, with_sd
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
@@ -87,7 +87,7 @@ def _final_error(m: int, tilt: float, seed: int, environment: EnvOptions) -> flo
     run = environment.pretraining(seed, samples_per_action=m)
     rng = np.random.default_rng([seed, 1])
     preferences = np.exp(tilt * np.linspace(1, -1, run.config.num_groups))
-    shape = (iterations_of(run.config), run.config.actions_per_iteration, 1)
+    shape = (run.config.iterations_per_cycle, run.config.actions_per_iteration, 1)
     for _ in range(run.config.total_updates):
         weights = run.observation[:, 0] * preferences
         if not train(run, rng.choice(len(weights), shape, p=weights / weights.sum())):
@@ -110,7 +110,7 @@ def _averages(decays: tuple[float, ...], seed: int, environment: EnvOptions) -> 
     history: dict[float, list[tuple[int, float]]] = {decay: [] for decay in decays}
     rewards: dict[float, list[float]] = {decay: [] for decay in decays}
     for _ in range(run.config.total_updates):
-        for _ in range(iterations_of(run.config)):
+        for _ in range(run.config.iterations_per_cycle):
             run.iterate()
             for average in averages.values():
                 average.update_parameters(network)

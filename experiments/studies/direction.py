@@ -28,15 +28,15 @@ import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, iterations_of, publish, with_sd
+from experiments.common.report import heading, in_words, publish, with_sd
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import train
 from permenv import Pretraining
+from permenv.device import resolve_device
 from permenv.permutations import maximally_different, reverse_of
 from permenv.tasks import TemporalTask
-from permenv.training import resolve_device
 from permenv.validation import all_permutation_logits
 
 Variant = Literal["default", "pairs", "merged"]
@@ -69,7 +69,7 @@ def _measure(variant: Variant, seed: int, environment: EnvOptions) -> dict[str, 
     device = resolve_device(environment.device)
     task = TemporalTask(numbers, permutations, TemporalTask.load(environment.videos, numbers), device)
     run = Pretraining(numbers, {"temporal": task}, device, seed=seed)
-    train(run, itertools.repeat(None, iterations_of(numbers, numbers.total_updates)))
+    train(run, itertools.repeat(None, numbers.total_iterations))
     pieces = task.pieces(run.held_out["temporal"])
     blocks = list(all_permutation_logits(run.trainer.eval_network, "temporal", pieces, permutations))
     named = torch.cat([logits.argmax(1) for logits, _ in blocks]).cpu().numpy()

@@ -30,7 +30,7 @@ from experiments.common.files import with_ending, write_json, write_text, write_
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data
-from experiments.common.report import heading, in_words, iterations_of
+from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
@@ -38,7 +38,7 @@ from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
 from permenv import ConfigurationError, PermShuffleEnv, image_folder
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.supervised import SupervisedOptions, supervised
 from permenv.transfer.trunks import load_trunk
@@ -233,7 +233,7 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     assert options.images is not None, "checked by the protocols"
     trunk = load_trunk("random", backbone=numbers.backbone, seed=seed)
     images = image_folder(options.images, round(trunk.input_size * 256 / 224))
-    iterations = iterations_of(numbers, numbers.total_updates)
+    iterations = numbers.total_iterations
     schedule = Schedule(iterations, numbers.learning_rate, -(-2 * iterations // 3))
     chosen = SupervisedOptions(batch=numbers.batch_size, hidden=numbers.fc7, schedule=schedule)
     return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()

@@ -34,7 +34,7 @@ import tyro
 
 from agents.base import tilt
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, iterations_of, publish
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import train
@@ -174,7 +174,7 @@ def _fractions(run: Pretraining) -> np.ndarray:
 
 def _draw_groups(run: Pretraining, chances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Draw the choices of an update, (iterations, A, 1) int."""
-    return rng.choice(len(chances), (iterations_of(run.config), run.config.actions_per_iteration, 1), p=chances)
+    return rng.choice(len(chances), (run.config.iterations_per_cycle, run.config.actions_per_iteration, 1), p=chances)
 
 
 def _in_words(report: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, iterations_of, publish, with_sd
+from experiments.common.report import heading, in_words, publish, with_sd
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
@@ -113,7 +113,7 @@ def smoothest(clips: VideoClips, numbers: permenv.Config) -> dict[str, float]:
 def _final_error(changes: Mapping[str, Any], seed: int, environment: EnvOptions) -> float:
     """Return E at the end of one run with random permutations; 1 if the network diverged."""
     run = environment.pretraining(seed, **changes)
-    finite = train(run, itertools.repeat(None, iterations_of(run.config, run.config.total_updates)))
+    finite = train(run, itertools.repeat(None, run.config.total_iterations))
     return run.records[-1].errors["temporal"] if finite else 1.0
 
 

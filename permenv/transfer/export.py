@@ -16,6 +16,7 @@ from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
 from permenv.data.source import printable
+from permenv.saved_run import read_run
 from permenv.transfer.plain import map_shape
 from permenv.transfer.trunks import Trunk
 
@@ -93,7 +94,7 @@ def read_card(path: str | Path, data: Mapping[str, str] | None = None) -> Card:
     Raises:
         CheckpointError: If it is no checkpoint of a run.
     """
-    run = checkpoint.read(path, "run")["run"]
+    run = read_run(path)["run"]
     try:
         tasks, records = run["identity"]["data"], run["records"]
         last: dict[str, Any] = records[-1] if records else {"errors": {}, "iteration": 0}

@@ -21,7 +21,8 @@ from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import PRESETS, Backbone, ConfigurationError
 from permenv.data.files import read_regular
-from permenv.networks import BACKBONES, build_network, eval_mode, trunk_of
+from permenv.networks import BACKBONES, build_network, eval_mode
+from permenv.saved_run import read_run, trunk_weights
 from permenv.transfer.plain import network_input
 
 POOL5 = "pool5"  # the output of any trunk
@@ -258,12 +259,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
 
 def _run_tensors(path: Path) -> tuple[dict[str, Tensor], str]:
     """The whole network of a run, as validated: names of the trunk without a prefix, of the rest with theirs."""
-    run = checkpoint.read(path, "run")["run"]
-    try:
-        trunk, backbone = trunk_of(run["trainer"]), run["identity"]["backbone"]
-        heads = {name: value for name, value in run["trainer"]["network"].items() if not name.startswith("trunk.")}
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} holds no trunk ({error!r}): use another checkpoint") from error
+    run = read_run(path)["run"]
+    with checkpoint.naming(path):
+        trunk = trunk_weights(run)
+    backbone = run["identity"].get("backbone")
+    heads = {name: value for name, value in run["trainer"]["network"].items() if not name.startswith("trunk.")}
     tensors = {**heads, **trunk}
     if not isinstance(backbone, str) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise CheckpointError(f"{path} holds no trunk of tensors: use another checkpoint")

@@ -174,8 +174,7 @@ class RunSummary(gym.ObservationWrapper, RecordConstructorArgs):
 
 def _progress(base_env: PermShuffleEnv) -> float:
     """Return the completed share of the run's iterations, in [0, 1]."""
-    config = base_env.config
-    iterations = config.total_updates * (config.free_iterations + config.iterations_per_update)
+    iterations = base_env.config.total_iterations
     return min(1.0, base_env.records[-1].iteration / iterations)  # the checkpoint of a longer run may be past the end
 
 

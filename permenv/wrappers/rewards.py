@@ -10,8 +10,7 @@ import gymnasium as gym
 from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
-from permenv.episode import mean
-from permenv.pretraining import Record
+from permenv.records import Record, mean
 from permenv.reward import extrapolated_error, reward
 from permenv.wrappers.base import Step, base_env_of, layers_of
 

@@ -15,6 +15,7 @@ from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
 from tests.experiments.helpers import job, small
+from tests.helpers import small_run
 
 
 @pytest.fixture
@@ -105,6 +106,23 @@ def test_it_begins_as_a_curriculum(options):
 def test_impossible_options_are_refused(options, changes, message):
     with pytest.raises(ConfigurationError, match=message):
         options(**changes)
+
+
+@pytest.mark.parametrize("updates", [0, 1])
+def test_a_run_that_diverges_ends_with_the_worst_error(updates):
+    """In its first iteration, or at its very end, where only the last validation is not finite."""
+    run = small_run(free_iterations=0, iterations_per_update=2, total_updates=2)
+    for _ in range(updates):
+        run.iterate()
+        run.iterate()
+        run.validate()
+        run.iterate()
+        run.iterate()
+    for network in (run.trainer.network, run.trainer.eval_network):
+        network.heads["spatial"].classifier.bias.data.fill_(np.nan)
+    run.validate()
+    assert run.diverged_at == 1 + 4 * updates
+    assert across_runs.errors_of(run) == (run.records[-1].error if updates else 1, 1)
 
 
 def test_parameter_noise_needs_pairs_of_episodes(options):

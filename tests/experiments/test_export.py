@@ -8,7 +8,7 @@ import pytest
 from experiments import export, reinforce
 from experiments.common.options import parse
 from experiments.common.run_folder import CHECKPOINT
-from permenv import CheckpointError, ConfigurationError
+from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.transfer.trunks import load_trunk
 from tests.experiments.helpers import job
 from tests.helpers import ROOT, small_run
@@ -48,9 +48,9 @@ def test_data_are_named_by_an_option_where_the_checkpoint_does_not(tmp_path):
 
 
 def test_of_a_folder_of_images_the_last_two_names_are_kept(folder, tmp_path):
-    tree = export.checkpoint.read(folder / CHECKPOINT)
+    tree = checkpoint.read(folder / CHECKPOINT)
     tree["job"]["settings"]["images"] = "/home/somebody/photos/train"
-    export.checkpoint.write(tmp_path / "run", tree)
+    checkpoint.write(tmp_path / "run", tree)
     _, card = export.main(export.Config(checkpoint=tmp_path / "run", out=tmp_path))
     assert "| data | spatial: photos/train |" in card.read_text(encoding="utf-8")
     assert "somebody" not in card.read_text(encoding="utf-8")

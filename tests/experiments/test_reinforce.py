@@ -19,7 +19,7 @@ from agents import AGENTS
 from experiments import reinforce
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
-from permenv.networks import trunk_of
+from permenv.saved_run import trunk_weights
 from tests.experiments.helpers import arguments, job, metrics
 from tests.helpers import ROOT
 
@@ -226,9 +226,7 @@ def test_space_and_time_in_series(tmp_path, capsys):
     reinforce.main(job(tmp_path / "parts", **then, resume=True))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     reinforce.main(job(tmp_path / "still", **then, updates=1, env={"learning_rate": 0.0}))
-    given, taken = (
-        trunk_of(checkpoint.read(tmp_path / name / CHECKPOINT)["run"]["trainer"]) for name in ("first", "still")
-    )
+    given, taken = (trunk_weights(checkpoint.read(tmp_path / name / CHECKPOINT)["run"]) for name in ("first", "still"))
     weights = [name for name in given if name.endswith(("weight", "bias"))]  # the batch statistics moved on
     assert weights
     for name in weights:

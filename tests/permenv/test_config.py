@@ -27,9 +27,8 @@ def test_the_paper_preset_has_the_papers_numbers():
     assert not config.shared_crop
     assert not config.relative_frames
     assert (config.momentum, config.weight_decay, config.ema_decay) == (0.9, 5e-4, 0)
-    cycle = config.free_iterations + config.iterations_per_update
     assert config.total_updates == 90
-    assert abs(config.total_updates * cycle - 350_000) < cycle
+    assert abs(config.total_iterations - 350_000) < config.iterations_per_cycle
 
 
 def test_the_three_tasks_of_the_paper():
@@ -43,6 +42,16 @@ def test_sizes_that_follow_from_others():
     assert config.frame_size == 86
     assert abs(config.piece_size / config.frame_size - 224 / 256) < 0.005
     assert make_config("tiny", batch_size=64, samples_per_action=4).actions_per_iteration == 16
+
+
+@pytest.mark.parametrize(("free", "phases", "cycle", "total"), [(0, 1, 50, 150), (20, 2, 70, 210)])
+def test_the_schedule_of_a_run(free, phases, cycle, total):
+    config = make_config("tiny", free_iterations=free, iterations_per_update=50, total_updates=3)
+    assert config.phases_per_update == phases
+    assert config.iterations_per_cycle == cycle
+    assert config.total_iterations == total
+    fields = {field.name for field in dataclasses.fields(config)}
+    assert config.as_dict().keys() == fields  # what follows from the fields does not enter checkpoints
 
 
 @pytest.mark.parametrize("preset", PRESETS)

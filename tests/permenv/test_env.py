@@ -266,7 +266,7 @@ def test_an_environment_without_a_run_raises_an_error(make_env, task):
     base_env = make_env(task=task).unwrapped
     with pytest.raises(gym.error.ResetNeeded, match="call reset"):
         base_env.step(action_of(base_env, 0))
-    for name in ("run", "records", "rewards", "validation", "groups"):
+    for name in ("run", "episode", "records", "rewards", "validation", "groups"):
         with pytest.raises(gym.error.ResetNeeded, match="call reset"):
             getattr(base_env, name)
     for method in (base_env.fork, base_env.state_dict):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from permenv.reward import extrapolated_error
+from permenv.state import observe
 from tests.helpers import PARTS, action_of, every_task, joint_first, mean, random_actions, rollout, weights_of
 
 # When things are due
@@ -20,6 +21,7 @@ def test_iterations_validations_updates_and_the_end_come_when_they_are_due(make_
     assert info["validated"]
     assert info["iteration"] == info["update"] == 0
     per_iteration, cycle = 8 // m, free + update
+    announced = env.unwrapped.episode.next_validation
     for number in range(1, 2 * cycle * per_iteration + 1):
         observation_before, weights_before = observation, weights_of(env)
         observation, reward, terminated, truncated, info = env.step(action_of(env, number % 4))
@@ -34,11 +36,15 @@ def test_iterations_validations_updates_and_the_end_come_when_they_are_due(make_
         assert all(map(torch.equal, weights_of(env), weights_before)) == (not full)
         assert truncated == (number == 2 * cycle * per_iteration)
         assert not terminated
-        if not info["validated"]:
+        if info["validated"]:
+            assert iterations == announced
+            announced = env.unwrapped.episode.next_validation
+        else:
             np.testing.assert_array_equal(observation, observation_before)
         if not ends_update:
             assert reward == 0
             assert set(info["task_rewards"].values()) == {0}
+    assert announced is None
     with pytest.raises(gym.error.ResetNeeded):
         env.step(action_of(env, 0))
 
@@ -179,7 +185,8 @@ def test_an_empty_group_stands_for_the_easiest(make_env, task):
     env.reset(seed=0)
     base_env = env.unwrapped
     base_env.run._set_groups({part: np.repeat([0, 1], 12) for part in PARTS[task]})
-    for summary in base_env.run._summarise().reshape(-1, 4, 2):
+    ratios = {part: each.ratios for part, each in base_env.validation.items()}
+    for summary in observe(ratios, base_env.groups, 4).reshape(-1, 4, 2):
         np.testing.assert_array_equal(summary[:, 0], [0.5, 0.5, 0, 0])
     seen = record_labels(base_env.run)
     rollout(env, [action_of(env, 3)] * 4)
@@ -233,3 +240,21 @@ def test_divergence_of_any_task_terminates_with_the_worst_errors(make_env, task,
     observation, info = env.reset(seed=0)
     assert np.isfinite(observation).all()
     assert info["diverged"] is False
+
+
+@pytest.mark.parametrize(("iterations", "phase"), [(4, "free"), (6, "update")])
+def test_a_divergence_is_rewarded_among_free_iterations_and_within_an_update_too(make_env, iterations, phase):
+    """The baseline is read at the iteration whose loss was not finite, the first of two of its phase."""
+    env = make_env(free_iterations=2, iterations_per_update=2)
+    env.reset(seed=0)
+    rollout(env, random_actions(env, 4 * iterations))
+    base_env = env.unwrapped
+    base_env.run.trainer.network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
+    baseline = extrapolated_error(base_env.run.history["spatial"], iterations + 1)
+    *earlier, (_, reward, terminated, _, info) = rollout(env, random_actions(env, 4))
+    assert all(step[1] == 0 for step in earlier)
+    assert terminated
+    assert info["phase"] == phase
+    assert reward == baseline - 1
+    assert len(base_env.rewards) == 2
+    assert base_env.rewards[-1] == reward

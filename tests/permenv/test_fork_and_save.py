@@ -1,5 +1,6 @@
 """Forks, checkpoints and pickles continue a run exactly; what does not fit raises an error and changes nothing."""
 
+import copy
 import functools
 import json
 import pickle
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permenv import CheckpointError, ConfigurationError, checkpoint
-from permenv.networks import trunk_of
+from permenv.saved_run import trunk_weights
+from permenv.wrappers import MixtureAction
 from tests.helpers import (
     PARTS,
     SMALL,
@@ -93,6 +95,22 @@ def test_the_environment_pickles(task, steps):
     assert_same(rollout(env, random_actions(env, 16, 5)), rollout(twin, random_actions(env, 16, 5)))
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_copy_draws_what_the_original_would(make_env, copied, begun):
+    env = make_env()
+    env.unwrapped.np_random = np.random.Generator(np.random.MT19937(0))
+    if begun:
+        env.reset()
+    env.action_space.seed(1)
+    env.observation_space.seed(2)
+    twin = copied(env)
+    assert [twin.action_space.sample() for _ in range(5)] == [env.action_space.sample() for _ in range(5)]
+    np.testing.assert_array_equal(twin.observation_space.sample(), env.observation_space.sample())
+    assert twin.unwrapped.np_random_seed == env.unwrapped.np_random_seed == -1
+    np.testing.assert_array_equal(twin.reset()[0], env.reset()[0])
+
+
 @joint_first
 def test_a_run_with_a_users_backbone_pickles(make_env, task):
     env = make_env(task=task, backbone=small_backbone)
@@ -128,6 +146,60 @@ def test_a_saved_run_continues_with_more_updates(make_env, tmp_path, task):
     env.unwrapped.save(tmp_path / "run")
     longer.reset(options={"checkpoint": tmp_path / "run"})
     assert not longer.step(action_of(env, 0))[3]
+
+
+@joint_first
+def test_a_seed_beside_a_checkpoint_decides_the_runs_after_the_saved_one(make_env, tmp_path, task):
+    env, other, fresh = (make_env(task=task) for _ in range(3))
+    env.reset(seed=4)
+    rollout(env, random_actions(env, 7))
+    env.unwrapped.save(tmp_path / "run")
+    other.reset(seed=5, options={"checkpoint": tmp_path / "run"})
+    assert other.unwrapped.np_random_seed == 5
+    assert_same(rollout(other, random_actions(env, 16, 1)), rollout(env, random_actions(env, 16, 1)))
+    assert_same_weights(other, env)
+    fresh.reset(seed=5)
+    following = other.reset()[0]
+    np.testing.assert_array_equal(following, fresh.reset()[0])
+    assert not np.array_equal(following, env.reset()[0])
+
+
+def test_a_seed_beside_a_checkpoint_decides_what_a_view_draws(make_env, tmp_path):
+    env = MixtureAction(make_env())
+    env.reset(seed=4)
+    env.unwrapped.save(tmp_path / "run")
+    choices = []
+    for seed in (None, 5, 5, 6):
+        env.reset(seed=seed, options={"checkpoint": tmp_path / "run"})
+        env.step(np.zeros(4, np.float32))
+        choices.append(env.unwrapped.records[-1].choices.tolist())
+    assert choices[1] == choices[2]
+    assert choices[0] != choices[1] != choices[3]
+
+
+@pytest.mark.parametrize(
+    ("diverged", "message"),
+    [
+        (False, r"is over, it has completed all of its updates: .* without a checkpoint of this one, or raise total"),
+        (True, r"diverged at iteration 3: begin another one with reset\(\), or continue an earlier checkpoint"),
+    ],
+)
+def test_a_restored_run_that_is_over_takes_no_step(make_env, tmp_path, diverged, message):
+    env, other = make_env(total_updates=1), make_env(total_updates=1)
+    env.reset(seed=0)
+    rollout(env, random_actions(env, 8))
+    if diverged:
+        env.unwrapped.run.trainer.network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
+    *_, last = rollout(env, random_actions(env, 4))
+    env.unwrapped.save(tmp_path / "run")
+    observation, info = other.reset(options={"checkpoint": tmp_path / "run"})
+    np.testing.assert_array_equal(observation, last[0])
+    assert (info["update"], info["diverged"]) == (1 - diverged, diverged)
+    assert info["task_errors"] == last[4]["task_errors"]
+    with pytest.raises(gym.error.ResetNeeded, match=message):
+        other.step(0)
+    other.reset(seed=0)
+    other.step(0)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +350,7 @@ def test_a_run_on_another_runs_trunk_is_saved_and_continued(make_env, tmp_path):
 
 def test_the_trunk_of_a_saved_file_is_the_validated_one(make_env, tmp_path):
     trunk = saved_run(make_env, tmp_path / "run", task="spatiotemporal")
-    found = trunk_of(checkpoint.read(tmp_path / "run")["run"]["trainer"])
+    found = trunk_weights(checkpoint.read(tmp_path / "run")["run"])
     assert found.keys() == trunk.keys()
     assert all(torch.equal(value, trunk[name]) for name, value in found.items())
 

@@ -11,16 +11,17 @@ import pytest
 from tests.helpers import ROOT, SMALL
 
 LAYERS = """
-permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.locks
-permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed
-permenv.data permenv.batch_norm
+permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.locks permenv.records
+permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed permenv.device
+permenv.data permenv.batch_norm permenv.saved_run
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
 permenv.registry permenv.run_schema
 permenv.memory
 permenv.pretraining
-permenv.episode permenv.render
+permenv.episode
+permenv.render
 permenv.env
 permenv.wrappers
 permenv
@@ -35,23 +36,28 @@ package stands for its modules, which may import one another, but not in a circl
 NARROWER = {
     "permenv.data": {"locks", "progress"},
     "permenv.heads": set(),
+    "permenv.saved_run": {"checkpoint", "schema"},
     "permenv.distributed": {"config"},
+    "permenv.device": {"config"},
     "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
     "permenv.registry": {"config", "data", "networks", "tasks"},
-    "permenv.training": {"batch_norm", "config", "distributed", "heads", "networks", "schema"},
+    "permenv.training": {"batch_norm", "config", "device", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
-    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress"},
+    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
         *(
             "checkpoint",
             "config",
+            "device",
             "distributed",
             "memory",
             "networks",
+            "records",
             "registry",
             "run_schema",
+            "saved_run",
             "schema",
             "state",
             "streams",
@@ -60,9 +66,9 @@ NARROWER = {
         ),
         *("training", "validation"),
     },
-    "permenv.episode": {"checkpoint", "config", "pretraining", "reward", "schema"},
-    "permenv.render": {"config", "pretraining", "reward", "state", "tasks"},
-    "permenv.wrappers": {"config", "env", "episode", "pretraining", "reward", "state"},
+    "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
+    "permenv.render": {"config", "episode", "reward", "state", "tasks"},
+    "permenv.wrappers": {"config", "env", "episode", "pretraining", "records", "reward", "state"},
 }
 """What the modules of permenv import of it, where that is narrower than their layer."""
 
@@ -161,6 +167,7 @@ def test_no_modules_import_one_another_in_a_circle():
         *((f"permenv.{name}", {"gymnasium"}) for name in ("validation", "state", "transfer.retrieval", "checkpoint")),
         ("permenv.torch_state", {"gymnasium", "numpy"}),
         ("permenv.reward", {"gymnasium", "numpy", "torch"}),
+        ("permenv.records", {"gymnasium", "torch"}),
         ("permenv.permutations", {"gymnasium", "torch"}),
         ("permenv.state", {"gymnasium", "torch"}),
         ("permenv.streams", {"gymnasium", "torch"}),

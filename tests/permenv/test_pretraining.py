@@ -1,5 +1,6 @@
 """A run without an environment: iterations, validations, forks, checkpoints, trunks; driven by hand like the agent."""
 
+import copy
 import json
 import pickle
 
@@ -10,7 +11,8 @@ import torch
 
 import permenv
 from permenv import CheckpointError, ConfigurationError, DataError, Pretraining
-from permenv.pretraining import read_run, read_trunk
+from permenv.pretraining import read_trunk
+from permenv.saved_run import read_run
 from tests.helpers import (
     PARTS,
     PIECES,
@@ -282,6 +284,30 @@ def test_a_validation_that_is_not_finite_keeps_the_last_one(task):
     assert run.records == records
 
 
+@joint_first
+@pytest.mark.parametrize("at_validation", [True, False])
+def test_the_error_of_a_run_is_1_where_it_diverged(task, at_validation):
+    run = small_run(task)
+    iterate(run, 2)
+    run.validate()
+    errors = [sum(record.errors.values()) / len(PARTS[task]) for record in run.records]
+    assert [record.error for record in run.records] == errors
+    assert run.diverged_at is None
+    assert run.error_curve() == ([0, 2], errors)
+    iterate(run, 3)
+    for network in (run.trainer.network, run.trainer.eval_network):
+        network.heads[PARTS[task][-1]].classifier.bias.data.fill_(torch.nan)
+    if at_validation:
+        run.validate()
+    else:
+        run.iterate()
+    assert (run.iteration, run.diverged_at) == (5, 6)
+    assert run.error_curve() == ([0, 2, 6], [*errors, 1.0])
+    for part in PARTS[task]:
+        assert run.error_curve(part) == ([0, 2, 6], [*(record.errors[part] for record in run.records), 1.0])
+    assert run.fork().diverged_at == 6
+
+
 # The environment drives the same run
 
 
@@ -330,6 +356,54 @@ def test_a_fork_and_its_parent_continue_identically_and_independently(task):
     assert run.iterate() == fork.iterate()
     assert_same_weights(run, fork)
     assert run.history == fork.history
+
+
+@joint_first
+@pytest.mark.parametrize("ema_decay", [0.0, 0.97])
+def test_a_fork_and_its_parent_continue_like_a_run_that_was_not_forked(task, ema_decay):
+    run, plain = (small_run(task, ema_decay=ema_decay) for _ in range(2))
+    for each in (run, plain):
+        iterate(each, 3)
+        each.validate()
+        iterate(each, 1)
+    fork, stray = run.fork(), run.fork()
+    iterate(stray, 4, seed=9)
+    stray.validate()
+    expected = iterate(plain, 3, seed=1)
+    plain.validate()
+    for each in (run, fork):  # the fork after its parent
+        assert iterate(each, 3, seed=1) == expected
+        each.validate()
+        assert each.history == plain.history
+        np.testing.assert_array_equal(each.records[-1].choices, plain.records[-1].choices)
+        assert_same_weights(each, plain)
+    assert stray.history != plain.history
+
+
+def test_a_fork_neither_builds_a_network_nor_reads_data(monkeypatch):
+    run = small_run()
+    iterate(run, 2)
+
+    def never(*arguments, **keywords):
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("permenv.training.build_network", never)
+        patch.setattr(run.tasks["spatial"], "pieces", never)
+        fork = run.fork()
+    assert iterate(fork, 1, seed=1) == iterate(run, 1, seed=1)
+
+
+def test_what_a_fork_knows_is_its_own():
+    run = small_run()
+    fork = run.fork()
+    before = copy.deepcopy((run.validation, run.groups, run.records))
+    fork.validation["spatial"].ratios[:] = 0
+    fork.groups["spatial"][:] = 0
+    fork.records[0].observation[:] = 0
+    np.testing.assert_array_equal(run.validation["spatial"].ratios, before[0]["spatial"].ratios)
+    np.testing.assert_array_equal(run.groups["spatial"], before[1]["spatial"])
+    np.testing.assert_array_equal(run.records[0].observation, before[2][0].observation)
 
 
 def test_a_fork_shares_the_data_and_counts_its_own_seconds():

@@ -44,10 +44,11 @@ def predictions(label=4, guess=4, stills=True, broken=False):
 
 def panel(**changes):
     shown = {
-        "history": [(0, 0.8), (10, 0.7), (20, 0.65), (30, 0.5)],
+        "iterations": [0, 10, 20, 30],
+        "errors": [0.8, 0.7, 0.65, 0.5],
         "credited": [False, True, False, True],
+        "diverged": False,
         "next_validation": 40,
-        "diverged": None,
         "observation": np.array([[0.2, 0.9], [0.5, 1.0], [0.3, 1.2]]),
         "choices": np.array([6, 1, 3]),
         "sizes": np.array([0.4, 0.4, 0.2]),
@@ -79,7 +80,8 @@ def test_the_dashboard_shows_the_error_and_its_baseline():
 
 def test_the_dashboard_shows_the_end_of_a_run_and_its_divergence():
     assert len(draw(next_validation=None).axes[0].lines) == 2
-    axis = draw(next_validation=None, diverged=31, predictions=predictions(broken=True)).axes[0]
+    curve = {"iterations": [0, 10, 20, 30, 31], "errors": [0.8, 0.7, 0.65, 0.5, 1], "credited": [0, 1, 0, 1, 1]}
+    axis = draw(**curve, diverged=True, next_validation=None, predictions=predictions(broken=True)).axes[0]
     assert axis.get_title(loc="left") == "spatial: diverged"
     assert axis.lines[1].get_xydata()[-1].tolist() == [31, 1]
     assert axis.collections[-1].get_segments()[0] == pytest.approx(np.array([[31, 1], [31, 0.485]]))
@@ -96,7 +98,7 @@ def test_the_dashboard_shows_the_state_and_the_choices():
 
 
 def test_before_the_first_choice_the_dashboard_says_so():
-    figure = draw(history=[(0, 0.8)], credited=[False], choices=np.zeros(3, int), next_validation=10)
+    figure = draw(iterations=[0], errors=[0.8], credited=[False], choices=np.zeros(3, int), next_validation=10)
     assert [text.get_text() for text in figure.axes[2].texts] == ["none yet"]
     assert figure.axes[0].lines[-1].get_xydata().tolist() == [[10, 0.8]]
 

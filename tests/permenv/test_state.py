@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permenv.state import draw_members, group_members, group_permutations, pool_probabilities, summarise
+from permenv.state import draw_members, group_members, group_permutations, observe, pool_probabilities, summarise
 
 
 def levels(*sizes_and_medians, samples=20, seed=0):
@@ -24,6 +24,14 @@ def test_separate_levels_are_found_and_ordered_hardest_first():
         assert np.abs(ratios[groups == group].mean() - median) < 0.01
     summary = summarise(ratios, groups, 3)
     np.testing.assert_allclose(summary, [[20 / 35, 0.7], [10 / 35, 1.1], [5 / 35, 1.6]], atol=0.01)
+
+
+def test_an_observation_has_a_row_of_groups_for_each_of_several_tasks():
+    ratios = {"one": levels((5, 1.6), (20, 0.7)), "two": levels((10, 1.2), (15, 0.9))}
+    groups = {task: group_permutations(each, 2, seed=0) for task, each in ratios.items()}
+    summaries = [summarise(each, groups[task], 2) for task, each in ratios.items()]
+    np.testing.assert_array_equal(observe(ratios, groups, 2), summaries)
+    np.testing.assert_array_equal(observe({"two": ratios["two"]}, groups, 2), summaries[1])
 
 
 @given(st.integers(2, 40), st.integers(1, 8), st.integers(1, 10), st.integers(0, 9), st.sampled_from([1, 2, 30]))

@@ -3,15 +3,16 @@
 import copy
 import functools
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 
 from permenv import ConfigurationError, checkpoint, make_config
-from permenv.networks import trunk_of
 from permenv.registry import make_tasks
-from permenv.training import Batch, Trainer, resolve_device, resolve_precision
+from permenv.saved_run import trunk_weights
+from permenv.training import Batch, Trainer
 from tests.helpers import NUMBERS, joint_first, spatial_first
 
 CPU = torch.device("cpu")
@@ -217,7 +218,50 @@ def test_a_state_is_not_tied_to_the_one_that_loads_it():
     assert all(torch.equal(m, momentum[name]) for name, m in trainer.state_dict()["momentum"].items())
 
 
+@joint_first
+@pytest.mark.parametrize(("ema_decay", "before"), [(0.0, 3), (0.9, 0), (0.9, 3)])
+def test_a_copy_and_its_original_continue_like_a_trainer_that_was_not_copied(task, ema_decay, before):
+    trainer, plain = (make_trainer(task, ema_decay=ema_decay) for _ in range(2))
+    for each in (trainer, plain):
+        train(each, before, task)
+    twin, stray = trainer.copy(), trainer.copy()
+    train(stray, 3, task, seed=9)
+    expected = train(plain, 4, task, seed=1)
+    for each in (trainer, twin):  # the twin after its original
+        assert train(each, 4, task, seed=1) == expected
+        assert each.iteration == before + 4
+        for network in ("network", "eval_network"):
+            theirs = getattr(plain, network).state_dict()
+            assert all(torch.equal(value, theirs[name]) for name, value in getattr(each, network).state_dict().items())
+
+
+class Locked(torch.nn.Module):
+    """A user's trunk with an attribute that cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.lock = torch.nn.Conv2d(3, 4, 5, stride=4), threading.Lock()
+
+    def forward(self, pieces):
+        with self.lock:
+            return self.layer(pieces)
+
+
+def test_a_backbone_that_cannot_be_copied_is_named():
+    message = r"backbone='.*Locked': copy.deepcopy cannot copy the network \(cannot pickle '_thread.lock'.*keep locks"
+    with pytest.raises(ConfigurationError, match=message):
+        make_trainer(backbone=Locked, ema_decay=0.9)
+    trainer = make_trainer(backbone=Locked, ema_decay=0.0)
+    with pytest.raises(ConfigurationError, match=message):
+        trainer.copy()
+    train(trainer, 1)  # it can be trained all the same
+
+
 # Another run's trunk
+
+
+def trunk_of(trainer):
+    return trunk_weights({"identity": {}, "trainer": trainer.state_dict()})
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])
@@ -225,7 +269,7 @@ def test_a_state_is_not_tied_to_the_one_that_loads_it():
 def test_the_trunk_of_a_state_is_the_validated_one(ema_decay, steps):
     trainer = make_trainer(ema_decay=ema_decay)
     train(trainer, steps)
-    found, expected = trunk_of(trainer.state_dict()), trainer.eval_network.trunk.state_dict()
+    found, expected = trunk_of(trainer), trainer.eval_network.trunk.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
     live = trainer.network.trunk.state_dict()
@@ -239,8 +283,8 @@ def test_the_trunk_of_a_state_is_the_validated_one(ema_decay, steps):
 def test_a_run_starts_from_the_trunk_of_a_run_of_another_task(task, mine, theirs):
     source, target, untouched = make_trainer(ema_decay=theirs), *(make_trainer(task, 7, ema_decay=mine) for _ in "ab")
     train(source, 3)
-    trunk = copy.deepcopy(trunk_of(source.state_dict()))
-    target.start_from(trunk_of(source.state_dict()))
+    trunk = copy.deepcopy(trunk_of(source))
+    target.start_from(trunk_of(source))
     for network in (target.network, target.eval_network):
         values = network.trunk.state_dict()
         assert all(torch.equal(values[name], value) for name, value in trunk.items())
@@ -250,13 +294,13 @@ def test_a_run_starts_from_the_trunk_of_a_run_of_another_task(task, mine, theirs
     assert not target.state_dict()["momentum"]
 
     train(target, 2, task)  # on copies
-    assert all(torch.equal(value, trunk[name]) for name, value in trunk_of(source.state_dict()).items())
+    assert all(torch.equal(value, trunk[name]) for name, value in trunk_of(source).items())
     assert not torch.equal(target.network.trunk[0].weight, trunk["0.weight"])
 
 
 def test_another_backbones_trunk_is_refused():
     with pytest.raises(RuntimeError, match="size mismatch"):
-        make_trainer().start_from(trunk_of(make_trainer(backbone="caffenet", piece_size=75, cell_size=75).state_dict()))
+        make_trainer().start_from(trunk_of(make_trainer(backbone="caffenet", piece_size=75, cell_size=75)))
 
 
 # What it leaves alone, and where it runs
@@ -285,22 +329,3 @@ def test_bf16_trains_and_keeps_float32_weights(task):
 def test_pieces_too_small_for_the_backbone_raise_a_configuration_error():
     with pytest.raises(ConfigurationError, match="cannot take pieces of 3 × 8 × 8"):
         make_trainer(backbone="caffenet", piece_size=8)
-
-
-def test_devices_and_precisions():
-    assert resolve_device("cpu") == CPU
-    assert resolve_device("auto").type in ("cpu", "cuda")
-    assert resolve_precision("float32", CPU) == torch.float32
-    with pytest.raises(ConfigurationError, match="unknown device 'gpu'"):
-        resolve_device("gpu")
-    if not torch.cuda.is_available():
-        with pytest.raises(ConfigurationError, match="no GPU"):
-            resolve_device("cuda")
-
-
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert resolve_device("cuda:1").index == 1
-    with pytest.raises(ConfigurationError, match="sees 2 GPUs here, the last is 'cuda:1'"):
-        resolve_device("cuda:2")

@@ -11,7 +11,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 from permenv import ConfigurationError
-from permenv.training import resolve_device
+from permenv.device import resolve_device
 from tests.helpers import SMALL, TASKS
 
 FORKED = {"context": "fork"}
@@ -140,6 +140,22 @@ def test_reset_options_reach_every_run(make_env, make_vec, tmp_path, mode, optio
     actions = actions_of(env, 8)
     expected = single_runs(make_env, [3, 4], actions, options)
     assert_is_single_runs(env, env.reset(seed=3, options=dict(options)), actions, expected)
+
+
+@every_mode
+def test_runs_after_a_checkpoint_differ_as_their_seeds_do(make_env, make_vec, tmp_path, mode):
+    saved, single = make_env(total_updates=1), make_env(total_updates=1)
+    saved.reset(seed=1)
+    saved.unwrapped.save(tmp_path / "run")
+    env = make_vec(mode, total_updates=1)
+    reset = env.reset(seed=3, options={"checkpoint": tmp_path / "run"})
+    observations = [reset[0], *(env.step(actions)[0] for actions in [[0, 0]] * 13)]  # the 13th step begins the next run
+    for first, second in observations[:13]:
+        np.testing.assert_array_equal(first, second)
+    for seed, observation in zip([3, 4], observations[13], strict=True):
+        single.reset(seed=seed)
+        np.testing.assert_array_equal(observation, single.reset()[0])
+    assert not np.array_equal(*observations[13])
 
 
 # Processes and threads

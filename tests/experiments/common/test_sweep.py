@@ -5,13 +5,12 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import filelock
 import pytest
 import torch
 
 from experiments.common.options import SweepOptions
 from experiments.common.processes import SerialExecutor, make_executor
-from experiments.common.run_folder import RunFolderError
+from experiments.common.run_folder import RunFolderError, locked
 from experiments.common.sweep import JobError, over_seeds, sweep
 from permenv import ConfigurationError, make_config
 
@@ -141,13 +140,11 @@ def test_what_killed_jobs_left_is_removed(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_folder_of_results_is_used_by_one_process(tmp_path, monkeypatch):
-    def timeout(*_, **__):
-        raise filelock.Timeout(str(tmp_path))
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", timeout)
-    with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process: .*--runs"):
-        sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+def test_a_folder_of_results_is_used_by_one_process(tmp_path):
+    with ThreadPoolExecutor(1) as another, locked(tmp_path, "--runs"):  # a thread is kept out as a process is
+        found = another.submit(sweep, refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+        with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process: .*--runs"):
+            found.result()
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):

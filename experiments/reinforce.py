@@ -91,7 +91,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
 
 def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: dict[str, Any]) -> None:
-    """Add the relative accuracies to the summary, draw both runs into error.png, and print the comparison."""
+    """Draw both runs into error.png, add the relative accuracies to the summary, and print the comparison."""
     from experiments.common import figures  # slow to import
 
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
@@ -103,8 +103,8 @@ def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: d
         for task, curve in figures.curves(read_rows(run.folder), untrained).items()
     }
     with contextlib.closing(RunFolder(config.folder, resume=True)) as folder:
-        folder.json("summary", summary)
         folder.picture("error", figures.error_figure(config.title, curves))
+        folder.json("summary", summary)
     for task, ours in summary["tasks"].items():
         relative = ours["relative_accuracy"]
         in_words = "undefined, random's is 0" if relative is None else f"{relative:.1%} of random's"

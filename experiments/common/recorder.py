@@ -197,7 +197,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         }
 
     def finish(self, summary: Mapping[str, Any], title: str = "PermShuffle") -> None:
-        """Write the last checkpoint, summary.json and the pictures, which have this title."""
+        """Write the last checkpoint, the pictures, which have this title, and then summary.json."""
         from experiments.common import figures  # slow to import
         from permenv.render import dashboard
 
@@ -206,13 +206,13 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         base_env, folder = self.base_env, self.folder
         if not base_env.run.ranks.is_first:
             return
-        folder.json("summary", summary)
         untrained = {task: history[0][1] for task, history in base_env.run.history.items()}
         folder.picture("dashboard", dashboard(title, base_env.run, base_env.rewards))
         folder.picture("error", figures.error_figure(title, figures.curves(folder.rows, untrained)))
         for task in base_env.tasks:
             folder.picture(f"choices-{task}", figures.choices_of_run(f"{title}: {task}", folder.rows, task))
             folder.picture(f"shuffles-{task}", figures.examples_of_run(f"{title}: {task}", base_env.run, task, seed=0))
+        folder.json("summary", summary)
         self._summary = as_json(summary)
 
     def close(self) -> None:

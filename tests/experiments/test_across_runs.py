@@ -14,7 +14,7 @@ from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
 from permenv import CheckpointError, ConfigurationError
-from tests.experiments.helpers import job, small
+from tests.experiments.helpers import job, small, write_photos
 
 
 @pytest.fixture
@@ -67,6 +67,16 @@ def test_it_resumes_to_the_same_numbers(options, learner, tmp_path):
     across_runs.main(options(**learner, episodes=4, out=tmp_path / "parts"))
     resumed = across_runs.main(options(**learner, out=tmp_path / "parts", resume=True))
     assert without_seconds(resumed) == without_seconds(whole)
+
+
+def test_it_is_not_continued_on_other_data(options, tmp_path):
+    write_photos(tmp_path / "images")
+    given = {"algorithm": "pgpe", "history": 0, "hidden": 0, "images": tmp_path / "images"}
+    across_runs.main(options(**given, episodes=2))
+    across_runs.main(options(**given, episodes=4, resume=True))
+    (tmp_path / "images" / "class0" / "0.jpg").unlink()
+    with pytest.raises(CheckpointError, match="was started with data="):
+        across_runs.main(options(**given, resume=True))
 
 
 def test_it_begins_as_a_curriculum(options):

@@ -15,18 +15,8 @@ from experiments.common.options import JobOptions
 from experiments.common.protocols import some_of
 from permenv import DataError
 from permenv.transfer.trunks import measure_statistics
-from tests.experiments.helpers import job
+from tests.experiments.helpers import job, write_photos
 from tests.helpers import ROOT
-
-
-def write_photos(folder, classes=3, each=12):
-    rng = np.random.default_rng(0)
-    for label in range(classes):
-        (folder / f"class{label}").mkdir(parents=True)
-        for number in range(each):
-            cv2.imwrite(
-                str(folder / f"class{label}" / f"{number}.jpg"), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-            )
 
 
 def test_a_folder_of_images_with_its_val_beside_it(tmp_path, monkeypatch, capsys):

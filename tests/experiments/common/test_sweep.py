@@ -10,6 +10,7 @@ import torch
 
 from experiments.common.options import SweepOptions
 from experiments.common.processes import SerialExecutor, make_executor
+from experiments.common.protocols import Data
 from experiments.common.run_folder import RunFolderError, locked
 from experiments.common.sweep import JobError, over_seeds, sweep
 from permenv import ConfigurationError, make_config
@@ -85,6 +86,24 @@ def test_results_of_other_arguments_or_versions_are_refused_before_anything_runs
     (tmp_path / "5-2.json").write_text(json.dumps(content))
     with pytest.raises(RunFolderError, match=r"5-2.json was made with versions.torch='1.0'"):
         sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+
+
+def count(data, seed):
+    """Do a job on data."""
+    return seed + sum(1 for path in data.images.rglob("*") if path.is_file())
+
+
+def test_results_of_other_data_are_refused_before_anything_runs(tmp_path):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / "cat" / name).write_text(name)
+    jobs = {f"seed{seed}": {"data": Data(images=tmp_path / "images"), "seed": seed} for seed in (0, 1)}
+    assert sweep(count, jobs, executor=SerialExecutor(), folder=tmp_path / "runs") == {"seed0": 2, "seed1": 3}
+    assert sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path / "runs") == {"seed0": 2, "seed1": 3}
+    (tmp_path / "images" / "cat" / "b.png").write_text("repaired")
+    (tmp_path / "runs" / "seed1.json").unlink()
+    with pytest.raises(RunFolderError, match=r"seed0.json was made with data.data.images=.*--runs"):
+        sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path / "runs")
 
 
 @pytest.mark.parametrize("executor", [SerialExecutor, lambda: ThreadPoolExecutor(1)])

@@ -1,4 +1,4 @@
-"""What is in the folders of data that options name, so that a result says of which content it is."""
+"""What is in the folders and files that options name, so that a result says of which content it is."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from permenv import CheckpointError
 from permenv.data.files import walk
 from permenv.data.splits import list_files
 
@@ -19,19 +20,19 @@ def contents_of(options: Any, digest: Callable[[Path, bool], str] | None = None)
     Args:
         options: Nested dataclasses, mappings and sequences. A folder is a `Path`; to one that is called `videos` the
             lists of official splits belong that lie beside it.
-        digest: `digest_of`, perhaps with a memory.
+        digest: `digest_of_folder`, perhaps with a memory.
 
     Returns:
         By the dotted name of the option, the digest.
     """
     return {
-        name: (digest or digest_of)(path.expanduser(), name.rpartition(".")[2] == "videos")
+        name: (digest or digest_of_folder)(path.expanduser(), name.rpartition(".")[2] == "videos")
         for name, path in _paths(options)
         if path.expanduser().is_dir()
     }
 
 
-def digest_of(folder: Path, with_lists: bool) -> str:
+def digest_of_folder(folder: Path, with_lists: bool) -> str:
     """Return a digest of the path, size and time of modification of each file: nothing is read.
 
     Args:
@@ -49,6 +50,23 @@ def digest_of(folder: Path, with_lists: bool) -> str:
             state = ""
         digest.update(os.fsencode(name) + b"\0" + state.encode() + b"\0")
     return digest.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a digest of a file's content."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def require_content(path: Path, digest: str) -> None:
+    """Check, after a file was read, that it was read as it was when its digest was taken.
+
+    Raises:
+        CheckpointError: If it has changed.
+    """
+    if digest_of_file(path) != digest:
+        raise CheckpointError(
+            f"{path} has changed meanwhile, as the checkpoint of a run that trains does: copy it, and name the copy"
+        )
 
 
 def _paths(options: Any, name: str = "") -> Iterator[tuple[str, Path]]:

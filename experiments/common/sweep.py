@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from experiments.common.content import contents_of, digest_of
+from experiments.common.content import contents_of, digest_of_folder
 from experiments.common.files import as_json, require_writable, write_json
 from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
@@ -89,7 +89,7 @@ def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], 
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
-        libraries, digest = versions(), functools.cache(digest_of)  # jobs share folders
+        libraries, digest = versions(), functools.cache(digest_of_folder)  # jobs share folders
         settings = {
             name: as_json({"arguments": given, "data": contents_of(given, digest), "versions": libraries})
             for name, given in jobs.items()

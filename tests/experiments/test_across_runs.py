@@ -79,6 +79,16 @@ def test_it_is_not_continued_on_other_data(options, tmp_path):
         across_runs.main(options(**given, resume=True))
 
 
+def test_a_policy_that_has_learned_on_is_not_taken_for_the_one_that_was_found(options):
+    config = options(algorithm="pgpe", history=0, hidden=0, episodes=2)
+    across_runs.main(config)
+    policy = LearnedPolicy.find(config.folder)
+    policy.make(config.make(), seed=0)
+    across_runs.main(options(algorithm="pgpe", history=0, hidden=0, episodes=4, resume=True))
+    with pytest.raises(CheckpointError, match=f"{policy.path} has changed meanwhile.*: copy it, and name the copy"):
+        policy.make(config.make(), seed=0)
+
+
 def test_it_begins_as_a_curriculum(options):
     env = small(total_updates=4, free_iterations=0)
     config = options(algorithm="pgpe", history=0, hidden=0, imitate=(0.1, 0.5), learning_rate=1e-9, episodes=2, env=env)

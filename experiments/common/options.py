@@ -61,11 +61,14 @@ class EnvOptions:
     """Fields of permenv.Config; the defaults shown are those of the chosen preset and task."""
 
     def __post_init__(self) -> None:
-        """Fill in `env`.
+        """Fill in `env`, and the user's home for a leading ~ in paths.
 
         Raises:
             ConfigurationError: If the preset or the task is unknown.
         """
+        for field in dataclasses.fields(self):
+            if isinstance(path := getattr(self, field.name), Path):  # that of an unknown user is left as it is
+                object.__setattr__(self, field.name, Path(os.path.expanduser(path)))  # noqa: PTH111
         env = make_config(self.preset, self.task, **self.changes) if self.env is None else self.env
         if self.updates is not None:
             env = dataclasses.replace(env, total_updates=self.updates)
@@ -144,7 +147,10 @@ class EnvOptions:
 class JobOptions(EnvOptions):
     """The options of every training job."""
 
-    may_change: ClassVar[tuple[str, ...]] = ("updates", "device", "out", "resume", "log")
+    may_change: ClassVar[tuple[str, ...]] = (
+        *("updates", "device", "out", "resume", "log"),
+        *("images", "videos", "eval_images"),  # the places: a run has fingerprints of the content
+    )
     """Options that may differ when a run is resumed; of --env.*, the environment says which."""
 
     eval_images: Path | None = None

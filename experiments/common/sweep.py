@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -36,6 +37,9 @@ Jobs = Mapping[str, Mapping[str, Any]]
 Keep = Callable[[str, R], None]
 
 
+_LONGEST, _SHOWN = 200, 160  # bytes: most file systems take 255, of which an atomic write needs 43
+
+
 class JobError(RuntimeError):
     """A job of a sweep that failed; the message names the job, and the cause is the job's own error."""
 
@@ -55,8 +59,8 @@ def sweep(
             among them: the arguments, the content of the folders that they name (`experiments.common.content`), and the
             versions of the libraries say whether a result in the folder is the same.
         executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`.
-        folder: If given, this process writes each result to NAME.json as soon as it is there; results must be what JSON
-            can hold.
+        folder: If given, this process writes each result to NAME.json as soon as it is there, under a digest of NAME
+            where that is long; results must be what JSON can hold.
 
     Returns:
         By name, the results, in the order of `jobs`; of a folder as JSON has them (tuples are lists).
@@ -94,7 +98,7 @@ def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], 
             name: as_json({"arguments": given, "data": contents_of(given, digest), "versions": libraries})
             for name, given in jobs.items()
         }
-        files = {name: folder / f"{name}.json" for name in jobs}
+        files = {name: folder / _file(name) for name in jobs}
         found |= {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
         missing = {name: jobs[name] for name in jobs if name not in found}
 
@@ -184,6 +188,14 @@ def _result(future: Future[R], name: str) -> R:
         return future.result()
     except Exception as error:
         raise JobError(f"{name}: {error}") from error
+
+
+def _file(name: str) -> str:
+    """Return the name of the file with the result of a job."""
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST:
+        name = f"{encoded[:_SHOWN].decode(errors='ignore')}-{hashlib.blake2b(encoded, digest_size=16).hexdigest()}"
+    return f"{name}.json"
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -104,6 +105,18 @@ def test_results_of_other_data_are_refused_before_anything_runs(tmp_path):
     (tmp_path / "runs" / "seed1.json").unlink()
     with pytest.raises(RunFolderError, match=r"seed0.json was made with data.data.images=.*--runs"):
         sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path / "runs")
+
+
+def test_a_long_name_of_a_job_is_a_name_of_a_file(tmp_path):
+    jobs = {f"{'ä=0.01 ' * 60}{power}": {"base": 2, "power": power} for power in (2, 3)}
+    assert list(sweep(raise_to, jobs, executor=SerialExecutor(), folder=tmp_path).values()) == [4, 8]
+    assert list(sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path).values()) == [4, 8]
+
+
+def test_a_path_that_is_no_text_is_kept_and_read_back(tmp_path):
+    jobs = {"a": {"object": Path(os.fsdecode(b"/nowhere/\xff"))}}
+    assert sweep(str, jobs, executor=SerialExecutor(), folder=tmp_path) == {"a": "/nowhere/\udcff"}
+    assert sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path) == {"a": "/nowhere/\udcff"}
 
 
 @pytest.mark.parametrize("executor", [SerialExecutor, lambda: ThreadPoolExecutor(1)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import gymnasium as gym
 from agents import Agent, EpisodicAgent, GaussianReinforce, Pgpe
 from experiments.common.content import digest_of_file, require_content
 from experiments.common.run_folder import CHECKPOINT
-from permenv import CheckpointError, checkpoint
+from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.wrappers import (
     ErrorAndProgress,
     ErrorReduction,
@@ -117,3 +117,24 @@ class LearnedPolicy:
         with checkpoint.naming(self.path):
             agent.load_state_dict(saved["agent"])
         return wrapped, agent
+
+
+def by_name(policies: Sequence[LearnedPolicy], taken: Collection[str]) -> dict[str, LearnedPolicy]:
+    """Return policies by their names.
+
+    Args:
+        policies: The policies.
+        taken: What others are called that they are compared with.
+
+    Raises:
+        ConfigurationError: If two have the same name, or one has a name that is taken.
+    """
+    found: dict[str, LearnedPolicy] = {}
+    for policy in policies:
+        if policy.name in found or policy.name in taken:
+            other = found[policy.name].path if policy.name in found else "an agent"
+            raise ConfigurationError(
+                f"{policy.path}: {other} is called {policy.name!r} as well: give the folder or the file another name"
+            )
+        found[policy.name] = policy
+    return found

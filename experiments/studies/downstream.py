@@ -23,7 +23,7 @@ import numpy as np
 import agents
 import permenv
 from agents.rollout import rollout
-from experiments.common.learned import LearnedPolicy
+from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options
 from experiments.common.protocols import some_of
@@ -67,9 +67,10 @@ def main(config: Config) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If a folder holds no policy.
+        ConfigurationError: If a policy has the name of another one, or of a curriculum that it is compared with.
     """
     players: dict[str, str | LearnedPolicy] = {name: name for name in ("random", "curriculum")}
-    players |= {policy.name: policy for policy in map(LearnedPolicy.find, config.policies)}
+    players |= by_name([LearnedPolicy.find(path) for path in config.policies], taken=tuple(players))
     variants = {name: {"player": player, "eval_images": config.eval_images} for name, player in players.items()}
     found = over_seeds(_run, variants, config)
     figures = {name: _compare(runs, found["random"]) for name, runs in found.items()}

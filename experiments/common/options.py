@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -269,6 +269,22 @@ def require_at_least(options: Any, **least: int) -> None:
         value = getattr(options, name)
         if value < bound:
             raise permenv.ConfigurationError(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
+
+
+def require_known(what: str, given: Collection[str], known: Collection[str]) -> None:
+    """Check names among the options of a script.
+
+    Args:
+        what: The option, or what is named.
+        given: The names.
+        known: Those that there are.
+
+    Raises:
+        ConfigurationError: If a name is none of them.
+    """
+    for name in given:
+        if name not in known:
+            raise permenv.ConfigurationError(f"{what} {name!r}: choose from {', '.join(known)}")
 
 
 def parse(kind: type[T], description: str | None = None, arguments: Sequence[str] | None = None) -> T:

@@ -37,7 +37,7 @@ import numpy as np
 
 import agents
 from agents.rollout import rollout
-from experiments.common.options import EnvOptions, require_at_least
+from experiments.common.options import EnvOptions, require_at_least, require_known
 from experiments.common.protocols import PROTOCOLS, Data, some_of
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
@@ -305,10 +305,8 @@ def said(measure: str, pairs: Sequence[Mapping[str, Any]]) -> str:
 
 def _check(config: Config) -> None:
     require_at_least(config, seeds=2)
-    for name, given, known in (("networks", config.networks, NETWORKS), ("protocols", config.protocols, PROTOCOLS)):
-        unknown = [each for each in given if each not in known]
-        if unknown:
-            raise ConfigurationError(f"--{name} {unknown[0]!r}: choose from {', '.join(known)}")
+    require_known("--networks", config.networks, NETWORKS)
+    require_known("--protocols", config.protocols, PROTOCOLS)
     for protocol in (*config.protocols, "retrieval-images", f"retrieval-{config.search}"):  # labels train one network
         PROTOCOLS[protocol].check(protocol, config.folders)
     most = max(len(NETWORKS[name].tasks) for name in config.networks)

@@ -27,7 +27,7 @@ import torch
 import agents
 from agents.rollout import rollout
 from experiments.common.files import with_ending, write_json, write_text, write_with
-from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.options import EnvOptions, SweepOptions, require_known
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.report import heading, in_words, iterations_of
@@ -37,7 +37,7 @@ from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
-from permenv import ConfigurationError, PermShuffleEnv, image_folder
+from permenv import PermShuffleEnv, image_folder
 from permenv.training import resolve_device
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.supervised import SupervisedOptions, supervised
@@ -110,10 +110,8 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If a network or protocol is unknown, or data are missing.
         DataError: If data cannot be used.
     """
-    for name, given, known in (("networks", config.networks, NETWORKS), ("protocols", config.protocols, PROTOCOLS)):
-        unknown = [each for each in given if each not in known]
-        if unknown:
-            raise ConfigurationError(f"--{name} {unknown[0]!r}: choose from {', '.join(known)}")
+    require_known("--networks", config.networks, NETWORKS)
+    require_known("--protocols", config.protocols, PROTOCOLS)
     for name in config.protocols:
         PROTOCOLS[name].check(name, config.folders)
     assert config.runs is not None, "it has a default"

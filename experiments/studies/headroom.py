@@ -26,7 +26,7 @@ import agents
 from agents.rollout import rollout
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import with_ending, write_picture
-from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.players import curriculum_options, watch
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
@@ -34,7 +34,7 @@ from experiments.common.statistics import OF_RATIOS, Estimate
 from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
 from permenv import Config as Numbers
-from permenv import ConfigurationError, DataError, make_config, register_task
+from permenv import DataError, make_config, register_task
 from permenv.tasks import SpatialTask
 
 if TYPE_CHECKING:
@@ -144,9 +144,7 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If there is no such cell.
         DataError: If a cell's data are not there.
     """
-    unknown = [name for name in config.cells if name not in CELLS]
-    if unknown:
-        raise ConfigurationError(f"--cells {unknown[0]!r}: choose from {', '.join(CELLS)}")
+    require_known("--cells", config.cells, CELLS)
     for folder in filter(None, (each for name in config.cells for each in (CELLS[name].images, CELLS[name].videos))):
         if not (config.data_folder / folder).is_dir():
             raise DataError(

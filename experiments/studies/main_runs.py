@@ -17,10 +17,10 @@ from typing import Any
 
 from experiments import reinforce
 from experiments.common.files import write_json
-from experiments.common.options import parse
+from experiments.common.options import parse, require_known
 from experiments.common.run_folder import RunFolder, RunFolderError
 from experiments.common.script import run_script
-from permenv import ConfigurationError, DataError
+from permenv import DataError
 from permenv.checkpoint import write_bytes
 
 
@@ -86,9 +86,7 @@ def main(config: Config) -> None:
         DataError: If there is no such folder of data; nothing has been trained.
         CheckpointError, RunFolderError: If a folder holds a run of other options, or a longer one.
     """
-    unknown = [name for name in config.runs if name not in RUNS]
-    if unknown:
-        raise ConfigurationError(f"unknown run {unknown[0]!r}: choose from {', '.join(RUNS)}")
+    require_known("unknown run", config.runs, RUNS)
     if any("{data}" in RUNS[name].arguments for name in config.runs) and not config.data.is_dir():
         raise DataError(f"there is no folder {config.data}: name that of the real data with --data")
     for name in config.runs:

@@ -34,6 +34,7 @@ from experiments.common.sweep import over_seeds
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
 from permenv.transfer.trunks import measure_statistics
+from permenv.wrappers.base import base_env_of
 
 MOMENTS = ("untrained", "half", "end")
 MEASURES = {"nearest": "nearest neighbour", "linear": "logistic regression"}
@@ -108,8 +109,7 @@ def _run(
 ) -> dict[str, dict[str, float]]:
     """Train one network; return its figures, and E, untrained, at half and at the end."""
     env = environment.make()
-    base_env = env.unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
+    base_env = base_env_of(env)
     queries = _queries(environment, base_env, eval_images)
     for images in (base_env.tasks["spatial"].data, queries):
         if images is not None and images.labels is None:

@@ -37,11 +37,12 @@ from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
-from permenv import PermShuffleEnv, image_folder
+from permenv import image_folder
 from permenv.training import resolve_device
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.supervised import SupervisedOptions, supervised
 from permenv.transfer.trunks import load_trunk
+from permenv.wrappers.base import base_env_of
 
 UNTRAINED, SUPERVISED = "untrained", "supervised"
 TASKS = {"jigsaw": "spatial", ORDER_PREDICTION: ORDER_PREDICTION, "temporal": "temporal", "joint": "spatiotemporal"}
@@ -209,8 +210,7 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
         weights = _train_on_labels(options, seed)
     else:
         env = options.make()
-        base_env = env.unwrapped
-        assert isinstance(base_env, PermShuffleEnv)
+        base_env = base_env_of(env)
         rollout(env, agents.make("random", env, seed=seed), seed=seed, learn=False)
         weights = base_env.run.trainer.eval_network.trunk.state_dict()
         figures = dict(base_env.records[-1].errors)

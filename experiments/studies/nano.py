@@ -28,6 +28,7 @@ from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
+from permenv.wrappers.base import base_env_of
 
 Changes = Mapping[str, Any]
 
@@ -106,7 +107,7 @@ def _run(changes: Changes, curriculum: bool, seed: int, environment: EnvOptions)
     env = environment.make(**changes)
     if not curriculum:
         return play("random", env, seed=seed)
-    updates = env.unwrapped.config.total_updates  # type: ignore[attr-defined]
+    updates = base_env_of(env).config.total_updates
     return play("easiest-first", env, seed=seed, **curriculum_options(*_CURRICULUM, updates))
 
 

@@ -33,6 +33,7 @@ from tqdm import tqdm
 import permenv
 from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
+from experiments.common.content import contents_of
 from experiments.common.files import as_json
 from experiments.common.learned import LEARNERS, view
 from experiments.common.loggers import TensorBoardLogger
@@ -151,6 +152,8 @@ def main(config: Config) -> list[dict[str, float]]:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
     settings = as_json(config)
+    if contents := contents_of(config.environment):
+        settings["data"] = contents
     with contextlib.closing(RunFolder(config.folder, config.resume, [TensorBoardLogger()])) as folder:
         _make_view(config)  # reports what is wrong with the options or the data
         saved = folder.read()

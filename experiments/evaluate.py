@@ -29,7 +29,7 @@ import tyro
 
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
-from experiments.common.options import require_at_least
+from experiments.common.options import require_at_least, require_known
 from experiments.common.processes import make_executor
 from experiments.common.protocols import PROTOCOLS, Data, Job, Setting
 from experiments.common.run_folder import as_csv
@@ -177,9 +177,7 @@ def _protocols(config: Config) -> list[str]:
     Raises:
         ConfigurationError: If one is unknown or lacks data, or no data are given.
     """
-    unknown = [name for name in config.protocols if name not in PROTOCOLS]
-    if unknown:
-        raise ConfigurationError(f"--protocols {unknown[0]!r}: choose from {', '.join(PROTOCOLS)}")
+    require_known("--protocols", config.protocols, PROTOCOLS)
     for name in config.protocols:
         PROTOCOLS[name].check(name, config.data)
     allowed = [

@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved
 from experiments.common.files import with_ending, write_json, write_picture, write_text
-from experiments.common.learned import LearnedPolicy
+from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import AGENTS, check_names, curriculum_options, play, play_learned
 from experiments.common.report import heading
@@ -90,15 +90,13 @@ def main(config: Config) -> dict[str, Any]:
     """Run what is missing, compare, print and write.
 
     Raises:
-        ConfigurationError: If an agent is unknown.
+        ConfigurationError: If an agent is unknown, or a policy has the name of another one or of an agent.
         RunFolderError: If the folder has runs of other settings.
     """
     check_names((*config.agents, *config.cross_entropy))
     players: dict[str, str | LearnedPolicy] = {name: name for name in (*config.agents, _REFERENCE)}
-    for folder in config.policies:
-        for inverse in (False, True):
-            policy = LearnedPolicy.find(folder, inverse=inverse)
-            players[policy.name] = policy
+    policies = [LearnedPolicy.find(path, inverse=inverse) for path in config.policies for inverse in (False, True)]
+    players |= by_name(policies, taken=AGENTS)
     variants: dict[str, dict[str, Any]] = {name: {"player": player} for name, player in players.items()}
     if config.curriculum is not None:
         options = curriculum_options(*config.curriculum, config.env.total_updates)

@@ -91,7 +91,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
 
 def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: dict[str, Any]) -> None:
-    """Add the relative accuracies to the summary, draw both runs into error.png, and print the comparison."""
+    """Draw both runs into error.png, add the relative accuracies to the summary, and print the comparison."""
     from experiments.common import figures  # slow to import
 
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
@@ -103,8 +103,8 @@ def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: d
         for task, curve in figures.curves(read_rows(run.folder), untrained).items()
     }
     with contextlib.closing(RunFolder(config.folder, resume=True)) as folder:
-        folder.json("summary", summary)
         folder.picture("error", figures.error_figure(config.title, curves))
+        folder.json("summary", summary)
     for task, ours in summary["tasks"].items():
         relative = ours["relative_accuracy"]
         in_words = "undefined, random's is 0" if relative is None else f"{relative:.1%} of random's"
@@ -125,7 +125,7 @@ def train(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train one run to its end, or continue it, and sum it up in its folder."""
     with main_job.make_recorder(config, loggers) as run:
         queries = main_job.begin(run, config)
-        agent = make_agent(config, run)
+        agent = make_agent(config, run, given=run.saved_agent is None)
         if run.saved_agent is not None:
             try:
                 agent.load_state_dict(run.saved_agent)
@@ -138,21 +138,31 @@ def train(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     return summary
 
 
-def make_agent(config: Config, env: gym.Env[Any, Any]) -> Agent:
-    """Build the policy that the options name."""
+def make_agent(config: Config, env: gym.Env[Any, Any], *, given: bool = True) -> Agent:
+    """Build the policy that the options name.
+
+    Args:
+        config: The options.
+        env: The environment.
+        given: Whether to begin with the state in `policy_from`. A run that is resumed has the state of its own agent.
+
+    Raises:
+        ConfigurationError, CheckpointError: If the options do not fit one another, or the state does not fit the agent.
+    """
     options = {"credit": config.credit} if config.policy in ("reinforce", "inverse") else {}
     agent = agents.make(config.policy, env, seed=config.seed, **options)
     if config.policy_from is None:
         return agent
-    given = agent.policy if isinstance(agent, InversePolicy) else agent
-    if not isinstance(given, Reinforce):
+    policy = agent.policy if isinstance(agent, InversePolicy) else agent
+    if not isinstance(policy, Reinforce):
         raise permenv.ConfigurationError(
             f"--policy-from {config.policy_from}: {config.policy} has no REINFORCE policy to start from; choose "
             f"--policy reinforce or inverse, or leave it out"
         )
-    state = _policy_in(config.policy_from)
-    with checkpoint.naming(config.policy_from):
-        given.load_state_dict(state)
+    if given:
+        state = _policy_in(config.policy_from)
+        with checkpoint.naming(config.policy_from):
+            policy.load_state_dict(state)
     if isinstance(agent, InversePolicy):
         agent.policy_learns = False  # what is inverted is the trained policy, as it is
     return agent

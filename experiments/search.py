@@ -26,7 +26,7 @@ after the others, the longest first.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ import tyro
 
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
-from experiments.common.players import check_names, play
+from experiments.common.players import Report, check_names, play
 from experiments.common.pruning import Asha, pruned_sweep
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
@@ -49,8 +49,7 @@ from experiments.common.sweep import executor_of, sweep
 from experiments.common.turns import reports
 from permenv import ConfigurationError
 from permenv.device import resolve_device
-
-Report = Callable[[dict[str, Any]], object]
+from permenv.wrappers.base import base_env_of
 
 _LENGTHS = ("total_updates", "iterations_per_update", "free_iterations")
 """Fields that decide how many iterations a number of updates is."""
@@ -142,7 +141,7 @@ def trial(
     """
     start, errors = time.perf_counter(), []
     envs = [environment.make(**setting.env) for _ in seeds]
-    updates: int = envs[0].unwrapped.config.total_updates  # type: ignore[attr-defined]
+    updates: int = base_env_of(envs[0]).config.total_updates
     turns = [reports(partial(_play, agent, env, seed, setting.agent)) for env, seed in zip(envs, seeds, strict=True)]
     runs: list[dict[str, Any]] = [{} for _ in seeds]
     with ExitStack() as stack:

@@ -1,92 +1,49 @@
-"""A lock on a file. The operating system releases it when the process that holds it ends, also when it is killed."""
+"""Locks between processes. The operating system releases those of a process that ends, also of one that is killed."""
 
 from __future__ import annotations
 
 import errno
-import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # errors of a file system that has none
-
-log = logging.getLogger("permenv")
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system without locks answers, such as Lustre without its option flock or NFS without its lock service."""
 
 
 @contextmanager
-def locked(path: Path, *, wait: bool = True, message: str | None = None) -> Iterator[bool]:
-    """Hold the lock of a file inside a `with` block. Threads of a process exclude each other too.
+def locked(path: Path, busy: Callable[[], object], *, again: bool = False) -> Iterator[bool]:
+    """Hold the lock of a file while the `with` block runs.
 
     Args:
-        path: The file. It is made if there is none, in a folder that exists, and it is not deleted afterwards: another
-            process may have opened it already, to wait for its lock.
-        wait: Wait while another process holds the lock.
-        message: What is logged, as a warning, if it has to wait.
+        path: The file. It is made if need be, and stays: that it exists says nothing. Its folder exists.
+        busy: Called if another process or thread holds the lock; what it raises passes through. If it returns, the lock
+            is waited for.
+        again: Whether the thread that holds it may lock it again.
 
     Yields:
-        Whether it holds the lock: False if the file system has none.
+        Whether the lock is held. It is not on a file system without locks, where nothing keeps other processes out.
 
     Raises:
-        BlockingIOError: If `wait` is False and another process holds the lock.
         OSError: If the file cannot be opened.
     """
-    if fcntl is None:
-        with _locked_on_windows(path, wait, message):
-            yield True
-        return
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        held = _acquire(descriptor, path, wait, message)
-        try:
-            yield held
-        finally:
-            if held:  # closing is not enough while a forked child has the file open as well
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
+    import filelock  # where it is needed: starting is to be quick
 
-
-def _acquire(descriptor: int, path: Path, wait: bool, message: str | None) -> bool:
-    """Lock an open file; False if the file system has no locks."""
-    assert fcntl is not None
+    # preserved: else, where there are no locks, the file itself would be the lock, and outlive a process that is killed
+    lock = filelock.FileLock(path, is_singleton=again, preserve_lock_file=True)
+    held = True
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as fault:  # some file systems say the latter of a lock that is held
-            if not wait:
-                raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from fault
-            if message:
-                log.warning(message)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except OSError as fault:
-        if fault.errno in NO_LOCKS:
-            return False
-        raise
-    return True
-
-
-@contextmanager
-def _locked_on_windows(path: Path, wait: bool, message: str | None) -> Iterator[None]:
-    import filelock
-
-    lock = filelock.FileLock(path)
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            busy()
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        held = False
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as fault:
-        if not wait:
-            raise BlockingIOError(errno.EAGAIN, "another process holds the lock", str(path)) from fault
-        if message:
-            log.warning(message)
-        lock.acquire()
-    try:
-        yield
+        yield held
     finally:
-        lock.release()
+        if held:
+            lock.release()

@@ -37,12 +37,13 @@ from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
 from experiments.common.script import run_script
-from permenv import PermShuffleEnv, Pretraining
+from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision
 from permenv.heads import SpatialHead
 from permenv.networks import OrderingNetwork, eval_mode
 from permenv.torch_state import default_torch_state
 from permenv.validation import Validation, validate
+from permenv.wrappers.base import base_env_of
 
 Measured = Literal["parts", "step", "joint", "validation", "env", "start", "scaling"]
 
@@ -233,8 +234,7 @@ def env_overhead(config: Config, device: torch.device) -> dict[str, Any]:
 def _env_figures(config: Config, device: torch.device, samples_per_action: int) -> dict[str, float]:
     # the run must not end before the measurement
     env = config.make(samples_per_action=samples_per_action, total_updates=config.blocks + 2)
-    base_env = env.unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
+    base_env = base_env_of(env)
     env.reset(seed=0)
     env.action_space.seed(0)
     numbers, run = base_env.config, base_env.run

@@ -30,6 +30,11 @@ class Queries:
     data: StillImages | VideoClips | None
     name: str
 
+    @property
+    def fingerprint(self) -> str | None:
+        """Digest of the content; None without data."""
+        return None if self.data is None else self.data.fingerprint
+
 
 def find_queries(options: JobOptions, base_env: PermShuffleEnv) -> dict[str, Queries]:
     """Find the data that query the nearest-neighbour search, by task.
@@ -116,7 +121,7 @@ def _clip_queries(options: JobOptions, base_env: PermShuffleEnv, trained: VideoC
     held_out = Queries(trained, "the held-out clips")
     if videos is None or config.split == 0:
         return held_out
-    if not official_split(videos.expanduser(), config.split or 1, trained.names):
+    if not official_split(videos, config.split or 1, trained.names):
         return held_out
     try:
         clips = permenv.video_folder(videos, size, _FRAMES_A_CLIP, split=config.split, part="test")

@@ -55,8 +55,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, atomically."""
-    write_bytes(path, text.encode())
+    """Write a text, atomically. Bytes of a file's name that are no text are escaped, as JSON can be read back."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_picture(path: Path, figure: Figure) -> None:

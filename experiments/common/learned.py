@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium as gym
 
 from agents import Agent, EpisodicAgent, GaussianReinforce, Pgpe
+from experiments.common.content import digest_of_file, require_content
 from experiments.common.run_folder import CHECKPOINT
-from permenv import CheckpointError, checkpoint
+from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.wrappers import (
     ErrorAndProgress,
     ErrorReduction,
@@ -78,7 +78,7 @@ class LearnedPolicy:
         path = given / CHECKPOINT if given.is_dir() else given
         if not path.is_file():
             raise CheckpointError(f"there is no {path}: name a run folder of experiments/across_runs.py")
-        return cls(path, hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), inverse)
+        return cls(path, digest_of_file(path), inverse)
 
     @property
     def name(self) -> str:
@@ -94,10 +94,11 @@ class LearnedPolicy:
             seed: Has no effect on a frozen policy.
 
         Raises:
-            CheckpointError: If the file holds no such policy.
+            CheckpointError: If the file holds no such policy, or another one than when it was found.
             ValueError: If the environment has other groups or tasks.
         """
         saved = checkpoint.read(self.path)
+        require_content(self.path, self.digest)
         if "actions" not in saved.get("job", {}).get("settings", {}):
             raise CheckpointError(
                 f"{self.path} holds no policy across runs: name a run folder of experiments/across_runs.py"
@@ -113,5 +114,27 @@ class LearnedPolicy:
         kind = LEARNERS[options["algorithm"]]
         agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=options["hidden"])
         agent.deterministic = True
-        agent.load(self.path)
+        with checkpoint.naming(self.path):
+            agent.load_state_dict(saved["agent"])
         return wrapped, agent
+
+
+def by_name(policies: Sequence[LearnedPolicy], taken: Collection[str]) -> dict[str, LearnedPolicy]:
+    """Return policies by their names.
+
+    Args:
+        policies: The policies.
+        taken: What others are called that they are compared with.
+
+    Raises:
+        ConfigurationError: If two have the same name, or one has a name that is taken.
+    """
+    found: dict[str, LearnedPolicy] = {}
+    for policy in policies:
+        if policy.name in found or policy.name in taken:
+            other = found[policy.name].path if policy.name in found else "an agent"
+            raise ConfigurationError(
+                f"{policy.path}: {other} is called {policy.name!r} as well: give the folder or the file another name"
+            )
+        found[policy.name] = policy
+    return found

@@ -15,7 +15,7 @@ from experiments.common.machine import keep_freed_memory
 from experiments.common.options import JobOptions
 from experiments.common.recorder import Recorder
 from experiments.common.run_folder import open_folder
-from permenv import PermShuffleEnv, VideoClips, distributed
+from permenv import CheckpointError, PermShuffleEnv, VideoClips, distributed
 from permenv.data import files
 from permenv.device import resolve_device
 
@@ -59,6 +59,13 @@ def begin(run: Recorder, options: JobOptions) -> dict[str, Queries]:
     """
     run.reset(seed=options.seed, options=options.reset_options)
     queries = evaluation.find_queries(options, run.base_env)
+    fingerprints = {task: each.fingerprint for task, each in queries.items()}
+    for task, before in run.notes.setdefault("queries", fingerprints).items():
+        if fingerprints[task] != before:
+            raise CheckpointError(
+                f"the run in {options.folder} was evaluated with other images or clips than {queries[task].name} "
+                f"({task}): name those with --images, --eval-images or --videos, or start another run with --out"
+            )
     if "top1_untrained" not in run.notes:  # a resumed run has it in its checkpoint
         run.notes["top1_untrained"] = evaluation.top1(run.base_env, queries, untrained=options.trunk_from is None)
     return queries

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -61,11 +61,14 @@ class EnvOptions:
     """Fields of permenv.Config; the defaults shown are those of the chosen preset and task."""
 
     def __post_init__(self) -> None:
-        """Fill in `env`.
+        """Fill in `env`, and the user's home for a leading ~ in paths.
 
         Raises:
             ConfigurationError: If the preset or the task is unknown.
         """
+        for field in dataclasses.fields(self):
+            if isinstance(path := getattr(self, field.name), Path):  # that of an unknown user is left as it is
+                object.__setattr__(self, field.name, Path(os.path.expanduser(path)))  # noqa: PTH111
         env = make_config(self.preset, self.task, **self.changes) if self.env is None else self.env
         if self.updates is not None:
             env = dataclasses.replace(env, total_updates=self.updates)
@@ -144,7 +147,10 @@ class EnvOptions:
 class JobOptions(EnvOptions):
     """The options of every training job."""
 
-    may_change: ClassVar[tuple[str, ...]] = ("updates", "device", "out", "resume", "log")
+    may_change: ClassVar[tuple[str, ...]] = (
+        *("updates", "device", "out", "resume", "log"),
+        *("images", "videos", "eval_images"),  # the places: a run has fingerprints of the content
+    )
     """Options that may differ when a run is resumed; of --env.*, the environment says which."""
 
     eval_images: Path | None = None
@@ -263,6 +269,22 @@ def require_at_least(options: Any, **least: int) -> None:
         value = getattr(options, name)
         if value < bound:
             raise permenv.ConfigurationError(f"--{name.replace('_', '-')} {value}: must be at least {bound}")
+
+
+def require_known(what: str, given: Collection[str], known: Collection[str]) -> None:
+    """Check names among the options of a script.
+
+    Args:
+        what: The option, or what is named.
+        given: The names.
+        known: Those that there are.
+
+    Raises:
+        ConfigurationError: If a name is none of them.
+    """
+    for name in given:
+        if name not in known:
+            raise permenv.ConfigurationError(f"{what} {name!r}: choose from {', '.join(known)}")
 
 
 def parse(kind: type[T], description: str | None = None, arguments: Sequence[str] | None = None) -> T:

@@ -12,7 +12,8 @@ import agents
 from agents.base import in_update
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
-from permenv import ConfigurationError, PermShuffleEnv
+from experiments.common.options import require_known
+from permenv import PermShuffleEnv
 
 AGENTS = (*agents.AGENTS, "ppo", "a2c", "dqn")
 
@@ -26,9 +27,7 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
         ConfigurationError: If one does not.
     """
-    unknown = [name for name in names if name not in AGENTS]
-    if unknown:
-        raise ConfigurationError(f"unknown agent {unknown[0]!r}: choose from {', '.join(AGENTS)}")
+    require_known("unknown agent", names, AGENTS)
 
 
 def options_of(name: str) -> dict[str, Any]:

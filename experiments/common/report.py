@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from experiments.common.files import write_json
+from experiments.common.files import with_ending, write_json, write_picture
 from experiments.common.machine import machine
 from experiments.common.options import SweepOptions
 from permenv.device import resolve_device
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def heading(config: SweepOptions) -> dict[str, Any]:
@@ -34,7 +37,9 @@ def with_sd(figure: Mapping[str, float], digits: int = 3) -> str:
     return f"{figure['mean']:.{digits}f} ± {figure['sd']:.{digits}f}"
 
 
-def publish(report: Mapping[str, Any], table: str, out: Path) -> None:
-    """Write a report as JSON and print its table."""
+def publish(report: Mapping[str, Any], table: str, out: Path, picture: Figure | None = None) -> None:
+    """Write a report as JSON, its picture beside it, and print its table."""
+    if picture is not None:
+        write_picture(with_ending(out, ".png"), picture)
     write_json(out, report)
     print(f"{table}\n\nwritten to {out}")

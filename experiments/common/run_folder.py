@@ -12,19 +12,19 @@ operating system releases the lock of a process that ends, also of one that is k
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import filelock
 import numpy as np
 
 from experiments.common.files import require_writable, write_json, write_picture, write_text, write_with
 from experiments.common.loggers import TENSORBOARD, Logger, Loggers, RunInfo, flat
-from permenv import checkpoint, distributed
+from permenv import checkpoint, distributed, locks
 from permenv.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def open_folder(path: Path, resume: bool, loggers: Sequence[Logger] = ()) -> Run
 def locked(folder: Path, option: str) -> Iterator[None]:
     """Keep other processes out of a folder; this process may lock it several times.
 
-    On a file system without locks nothing is locked.
+    On a file system without locks nothing is locked; a warning says so once.
 
     Args:
         folder: The folder, which exists.
@@ -277,19 +277,22 @@ def locked(folder: Path, option: str) -> Iterator[None]:
     Raises:
         RunFolderError: If another process has locked it.
     """
-    lock = filelock.FileLock(folder / LOCK, is_singleton=True)
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
+
+    def refuse() -> NoReturn:
         raise RunFolderError(
             f"{folder} is in use by another process: wait until it ends, or name another folder with {option}"
-        ) from error
-    except NotImplementedError:
-        log.warning("%s has no file locks: nothing keeps a second process from writing to it", folder)
-    try:
+        )
+
+    with locks.locked(folder / LOCK, refuse, again=True) as held:
+        if not held:
+            _warn(folder)
         yield
-    finally:
-        lock.release()
+
+
+@functools.cache
+def _warn(folder: Path) -> None:
+    """Warn once of a folder that cannot be locked."""
+    log.warning("the file system of %s has no locks: make sure that no two processes use the folder at once", folder)
 
 
 def check_same_job(

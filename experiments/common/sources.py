@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.common.content import digest_of_file, require_content
 from experiments.common.run_folder import CHECKPOINT
 from permenv import CheckpointError, ConfigurationError
 from permenv.transfer.trunks import Trunk, load_trunk
@@ -37,8 +37,15 @@ class Source:
         return self.given == _RANDOM or self.given.startswith(_TIMM)
 
     def load(self, seed: int) -> Trunk:
-        """Load the trunk; the seed decides initial weights."""
-        return load_trunk(self.given, backbone=self.backbone, seed=seed)
+        """Load the trunk; the seed decides initial weights.
+
+        Raises:
+            CheckpointError: If the file cannot be read any more, or has changed.
+        """
+        trunk = load_trunk(self.given, backbone=self.backbone, seed=seed)
+        if not self.is_untrained:
+            require_content(Path(self.given), self.digest)
+        return trunk
 
 
 def find_sources(given: Sequence[str], backbone: str | None) -> list[Source]:
@@ -61,7 +68,7 @@ def find_sources(given: Sequence[str], backbone: str | None) -> list[Source]:
         path = path / CHECKPOINT if path.is_dir() else path
         own, trunk = _load(path, backbone)
         trunks.append(trunk.name)
-        found.append(Source(name, str(path), hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest(), own))
+        found.append(Source(name, str(path), digest_of_file(path), own))
     names = [source.name for source in found]
     twice = {name for name in names if names.count(name) > 1}
     if twice:

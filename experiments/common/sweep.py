@@ -12,6 +12,8 @@ with make_executor(processes=2) as executor:
 from __future__ import annotations
 
 import contextlib
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -21,6 +23,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from experiments.common.content import contents_of, digest_of_folder
 from experiments.common.files import as_json, require_writable, write_json
 from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
@@ -32,6 +35,9 @@ R = TypeVar("R")
 
 Jobs = Mapping[str, Mapping[str, Any]]
 Keep = Callable[[str, R], None]
+
+
+_LONGEST, _SHOWN = 200, 160  # bytes: most file systems take 255, of which an atomic write needs 43
 
 
 class JobError(RuntimeError):
@@ -50,18 +56,19 @@ def sweep(
     Args:
         work: Does one job. It is pickled if the executor has other processes, so it is a function at module level.
         jobs: By name, the keyword arguments of `work`. They are run in this order. Whatever decides a result must be
-            among them: the arguments and the versions of the libraries say whether a result in the folder is the same.
+            among them: the arguments, the content of the folders that they name (`experiments.common.content`), and the
+            versions of the libraries say whether a result in the folder is the same.
         executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`.
-        folder: If given, this process writes each result to NAME.json as soon as it is there; results must be what JSON
-            can hold.
+        folder: If given, this process writes each result to NAME.json as soon as it is there, under a digest of NAME
+            where that is long; results must be what JSON can hold.
 
     Returns:
         By name, the results, in the order of `jobs`; of a folder as JSON has them (tuples are lists).
 
     Raises:
         ConfigurationError: If no such folder can be made.
-        RunFolderError: If another process uses the folder, or it has a result that is damaged or of other arguments or
-            versions; nothing has been run.
+        RunFolderError: If another process uses the folder, or it has a result that is damaged or of other arguments,
+            data or versions; nothing has been run.
         JobError: If a job failed. Jobs that had not begun are cancelled; those that run are kept, on Ray cancelled too.
     """
     return kept(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
@@ -86,9 +93,12 @@ def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], 
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
-        libraries = versions()
-        settings = {name: as_json({"arguments": given, "versions": libraries}) for name, given in jobs.items()}
-        files = {name: folder / f"{name}.json" for name in jobs}
+        libraries, digest = versions(), functools.cache(digest_of_folder)  # jobs share folders
+        settings = {
+            name: as_json({"arguments": given, "data": contents_of(given, digest), "versions": libraries})
+            for name, given in jobs.items()
+        }
+        files = {name: folder / _file(name) for name in jobs}
         found |= {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
         missing = {name: jobs[name] for name in jobs if name not in found}
 
@@ -178,6 +188,14 @@ def _result(future: Future[R], name: str) -> R:
         return future.result()
     except Exception as error:
         raise JobError(f"{name}: {error}") from error
+
+
+def _file(name: str) -> str:
+    """Return the name of the file with the result of a job."""
+    encoded = os.fsencode(name)
+    if len(encoded) > _LONGEST:
+        name = f"{encoded[:_SHOWN].decode(errors='ignore')}-{hashlib.blake2b(encoded, digest_size=16).hexdigest()}"
+    return f"{name}.json"
 
 
 def _read(path: Path, settings: Mapping[str, Any]) -> Any:

@@ -19,8 +19,8 @@ from typing import Any
 
 from experiments.common.commands import WELL, run_command
 from experiments.common.files import write_json
+from experiments.common.options import require_known
 from experiments.common.script import run_script
-from permenv import ConfigurationError
 
 _POLICY = "experiments/results/pool-policy.safetensors"
 _DATA = "../shared/data"
@@ -74,9 +74,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         ConfigurationError: If there is no such command.
         SystemExit: With code 1, if one has failed.
     """
-    unknown = [name for name in config.only if name not in COMMANDS]
-    if unknown:
-        raise ConfigurationError(f"--only {unknown[0]!r}: choose from {', '.join(COMMANDS)}")
+    require_known("--only", config.only, COMMANDS)
     config.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, dict[str, Any]] = {}
     for name in (each for each in COMMANDS if each in config.only):

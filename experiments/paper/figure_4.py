@@ -29,13 +29,14 @@ import agents
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
-from experiments.paper.shared import base_of, find_policy, follow, policy_in, publish_with_picture
+from experiments.paper.shared import find_policy, follow, policy_in
 from permenv import ConfigurationError, Validation, render
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -91,7 +92,7 @@ def main(config: Config) -> dict[str, Any]:
         "start_error": config.start_error,
         "policies": {name: _row(runs) for name, runs in found.items()},
     }
-    publish_with_picture(report, _in_words(report), _figure(report), config.out)
+    publish(report, _in_words(report), config.out, _figure(report))
     return report
 
 
@@ -136,7 +137,7 @@ def _run(policy: LearnedPolicy | None, start_error: float, seed: int, environmen
 def _save_checkpoint(environment: EnvOptions, seed: int, start_error: float, path: Path) -> int:
     """Train with random permutations until E is at most `start_error`; return the updates."""
     env = environment.make(total_updates=MOST_BEFORE + 1)
-    base_env, random = base_of(env), agents.make("random", env, seed=seed)
+    base_env, random = base_env_of(env), agents.make("random", env, seed=seed)
     observation, _ = env.reset(seed=seed)
     for updates in range(MOST_BEFORE + 1):
         error = base_env.validation[environment.task].error

@@ -26,12 +26,12 @@ import tyro
 import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
-from experiments.paper.shared import base_of, publish_with_picture
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,7 +84,7 @@ def main(config: Config) -> dict[str, Any]:
             for place, moment in enumerate(MOMENTS)
         },
     }
-    publish_with_picture(report, _in_words(report), _figure(found), config.out)
+    publish(report, _in_words(report), config.out, _figure(found))
     return report
 
 
@@ -114,7 +114,7 @@ def _run(agent: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
         "iterations" of the validations, and "errors", (validations, |Ψ|).
     """
     env = environment.make()
-    base_env, player = base_of(env), agents.make(agent, env, seed=seed)
+    base_env, player = base_env_of(env), agents.make(agent, env, seed=seed)
     observation, _ = env.reset(seed=seed)
 
     def look() -> tuple[int, list[float]]:

@@ -42,12 +42,12 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
-from experiments.common.report import heading, in_words
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import over_seeds
-from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
+from experiments.paper.shared import at_checkpoints, moments_of
 from permenv import ConfigurationError
 from permenv.validation import validate
 
@@ -103,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
         "checkpoints": found[0]["iterations"],
         "sizes": [_row(size, found, config.env.num_permutations) for size in config.sizes],
     }
-    publish_with_picture(report, _in_words(report), _figure(report), config.out)
+    publish(report, _in_words(report), config.out, _figure(report))
     return report
 
 

@@ -34,12 +34,12 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
-from experiments.paper.shared import at_checkpoints, moments_of, publish_with_picture
+from experiments.paper.shared import at_checkpoints, moments_of
 from permenv import ConfigurationError
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, group_permutations
 
@@ -101,7 +101,7 @@ def main(config: Config) -> dict[str, Any]:
         },
         "counts": {str(count): _row(str(count), found) for count in config.counts},
     }
-    publish_with_picture(report, _in_words(report), _figure(report), config.out)
+    publish(report, _in_words(report), config.out, _figure(report))
     return report
 
 

@@ -38,13 +38,14 @@ from agents.base import Action
 from agents.rollout import rollout
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, require_at_least
+from experiments.common.report import publish
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_of
 from experiments.common.style import label_lines, styled
-from experiments.paper.shared import base_of, publish_with_picture
 from permenv import Config as Numbers
 from permenv import ConfigurationError
 from permenv.device import resolve_device
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +109,7 @@ def main(config: Config) -> dict[str, Any]:
             for name, curve in found["curves"].items()
         },
     }
-    publish_with_picture(report, _in_words(report), _figure(report), config.out)
+    publish(report, _in_words(report), config.out, _figure(report))
     return report
 
 
@@ -187,7 +188,7 @@ def measure(config: Config) -> dict[str, float]:
     """
     updates, iterations = config.measured_updates, config.measured_iterations
     env = config.make(total_updates=1 + updates, iterations_per_update=iterations, free_iterations=0)
-    base_env, agent = base_of(env), _Stopwatch(agents.make("reinforce", env, seed=config.seed))
+    base_env, agent = base_env_of(env), _Stopwatch(agents.make("reinforce", env, seed=config.seed))
     warm = rollout(env, agent, seed=config.seed, updates=1)
     before = dict(base_env.run.seconds)
     agent.acting = agent.learning = 0.0
@@ -209,12 +210,18 @@ def _seconds_of_a_pass(config: Config, base_env: Any) -> float:
     samples = task.draw(task.trainable(base_env.run.held_out[config.task]), batch, rng)
     pieces = task.pieces(samples, task.permutations[labels])
     base_env.network(config.task, pieces)
+    _wait_for(base_env.device)
     start = time.perf_counter()
     for _ in range(config.measured_iterations):
-        logits = base_env.network(config.task, pieces)
-    if logits.is_cuda:
-        torch.cuda.synchronize()
+        base_env.network(config.task, pieces)
+    _wait_for(base_env.device)
     return (time.perf_counter() - start) / config.measured_iterations
+
+
+def _wait_for(device: torch.device) -> None:
+    """Wait until a GPU has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def seconds_of_run(times: Mapping[str, float], iterations: int, updates: int) -> dict[str, float]:

@@ -28,13 +28,14 @@ import tyro
 from experiments.common.figures import tiled
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
-from experiments.paper.shared import base_of, find_policy, follow, moments_of, policy_in, publish_with_picture
+from experiments.paper.shared import find_policy, follow, moments_of, policy_in
 from permenv import Task
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     name, policy = find_policy(config.policy)
     runs = over_seeds(_run, {name: {"policy": policy}}, config)[name]
-    task = base_of(config.environment.make()).tasks[config.task]
+    task = base_env_of(config.environment.make()).tasks[config.task]
     distances = distances_of(task.permutations)
     by_distance = np.array([run["by_distance"] for run in runs])  # [seeds, moments, distances]
     excess = by_distance @ np.arange(by_distance.shape[2]) - distances.mean()  # [seeds, moments]
@@ -88,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         "high": [run["high"] for run in runs],
         "low": [run["low"] for run in runs],
     }
-    publish_with_picture(report, _in_words(report), _figure(report, task), config.out)
+    publish(report, _in_words(report), config.out, _figure(report, task))
     return report
 
 
@@ -122,7 +123,7 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
     if len(choices) < updates:
         raise RuntimeError(f"seed {seed} diverged after {len(choices)} updates: lower the learning rate")
     shown = [choices[update - 1] for update in moments_of(updates, MOMENTS)]
-    permutations, rng = base_of(env).permutations[environment.task], np.random.default_rng([seed, 1])
+    permutations, rng = base_env_of(env).permutations[environment.task], np.random.default_rng([seed, 1])
     distances = distances_of(permutations)
     examples = [extremes(each.shares, EXAMPLES, rng) for each in shown]
     return {

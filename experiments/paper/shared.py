@@ -1,11 +1,11 @@
-"""What the figures share: a policy in a run, its choices permutation by permutation, checkpoints, and the picture."""
+"""What the figures share: a policy in a run, its choices permutation by permutation, and checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -14,14 +14,10 @@ import agents
 from agents import Agent, Transition
 from agents.base import in_update
 from agents.rollout import rollout
-from experiments.common.files import with_ending, write_picture
 from experiments.common.learned import LearnedPolicy
-from experiments.common.report import publish
-from permenv import PermShuffleEnv, Pretraining, Validation
+from permenv import Pretraining, Validation
 from permenv.state import group_members
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from permenv.wrappers.base import base_env_of
 
 
 def find_policy(given: Path | None) -> tuple[str, LearnedPolicy | None]:
@@ -45,13 +41,6 @@ def policy_in(env: gym.Env, policy: LearnedPolicy | None, seed: int) -> tuple[gy
         seed: Of a new policy.
     """
     return (env, agents.make("reinforce", env, seed=seed)) if policy is None else policy.make(env, seed=seed)
-
-
-def base_of(env: gym.Env) -> PermShuffleEnv:
-    """Return the environment under all wrappers."""
-    base_env = env.unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
-    return base_env
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +68,7 @@ def follow(view: gym.Env, agent: Agent, task: str, **arguments: Any) -> list[Cho
         task: The ordering task whose choices are returned.
         **arguments: Of `agents.rollout`.
     """
-    base_env, found = base_of(view), []
+    base_env, found = base_env_of(view), []
     before: list[tuple[int, Validation, np.ndarray]] = []
 
     def look() -> None:
@@ -132,9 +121,3 @@ def at_checkpoints(run: Pretraining, iterations: Sequence[int]) -> Iterator[int]
             if run.diverged:
                 raise RuntimeError(f"seed {run.seed} diverged at iteration {run.iteration}: nothing to measure")
         yield moment
-
-
-def publish_with_picture(report: Mapping[str, Any], table: str, picture: Figure, out: Path) -> None:
-    """Write the picture beside the report, then the report, and print its table."""
-    write_picture(with_ending(out, ".png"), picture)
-    publish(report, table, out)

@@ -37,21 +37,22 @@ import numpy as np
 
 import agents
 from agents.rollout import rollout
-from experiments.common.options import EnvOptions, require_at_least
+from experiments.common.options import EnvOptions, require_at_least, require_known
 from experiments.common.protocols import PROTOCOLS, Data, some_of
-from experiments.common.report import heading, in_words
+from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source
 from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import executor_of, sweep
-from experiments.paper.shared import base_of, moments_of, publish_with_picture
+from experiments.paper.shared import moments_of
 from experiments.studies import features
 from experiments.studies.conditions import SETS
 from permenv import ConfigurationError
 from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
 from permenv.transfer.trunks import Trunk, with_measured_statistics
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -188,7 +189,7 @@ def main(config: Config) -> dict[str, Any]:
         "differences": {measure: differences(values) for measure, values in measures.items()},
         "rows": rows,
     }
-    publish_with_picture(report, _in_words(report), _figure(report), config.out)
+    publish(report, _in_words(report), config.out, _figure(report))
     return report
 
 
@@ -226,7 +227,7 @@ def train(
         done = 0  # updates of the tasks before
         for number, (options, part) in enumerate(zip(environments, parts, strict=True)):
             env = options.make(total_updates=part)
-            base_env, agent = base_of(env), agents.make(network.agent, env, seed=seed)
+            base_env, agent = base_env_of(env), agents.make(network.agent, env, seed=seed)
             observation, _ = env.reset(seed=seed, options=None if trunk_from is None else {"trunk": trunk_from})
             update = 0
             for moment in sorted({part, *(each - done for each in moments if done < each <= done + part)}):
@@ -305,10 +306,8 @@ def said(measure: str, pairs: Sequence[Mapping[str, Any]]) -> str:
 
 def _check(config: Config) -> None:
     require_at_least(config, seeds=2)
-    for name, given, known in (("networks", config.networks, NETWORKS), ("protocols", config.protocols, PROTOCOLS)):
-        unknown = [each for each in given if each not in known]
-        if unknown:
-            raise ConfigurationError(f"--{name} {unknown[0]!r}: choose from {', '.join(known)}")
+    require_known("--networks", config.networks, NETWORKS)
+    require_known("--protocols", config.protocols, PROTOCOLS)
     for protocol in (*config.protocols, "retrieval-images", f"retrieval-{config.search}"):  # labels train one network
         PROTOCOLS[protocol].check(protocol, config.folders)
     most = max(len(NETWORKS[name].tasks) for name in config.networks)

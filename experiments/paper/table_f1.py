@@ -38,8 +38,9 @@ from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
-from experiments.paper.shared import base_of, find_policy, policy_in
+from experiments.paper.shared import find_policy, policy_in
 from permenv import PermShuffleEnv
+from permenv.wrappers.base import base_env_of
 
 CHECKPOINTS = (0.2, 0.4, 0.6, 0.8, 1.0)
 """Shares of an episode."""
@@ -104,7 +105,7 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
         "epoch" and "quarter", their iterations, and "accuracies": by checkpoint, by length and by kind.
     """
     episode, quarter, env = _with_epochs(environment)
-    base_env = base_of(env)
+    base_env = base_env_of(env)
     view, agent = policy_in(env, policy, seed)
     observation, _ = view.reset(seed=seed)
     accuracies: dict[str, dict[str, dict[str, float]]] = {}
@@ -130,7 +131,7 @@ def _with_epochs(environment: EnvOptions) -> tuple[int, int, gym.Env]:
         The updates of an episode, of about as many iterations as before; those of a quarter of it; and the environment,
         which allows for both, since the last copies continue beyond the end of the episode.
     """
-    base_env = base_of(environment.make())
+    base_env = base_env_of(environment.make())
     config, task = base_env.config, next(iter(base_env.tasks.values()))
     epoch = max(1, (len(task.data) - config.num_validation) // config.batch_size)
     episode = max(len(CHECKPOINTS), round(config.total_iterations / epoch))

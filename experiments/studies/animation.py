@@ -28,6 +28,7 @@ from experiments.common.options import EnvOptions, require_at_least
 from experiments.common.script import run_script
 from experiments.common.style import add_title, styled
 from permenv import PermShuffleEnv
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -70,8 +71,7 @@ def main(config: Config) -> None:
     from permenv.render import to_array  # slow to import
 
     env = config.make()
-    base_env = env.unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
+    base_env = base_env_of(env)
     agent = agents.make(POLICY, env, seed=config.seed)
     title = f"A network learns to put shuffled tiles back ({POLICY}, {config.preset} preset, seed {config.seed})"
     frames = []

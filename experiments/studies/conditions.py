@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from experiments.common.options import require_known
 from experiments.common.protocols import Data, class_folders, clips_of_split_1, objects, some_of
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
@@ -67,9 +68,7 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If a set is unknown, or a network has not been trained.
         DataError: If data cannot be used.
     """
-    unknown = [name for name in config.sets if name not in SETS]
-    if unknown:
-        raise ConfigurationError(f"--sets {unknown[0]!r}: choose from {', '.join(SETS)}")
+    require_known("--sets", config.sets, SETS)
     assert config.runs is not None, "it has a default"
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     sources = {

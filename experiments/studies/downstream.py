@@ -23,7 +23,7 @@ import numpy as np
 import agents
 import permenv
 from agents.rollout import rollout
-from experiments.common.learned import LearnedPolicy
+from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options
 from experiments.common.protocols import some_of
@@ -34,6 +34,7 @@ from experiments.common.sweep import over_seeds
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
 from permenv.transfer.trunks import measure_statistics
+from permenv.wrappers.base import base_env_of
 
 MOMENTS = ("untrained", "half", "end")
 MEASURES = {"nearest": "nearest neighbour", "linear": "logistic regression"}
@@ -67,9 +68,10 @@ def main(config: Config) -> dict[str, Any]:
 
     Raises:
         CheckpointError: If a folder holds no policy.
+        ConfigurationError: If a policy has the name of another one, or of a curriculum that it is compared with.
     """
     players: dict[str, str | LearnedPolicy] = {name: name for name in ("random", "curriculum")}
-    players |= {policy.name: policy for policy in map(LearnedPolicy.find, config.policies)}
+    players |= by_name([LearnedPolicy.find(path) for path in config.policies], taken=tuple(players))
     variants = {name: {"player": player, "eval_images": config.eval_images} for name, player in players.items()}
     found = over_seeds(_run, variants, config)
     figures = {name: _compare(runs, found["random"]) for name, runs in found.items()}
@@ -107,8 +109,7 @@ def _run(
 ) -> dict[str, dict[str, float]]:
     """Train one network; return its figures, and E, untrained, at half and at the end."""
     env = environment.make()
-    base_env = env.unwrapped
-    assert isinstance(base_env, PermShuffleEnv)
+    base_env = base_env_of(env)
     queries = _queries(environment, base_env, eval_images)
     for images in (base_env.tasks["spatial"].data, queries):
         if images is not None and images.labels is None:

@@ -27,7 +27,7 @@ import torch
 import agents
 from agents.rollout import rollout
 from experiments.common.files import with_ending, write_json, write_text, write_with
-from experiments.common.options import EnvOptions, SweepOptions
+from experiments.common.options import EnvOptions, SweepOptions, require_known
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.report import heading, in_words
@@ -37,11 +37,12 @@ from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.evaluate import as_table, evaluate, in_columns
 from permenv import Config as Numbers
-from permenv import ConfigurationError, PermShuffleEnv, image_folder
+from permenv import image_folder
 from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.supervised import SupervisedOptions, supervised
 from permenv.transfer.trunks import load_trunk
+from permenv.wrappers.base import base_env_of
 
 UNTRAINED, SUPERVISED = "untrained", "supervised"
 TASKS = {"jigsaw": "spatial", ORDER_PREDICTION: ORDER_PREDICTION, "temporal": "temporal", "joint": "spatiotemporal"}
@@ -110,10 +111,8 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If a network or protocol is unknown, or data are missing.
         DataError: If data cannot be used.
     """
-    for name, given, known in (("networks", config.networks, NETWORKS), ("protocols", config.protocols, PROTOCOLS)):
-        unknown = [each for each in given if each not in known]
-        if unknown:
-            raise ConfigurationError(f"--{name} {unknown[0]!r}: choose from {', '.join(known)}")
+    require_known("--networks", config.networks, NETWORKS)
+    require_known("--protocols", config.protocols, PROTOCOLS)
     for name in config.protocols:
         PROTOCOLS[name].check(name, config.folders)
     assert config.runs is not None, "it has a default"
@@ -211,8 +210,7 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
         weights = _train_on_labels(options, seed)
     else:
         env = options.make()
-        base_env = env.unwrapped
-        assert isinstance(base_env, PermShuffleEnv)
+        base_env = base_env_of(env)
         rollout(env, agents.make("random", env, seed=seed), seed=seed, learn=False)
         weights = base_env.run.trainer.eval_network.trunk.state_dict()
         figures = dict(base_env.records[-1].errors)

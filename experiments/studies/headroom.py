@@ -26,7 +26,7 @@ import agents
 from agents.rollout import rollout
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import with_ending, write_picture
-from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.players import curriculum_options, watch
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
@@ -34,8 +34,9 @@ from experiments.common.statistics import OF_RATIOS, Estimate
 from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
 from permenv import Config as Numbers
-from permenv import ConfigurationError, DataError, make_config, register_task
+from permenv import DataError, make_config, register_task
 from permenv.tasks import SpatialTask
+from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -144,9 +145,7 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If there is no such cell.
         DataError: If a cell's data are not there.
     """
-    unknown = [name for name in config.cells if name not in CELLS]
-    if unknown:
-        raise ConfigurationError(f"--cells {unknown[0]!r}: choose from {', '.join(CELLS)}")
+    require_known("--cells", config.cells, CELLS)
     for folder in filter(None, (each for name in config.cells for each in (CELLS[name].images, CELLS[name].videos))):
         if not (config.data_folder / folder).is_dir():
             raise DataError(
@@ -226,7 +225,7 @@ _Key = tuple[str, float, tuple[float, float] | None]  # cell, multiple of the le
 def _play(config: Config, plans: Mapping[_Key, _Plan], seeds: range) -> dict[_Key, Curves]:
     """Play each plan with each seed."""
     jobs = {
-        f"{name}, rate {rate:g}, {'random' if curriculum is None else curriculum}, seed {seed}": {
+        _job((name, rate, curriculum), seed): {
             "rate": rate,
             "curriculum": curriculum,
             "before": plan.before,
@@ -238,12 +237,14 @@ def _play(config: Config, plans: Mapping[_Key, _Plan], seeds: range) -> dict[_Ke
         for (name, rate, curriculum), plan in plans.items()
     }
     with executor_of(config) as executor:
-        found = iter(sweep(_run, jobs, executor=executor, folder=config.runs).values())
-    runs: dict[_Key, list[dict[str, Any]]] = {key: [] for key in plans}
-    for _ in seeds:
-        for key in plans:
-            runs[key].append(next(found))
-    return {key: Curves.of(each) for key, each in runs.items()}
+        found = sweep(_run, jobs, executor=executor, folder=config.runs)
+    return {key: Curves.of([found[_job(key, seed)] for seed in seeds]) for key in plans}
+
+
+def _job(key: _Key, seed: int) -> str:
+    """Return what the job of a plan and a seed is called."""
+    name, rate, curriculum = key
+    return f"{name}, rate {rate:g}, {'random' if curriculum is None else curriculum}, seed {seed}"
 
 
 def _run(
@@ -264,7 +265,7 @@ def _run(
         observation, _ = watched.reset(seed=seed)
         if before:
             last = rollout(watched, agent, observation=observation, updates=before)
-            first = len(env.unwrapped.records) - 1  # type: ignore[attr-defined]
+            first = len(base_env_of(env).records) - 1
             if last.done:
                 return
             observation = last.observation_next

@@ -3,8 +3,8 @@
     python experiments/studies/main_runs.py --runs scenes temporal-scenes compare-seed0
     python experiments/studies/main_runs.py --data path/to/data
 
-`RUNS` is the table. Each run is trained in a folder of its own, unless it is there already; then its summary, without
-what is particular to this machine's folders, and its pictures are copied.
+`RUNS` is the table. Each run is trained in a folder of its own, or continued there; one that has ended is only
+evaluated again. Then its summary, without what is particular to this machine's folders, and its pictures are copied.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any
 
 from experiments import reinforce
 from experiments.common.files import write_json
-from experiments.common.options import parse
-from experiments.common.run_folder import RunFolder
+from experiments.common.options import parse, require_known
+from experiments.common.run_folder import RunFolder, RunFolderError
 from experiments.common.script import run_script
-from permenv import ConfigurationError, DataError
+from permenv import DataError
 from permenv.checkpoint import write_bytes
 
 
@@ -84,17 +84,15 @@ def main(config: Config) -> None:
     Raises:
         ConfigurationError: If there is no such run.
         DataError: If there is no such folder of data; nothing has been trained.
+        CheckpointError, RunFolderError: If a folder holds a run of other options, or a longer one.
     """
-    unknown = [name for name in config.runs if name not in RUNS]
-    if unknown:
-        raise ConfigurationError(f"unknown run {unknown[0]!r}: choose from {', '.join(RUNS)}")
+    require_known("unknown run", config.runs, RUNS)
     if any("{data}" in RUNS[name].arguments for name in config.runs) and not config.data.is_dir():
         raise DataError(f"there is no folder {config.data}: name that of the real data with --data")
     for name in config.runs:
         folder = config.folder / name
         print(f"{name}: python experiments/reinforce.py {RUNS[name].arguments}".rstrip(), flush=True)
-        if not (folder / "summary.json").is_file():
-            _train(RUNS[name], folder, config)
+        _train(RUNS[name], folder, config)
         copy(RUNS[name], folder, config.out, config.data)
 
 
@@ -103,7 +101,13 @@ def _train(run: Run, folder: Path, config: Config) -> None:
     words += [*config.arguments.split(), "--out", str(folder)]
     if RunFolder.holds_run(folder):
         words.append("--resume")
-    reinforce.main(parse(reinforce.Config, arguments=words))
+    options = parse(reinforce.Config, arguments=words)
+    updates = reinforce.main(options)["updates"]
+    if updates > options.env.total_updates:
+        raise RunFolderError(
+            f"the run in {folder} has {updates} updates, not {options.env.total_updates}: name another folder with "
+            f"--folder, or remove it"
+        )
 
 
 def copy(run: Run, folder: Path, out: Path, data: Path) -> None:

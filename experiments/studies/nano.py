@@ -23,12 +23,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
-from permenv import ConfigurationError
+from permenv.wrappers.base import base_env_of
 
 Changes = Mapping[str, Any]
 
@@ -88,9 +88,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such candidate.
     """
-    unknown = [name for name in config.candidates if name not in CANDIDATES]
-    if unknown:
-        raise ConfigurationError(f"--candidates {unknown[0]!r}: choose from {', '.join(CANDIDATES)}")
+    require_known("--candidates", config.candidates, CANDIDATES)
     variants = {
         f"{name}, {policy}": {"changes": dict(CANDIDATES[name]), "curriculum": policy == "curriculum"}
         for name in config.candidates
@@ -109,7 +107,7 @@ def _run(changes: Changes, curriculum: bool, seed: int, environment: EnvOptions)
     env = environment.make(**changes)
     if not curriculum:
         return play("random", env, seed=seed)
-    updates = env.unwrapped.config.total_updates  # type: ignore[attr-defined]
+    updates = base_env_of(env).config.total_updates
     return play("easiest-first", env, seed=seed, **curriculum_options(*_CURRICULUM, updates))
 
 

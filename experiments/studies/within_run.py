@@ -17,13 +17,12 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.players import play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_RATIOS
 from experiments.common.sweep import over_seeds
-from permenv import ConfigurationError
 from permenv.wrappers import CrossEntropyReward, ErrorReduction
 
 
@@ -98,9 +97,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such variant.
     """
-    unknown = [name for name in config.variants if name not in VARIANTS]
-    if unknown:
-        raise ConfigurationError(f"--variants {unknown[0]!r}: choose from {', '.join(VARIANTS)}")
+    require_known("--variants", config.variants, VARIANTS)
     names = dict.fromkeys((_REFERENCE, *config.variants))
     found = over_seeds(_run, {name: {"name": name} for name in names}, config)
     random = Curves.of(found[_REFERENCE])

@@ -32,7 +32,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
@@ -171,7 +171,7 @@ def locked(entry: Path) -> Iterator[None]:
         with writing(entry.parent):
             entry.parent.mkdir(0o775, parents=True, exist_ok=True)
             message = f"waiting for another process, which holds {lock}, to make the cache entry {entry.name}"
-            held = stack.enter_context(locks.locked(lock, message=message))
+            held = stack.enter_context(locks.locked(lock, lambda: log.warning(message)))
         if not held:
             _warn_of_missing_locks(entry.parent)
         yield
@@ -381,8 +381,12 @@ def temporary_folder(cache: Path) -> Iterator[Path]:
             _remove_abandoned(cache)
             folder.mkdir()
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            stack.enter_context(locks.locked(folder / LOCK))
+            stack.enter_context(locks.locked(folder / LOCK, _refuse))
         yield folder
+
+
+def _refuse() -> NoReturn:
+    raise BlockingIOError("its process has not ended")
 
 
 def _remove_abandoned(cache: Path) -> None:
@@ -392,7 +396,7 @@ def _remove_abandoned(cache: Path) -> None:
             files = list(folder.rglob("*"))
             last_write = max(path.stat().st_mtime for path in (folder, *files))
             lock = folder / LOCK
-            with locks.locked(lock, wait=False) if lock in files else nullcontext(False) as held:
+            with locks.locked(lock, _refuse) if lock in files else nullcontext(False) as held:
                 # without more than the lock in it, its process may be about to take the lock
                 if (held and len(files) > 1) or time.time() - last_write > ABANDONED_SECONDS:
                     shutil.rmtree(folder, ignore_errors=True)

@@ -73,6 +73,16 @@ def official_split(root: Path, number: int, clips: Collection[str]) -> Split | N
     return None
 
 
+def list_files(root: Path) -> list[Path]:
+    """Find the files that `official_split` may read, by their names alone."""
+    return [
+        place / name
+        for place in _places(root.resolve())
+        for name in _names(place)
+        if any(form.fullmatch(name) for form, _, _ in FORMS)
+    ]
+
+
 Splits = dict[int, dict[str, set[str]]]
 """By split and by part, the clips."""
 
@@ -99,6 +109,12 @@ def _places(root: Path) -> list[Path]:
 def _folders(place: Path) -> list[Path]:
     with suppress(OSError):
         return [place / entry.name for entry in listing(place) if is_folder(entry)]
+    return []
+
+
+def _names(place: Path) -> list[str]:
+    with suppress(OSError):
+        return [entry.name for entry in listing(place)]
     return []
 
 
@@ -129,9 +145,7 @@ def _lists(place: Path) -> Iterator[tuple[Splits, str]]:
     Yields:
         For each form, the clips, and the first fault of a list or "".
     """
-    names: list[str] = []
-    with suppress(OSError):
-        names = [entry.name for entry in listing(place)]
+    names = _names(place)
     for form, parse, expected in FORMS:
         splits: Splits = defaultdict(lambda: defaultdict(set))
         faults = []

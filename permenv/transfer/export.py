@@ -128,17 +128,19 @@ def export_trunk(trunk: Trunk, path: str | Path, *, card: Card | None = None) ->
         The two files.
 
     Raises:
-        ConfigurationError: If a file is there already, the path ends otherwise, or the trunk has other layers.
-        OSError: If a file cannot be written.
+        ConfigurationError: If one of the files is there already, but for the same card, the path ends otherwise, or the
+            trunk has other layers.
+        OSError: If a file cannot be written, or a card that is there cannot be read.
     """
     path = Path(path)
     if path.suffix != _SUFFIX:
         raise ConfigurationError(f"{path} does not end in {_SUFFIX}: name such a file")
     beside = path.with_suffix(".md")
+    text = model_card(trunk, path.name, card).encode()
     for each in (path, beside):
-        if each.exists() or each.is_symlink():
+        # the same card is what a process has left that was killed before it wrote the weights
+        if each.is_symlink() or (each.exists() and (each == path or each.read_bytes() != text)):
             raise ConfigurationError(f"{each} exists already: move it away, or choose another name")
-    text = model_card(trunk, path.name, card)
     first = next(layer for layer in trunk.module.modules() if isinstance(layer, nn.Conv2d))
     metadata = {
         "format": "pt",  # safetensors' own word for tensors of torch
@@ -151,7 +153,7 @@ def export_trunk(trunk: Trunk, path: str | Path, *, card: Card | None = None) ->
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in trunk.module.state_dict().items()}
     content = safetensors.torch.save(tensors, metadata)
-    checkpoint.write_bytes(beside, text.encode())
+    checkpoint.write_bytes(beside, text)
     checkpoint.write_bytes(path, content)
     return path, beside
 

@@ -2,6 +2,9 @@
 
 import csv
 
+import cv2
+import numpy as np
+
 from experiments import reinforce
 from permenv import make_config
 from tests.helpers import SMALL
@@ -29,3 +32,14 @@ def metrics(folder):
     """Return the rows of a run's metrics.csv without the seconds, which no two runs share."""
     with (folder / "metrics.csv").open() as file:
         return [{name: text for name, text in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def write_photos(folder, classes=3, each=12):
+    """Write a folder of random images."""
+    rng = np.random.default_rng(0)
+    for label in range(classes):
+        (folder / f"class{label}").mkdir(parents=True)
+        for number in range(each):
+            cv2.imwrite(
+                str(folder / f"class{label}" / f"{number}.jpg"), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
+            )

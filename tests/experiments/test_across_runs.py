@@ -14,7 +14,7 @@ from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
-from tests.experiments.helpers import job, small
+from tests.experiments.helpers import job, small, write_photos
 from tests.helpers import small_run
 
 
@@ -77,6 +77,26 @@ def test_it_resumes_to_the_same_numbers(options, learner, tmp_path):
     across_runs.main(options(**learner, episodes=4, out=tmp_path / "parts"))
     resumed = across_runs.main(options(**learner, out=tmp_path / "parts", resume=True))
     assert without_seconds(resumed) == without_seconds(whole)
+
+
+def test_it_is_not_continued_on_other_data(options, tmp_path):
+    write_photos(tmp_path / "images")
+    given = {"algorithm": "pgpe", "history": 0, "hidden": 0, "images": tmp_path / "images"}
+    across_runs.main(options(**given, episodes=2))
+    across_runs.main(options(**given, episodes=4, resume=True))
+    (tmp_path / "images" / "class0" / "0.jpg").unlink()
+    with pytest.raises(CheckpointError, match="was started with data="):
+        across_runs.main(options(**given, resume=True))
+
+
+def test_a_policy_that_has_learned_on_is_not_taken_for_the_one_that_was_found(options):
+    config = options(algorithm="pgpe", history=0, hidden=0, episodes=2)
+    across_runs.main(config)
+    policy = LearnedPolicy.find(config.folder)
+    policy.make(config.make(), seed=0)
+    across_runs.main(options(algorithm="pgpe", history=0, hidden=0, episodes=4, resume=True))
+    with pytest.raises(CheckpointError, match=f"{policy.path} has changed meanwhile.*: copy it, and name the copy"):
+        policy.make(config.make(), seed=0)
 
 
 def test_it_begins_as_a_curriculum(options):

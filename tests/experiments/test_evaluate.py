@@ -8,6 +8,7 @@ import pytest
 
 from experiments import evaluate, reinforce
 from experiments.common.protocols import PROTOCOLS, Data
+from experiments.common.sources import find_sources
 from experiments.common.sweep import JobError
 from permenv import CheckpointError, ConfigurationError
 from tests.experiments import releases
@@ -82,6 +83,15 @@ def test_it_continues_where_it_was_stopped_and_repeats_a_source_that_has_changed
     again = evaluate.main(config)
     assert [row["figures"] for row in again["rows"]] == [row["figures"] for row in first["rows"]]
     assert [path for path, time in files.items() if path.stat().st_mtime_ns != time] == [missing]
+
+
+def test_a_run_that_trains_on_is_not_evaluated_as_what_it_was(tmp_path):
+    reinforce.main(job(tmp_path / "mine", updates=1))
+    (source,) = find_sources((str(tmp_path / "mine"),), None)
+    source.load(0)
+    reinforce.main(job(tmp_path / "mine", updates=2, resume=True))
+    with pytest.raises(CheckpointError, match=r"mine/checkpoint\.safetensors has changed meanwhile.*: copy it"):
+        source.load(0)
 
 
 def test_the_statistics_of_untrained_trunks_are_measured_unless_told_otherwise(options, images, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import leaderboard
 from experiments.common.players import AGENTS
-from experiments.common.run_folder import RunFolderError
+from experiments.common.run_folder import CHECKPOINT, RunFolderError
 from experiments.common.statistics import Estimate
 from permenv import ConfigurationError
 from tests.experiments.helpers import small
@@ -52,6 +52,20 @@ def test_an_agent_can_learn_from_the_cross_entropy(options):
     assert {row["agent"] for row in report["agents"]} == {"random", "reinforce, cross-entropy"}
     with pytest.raises(ConfigurationError, match="unknown agent 'sarsa'"):
         leaderboard.main(options(cross_entropy=("sarsa",)))
+
+
+def test_policies_of_the_same_name_or_that_of_an_agent_are_refused_before_anything_runs(options, tmp_path):
+    for place in ("a/run", "b/run"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / CHECKPOINT).touch()
+    (tmp_path / "reinforce.safetensors").touch()
+    for names, message in (
+        (("a/run", "b/run"), r"b/run/.*: .*a/run/.* is called 'run' as well: give the folder or the file another name"),
+        (("reinforce.safetensors",), "an agent is called 'reinforce' as well"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            leaderboard.main(options(policies=tuple(tmp_path / name for name in names)))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_it_compares_on_the_joint_task(options):

@@ -205,6 +205,17 @@ def test_the_inverse_of_a_trained_policy(tmp_path):
         reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "inverse" / CHECKPOINT, **joint))
 
 
+@pytest.mark.parametrize("policy", ["reinforce", pytest.param("inverse", marks=pytest.mark.ci)])
+def test_a_run_goes_on_without_the_policy_that_it_started_from(tmp_path, policy):
+    reinforce.main(job(tmp_path / "trained", updates=1))
+    options = {"policy": policy, "policy_from": tmp_path / "trained" / CHECKPOINT}
+    reinforce.main(job(tmp_path / "whole", **options))
+    reinforce.main(job(tmp_path / "parts", **options, updates=1))
+    (tmp_path / "trained").rename(tmp_path / "moved")
+    reinforce.main(job(tmp_path / "parts", **options, resume=True))
+    assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
 @pytest.mark.ci
 def test_a_policy_of_another_kind_of_task_is_refused(tmp_path):
     reinforce.main(job(tmp_path / "joint", task="spatiotemporal", updates=1))

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -13,20 +14,10 @@ from experiments import reinforce
 from experiments.common.evaluation import find_queries, top1
 from experiments.common.options import JobOptions
 from experiments.common.protocols import some_of
-from permenv import DataError
+from permenv import CheckpointError, DataError
 from permenv.transfer.trunks import measure_statistics
-from tests.experiments.helpers import job
+from tests.experiments.helpers import job, metrics, write_photos
 from tests.helpers import ROOT
-
-
-def write_photos(folder, classes=3, each=12):
-    rng = np.random.default_rng(0)
-    for label in range(classes):
-        (folder / f"class{label}").mkdir(parents=True)
-        for number in range(each):
-            cv2.imwrite(
-                str(folder / f"class{label}" / f"{number}.jpg"), rng.integers(0, 256, (60, 80, 3), dtype=np.uint8)
-            )
 
 
 def test_a_folder_of_images_with_its_val_beside_it(tmp_path, monkeypatch, capsys):
@@ -38,6 +29,30 @@ def test_a_folder_of_images_with_its_val_beside_it(tmp_path, monkeypatch, capsys
     assert summary["tasks"]["spatial"]["queries"].endswith("val")
     assert 0 <= summary["tasks"]["spatial"]["top1_trained"] <= 1
     assert "Skipped, spatial: 1: class0/broken.jpg (" in capsys.readouterr().out
+
+
+def test_the_home_of_the_user_in_a_path_is_the_folder_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = JobOptions(images=Path("~/data/train"), eval_images=Path("~/data/test"), trunk_from=Path("~/a"))
+    assert (options.images, options.eval_images) == (tmp_path / "data" / "train", tmp_path / "data" / "test")
+    assert options.trunk_from == tmp_path / "a"
+    assert JobOptions(images=Path("~nobody-of-this-name/data")).images == Path("~nobody-of-this-name/data")
+
+
+def test_data_may_be_elsewhere_when_a_run_is_resumed_but_not_other_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "cache"))
+    write_photos(tmp_path / "data" / "train")
+    write_photos(tmp_path / "data" / "val", each=2)
+    data = tmp_path / "data"
+    reinforce.main(job(tmp_path / "run", images=data / "train", updates=1))
+    data = data.rename(tmp_path / "elsewhere")
+    reinforce.main(job(tmp_path / "run", images=data / "train", updates=2, resume=True))
+    write_photos(data / "other", each=13)
+    with pytest.raises(CheckpointError, match=r"evaluated with other images or clips than .*other \(spatial\)"):
+        reinforce.main(job(tmp_path / "run", images=data / "train", eval_images=data / "other", updates=3, resume=True))
+    with pytest.raises(CheckpointError, match="all differences: data"):
+        reinforce.main(job(tmp_path / "run", images=data / "other", updates=3, resume=True))
+    assert len(metrics(tmp_path / "run")) == 2
 
 
 def test_unlabelled_images_are_trained_on_and_not_evaluated(tmp_path, monkeypatch, capsys):

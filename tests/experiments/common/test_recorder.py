@@ -6,7 +6,9 @@ import time
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
+from experiments.common.machine import machine
 from experiments.common.recorder import Recorder
 from experiments.common.run_folder import RunFolderError
 from permenv import CheckpointError
@@ -83,6 +85,29 @@ def test_notes_come_back_with_the_run(make_env, tmp_path):
         assert run.saved_agent == {}
         record(run)
     assert len(metrics(tmp_path)) == 2
+
+
+def test_a_run_remembers_every_machine_and_says_that_it_goes_on_elsewhere(make_env, tmp_path, monkeypatch, caplog):
+    def train(updates, resume):
+        with Recorder(make_env(total_updates=updates), tmp_path, resume=resume) as run:
+            record(run)
+
+    train(1, resume=False)
+    train(2, resume=True)
+    assert "goes on elsewhere" not in caplog.text
+    here = machine(torch.device("cpu"))
+    there = {**here, "versions": {**here["versions"], "torch": "0.1"}}
+    monkeypatch.setattr("experiments.common.recorder.machine", lambda _: there)
+    train(2, resume=True)  # it is over
+    assert "goes on elsewhere" not in caplog.text
+    train(3, resume=True)
+    assert f"versions.torch 0.1, before {here['versions']['torch']}" in caplog.text
+    monkeypatch.setattr("experiments.common.recorder.machine", lambda _: here)
+    train(3, resume=True)
+    for name in ("config", "summary"):
+        content = json.loads((tmp_path / f"{name}.json").read_text())
+        assert content["machines"] == [{"update": 0, "machine": here}, {"update": 2, "machine": there}]
+        assert content["machine"] == there
 
 
 def test_other_settings_are_refused_but_for_those_that_may_change(make_env, tmp_path):

@@ -1,5 +1,6 @@
 """Files of a run are whole or absent, and read back as they were written; a folder is one process's."""
 
+import errno
 import subprocess
 import sys
 
@@ -131,6 +132,21 @@ def test_a_run_holds_its_folder_until_it_is_closed(tmp_path):
     assert "Timeout" in subprocess.run(command, capture_output=True, text=True, check=False, input="").stderr
     folder.close()
     assert subprocess.run(command, capture_output=True, text=True, check=False, input="").stdout == "held\n"
+
+
+@pytest.mark.parametrize("answer", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP"])
+def test_without_file_locks_a_run_goes_on_and_warns_once(tmp_path, monkeypatch, caplog, answer):
+    def flock(*_):
+        raise OSError(getattr(errno, answer), "this file system has no locks")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    begin(tmp_path / "run")
+    for _ in range(2):
+        RunFolder(tmp_path / "run", resume=True).close()
+    assert (tmp_path / "run" / LOCK).read_bytes() == b""  # it says that the folder is a run's, not who uses it
+    assert caplog.text.count("no two processes") == 1
+    with locked(tmp_path / "run", "--out"), locked(tmp_path / "run", "--out"):
+        pass
 
 
 # Killed before the first checkpoint

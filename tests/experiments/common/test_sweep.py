@@ -4,14 +4,15 @@ import json
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-import filelock
 import pytest
 import torch
 
 from experiments.common.options import SweepOptions
 from experiments.common.processes import SerialExecutor, make_executor
-from experiments.common.run_folder import RunFolderError
+from experiments.common.protocols import Data
+from experiments.common.run_folder import RunFolderError, locked
 from experiments.common.sweep import JobError, over_seeds, sweep
 from permenv import ConfigurationError, make_config
 
@@ -88,6 +89,36 @@ def test_results_of_other_arguments_or_versions_are_refused_before_anything_runs
         sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
 
 
+def count(data, seed):
+    """Do a job on data."""
+    return seed + sum(1 for path in data.images.rglob("*") if path.is_file())
+
+
+def test_results_of_other_data_are_refused_before_anything_runs(tmp_path):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "images" / "cat" / name).write_text(name)
+    jobs = {f"seed{seed}": {"data": Data(images=tmp_path / "images"), "seed": seed} for seed in (0, 1)}
+    assert sweep(count, jobs, executor=SerialExecutor(), folder=tmp_path / "runs") == {"seed0": 2, "seed1": 3}
+    assert sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path / "runs") == {"seed0": 2, "seed1": 3}
+    (tmp_path / "images" / "cat" / "b.png").write_text("repaired")
+    (tmp_path / "runs" / "seed1.json").unlink()
+    with pytest.raises(RunFolderError, match=r"seed0.json was made with data.data.images=.*--runs"):
+        sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path / "runs")
+
+
+def test_a_long_name_of_a_job_is_a_name_of_a_file(tmp_path):
+    jobs = {f"{'ä=0.01 ' * 60}{power}": {"base": 2, "power": power} for power in (2, 3)}
+    assert list(sweep(raise_to, jobs, executor=SerialExecutor(), folder=tmp_path).values()) == [4, 8]
+    assert list(sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path).values()) == [4, 8]
+
+
+def test_a_path_that_is_no_text_is_kept_and_read_back(tmp_path):
+    jobs = {"a": {"object": Path(os.fsdecode(b"/nowhere/\xff"))}}
+    assert sweep(str, jobs, executor=SerialExecutor(), folder=tmp_path) == {"a": "/nowhere/\udcff"}
+    assert sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path) == {"a": "/nowhere/\udcff"}
+
+
 @pytest.mark.parametrize("executor", [SerialExecutor, lambda: ThreadPoolExecutor(1)])
 def test_an_error_names_the_job_and_keeps_what_was_done(executor, tmp_path):
     jobs = {"first": {"base": 2, "power": 1}, "bad one": {"base": 0, "power": 1}, "last": {"base": 3, "power": 1}}
@@ -141,13 +172,11 @@ def test_what_killed_jobs_left_is_removed(tmp_path):
     assert not leftover.exists()
 
 
-def test_a_folder_of_results_is_used_by_one_process(tmp_path, monkeypatch):
-    def timeout(*_, **__):
-        raise filelock.Timeout(str(tmp_path))
-
-    monkeypatch.setattr(filelock.FileLock, "acquire", timeout)
-    with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process: .*--runs"):
-        sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+def test_a_folder_of_results_is_used_by_one_process(tmp_path):
+    with ThreadPoolExecutor(1) as another, locked(tmp_path, "--runs"):  # a thread is kept out as a process is
+        found = another.submit(sweep, refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+        with pytest.raises(RunFolderError, match=f"{tmp_path} is in use by another process: .*--runs"):
+            found.result()
 
 
 def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import agents
-from experiments.paper.shared import at_checkpoints, base_of, follow, moments_of, shares_of
+from experiments.paper.shared import at_checkpoints, follow, moments_of, shares_of
+from permenv.wrappers.base import base_env_of
 from tests.helpers import small_run
 
 
@@ -19,7 +20,7 @@ def test_choices_belong_to_the_validation_before_their_update(make_small_env, fr
     env = make_small_env(free_iterations=free, total_updates=3)
     seen = follow(env, agents.make("fixed", env, seed=0, group=1), "spatial", seed=1)
     assert [each.iteration for each in seen] == [free, 2 + 2 * free, 4 + 3 * free]
-    records = base_of(env).records
+    records = base_env_of(env).records
     for each, before in zip(seen, records[free :: 1 + free], strict=False):
         assert each.validation.error == before.errors["spatial"]
         chosen = each.shares > 0

@@ -1,13 +1,16 @@
 """The main job's runs of the README."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
+from experiments import reinforce
 from experiments.common.files import write_json
+from experiments.common.run_folder import RunFolderError
 from experiments.studies import main_runs
-from permenv import ConfigurationError, DataError
+from permenv import CheckpointError, ConfigurationError, DataError
 from tests.experiments.helpers import arguments
 
 
@@ -36,10 +39,47 @@ def test_it_leaves_summaries_and_pictures_and_trains_nothing_twice(tmp_path, dra
     summary = json.loads((tmp_path / "results" / "compare-seed0.json").read_text())
     assert "relative_accuracy" in summary
     assert str(tmp_path) not in json.dumps(summary)
-    checkpoint = tmp_path / "runs" / "scenes" / "checkpoint.safetensors"
-    before = checkpoint.stat().st_mtime_ns
+    before = (tmp_path / "runs" / "scenes" / "metrics.csv").read_text()
     main_runs.main(config)
-    assert checkpoint.stat().st_mtime_ns == before
+    assert (tmp_path / "runs" / "scenes" / "metrics.csv").read_text() == before  # the seconds too
+
+
+def stop(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_a_run_that_was_stopped_while_its_rival_trained_is_compared_before_it_is_published(
+    tmp_path, drawn, monkeypatch
+):
+    config, train = options(tmp_path, "compare-seed1"), reinforce.train
+    with monkeypatch.context() as patch:
+        patch.setattr(reinforce, "train", lambda each, loggers: (stop if each.policy == "random" else train)(each))
+        with pytest.raises(KeyboardInterrupt):
+            main_runs.main(config)
+    assert (tmp_path / "runs" / "compare-seed1" / "summary.json").exists()
+    main_runs.main(config)
+    assert "relative_accuracy" in json.loads((tmp_path / "results" / "compare-seed1.json").read_text())
+
+
+def test_a_run_that_was_stopped_before_its_pictures_is_drawn_before_it_is_published(tmp_path, drawn, monkeypatch):
+    config = options(tmp_path, "scenes")
+    with monkeypatch.context() as patch:
+        patch.setattr("permenv.render.dashboard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            main_runs.main(config)
+    assert not (tmp_path / "runs" / "scenes" / "summary.json").exists()
+    main_runs.main(config)
+    assert (tmp_path / "results" / "dashboard.png").exists()
+
+
+def test_a_run_of_other_options_or_a_longer_one_is_not_published_as_this_one(tmp_path, drawn):
+    config = options(tmp_path, "scenes")
+    main_runs.main(config)
+    published = (tmp_path / "results" / "scenes.json").read_text()
+    for words, error in (("--seed 1", CheckpointError), ("--updates 1", RunFolderError)):
+        with pytest.raises(error, match=r"the run in .*scenes (was started with seed=0, not 1|has 2 updates, not 1)"):
+            main_runs.main(dataclasses.replace(config, arguments=f"{config.arguments} {words}"))
+        assert (tmp_path / "results" / "scenes.json").read_text() == published
 
 
 def test_paths_of_this_machine_are_left_out(tmp_path):

@@ -243,7 +243,7 @@ def test_temporary_folders_of_ended_processes_are_deleted(folder, left, age_days
 @pytest.mark.parametrize("age_days", [0, 2])
 def test_a_temporary_folder_whose_lock_is_held_is_left_alone(folder, age_days):
     leftover = leave(folder, LEFT["of a process that has ended"], age_days)
-    with locked(leftover / "lock"):
+    with locked(leftover / "lock", lambda: None):
         open_rows(Builder())
     assert (leftover / "key" / "array.bin").exists()
 

@@ -202,9 +202,20 @@ def test_nothing_is_overwritten(tmp_path):
     with pytest.raises(ConfigurationError, match=r"file\.safetensors exists already: move it away, or choose another"):
         export_trunk(trunk, tmp_path / "file.safetensors")
     (tmp_path / "file.safetensors").rename(tmp_path / "moved")
+    other = load_trunk("random", backbone="caffenet")
     with pytest.raises(ConfigurationError, match=r"file\.md exists already"):
-        export_trunk(trunk, tmp_path / "file.safetensors")
+        export_trunk(other, tmp_path / "file.safetensors")
     assert [(tmp_path / name).read_bytes() for name in ("file.md", "moved")] == before
+
+
+def test_an_export_that_was_killed_between_its_files_is_repeated(tmp_path):
+    trunk = load_trunk("random", backbone="two-convolutions")
+    weights, card = export_trunk(trunk, tmp_path / "file.safetensors")
+    text = card.read_bytes()
+    weights.unlink()
+    assert export_trunk(trunk, tmp_path / "file.safetensors") == (weights, card)
+    assert load_trunk(weights).loaded
+    assert card.read_bytes() == text
 
 
 def test_another_ending_and_other_layers_are_refused(tmp_path):

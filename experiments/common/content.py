@@ -1,0 +1,85 @@
+"""What is in the folders and files that options name, so that a result says of which content it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from permenv import CheckpointError
+from permenv.data.files import walk
+from permenv.data.splits import list_files
+
+
+def contents_of(options: Any, digest: Callable[[Path, bool], str] | None = None) -> dict[str, str]:
+    """Return a digest of every folder among options: it changes when a file is added, removed, renamed or edited.
+
+    Args:
+        options: Nested dataclasses, mappings and sequences. A folder is a `Path`; to one that is called `videos` the
+            lists of official splits belong that lie beside it.
+        digest: `digest_of_folder`, perhaps with a memory.
+
+    Returns:
+        By the dotted name of the option, the digest.
+    """
+    return {
+        name: (digest or digest_of_folder)(path.expanduser(), name.rpartition(".")[2] == "videos")
+        for name, path in _paths(options)
+        if path.expanduser().is_dir()
+    }
+
+
+def digest_of_folder(folder: Path, with_lists: bool) -> str:
+    """Return a digest of the path, size and time of modification of each file: nothing is read.
+
+    Args:
+        folder: The folder.
+        with_lists: Whether lists of official splits beside the folder belong to it.
+    """
+    root, digest = folder.resolve(), hashlib.blake2b(digest_size=16)
+    names = {f"{prefix}{name}" for prefix, files in walk(root) for name in files or ()}
+    names |= {os.path.relpath(path, root) for path in list_files(root)} if with_lists else set()
+    for name in sorted(names):
+        try:
+            status = (root / name).stat()
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:  # a link to nowhere
+            state = ""
+        digest.update(os.fsencode(name) + b"\0" + state.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return a digest of a file's content."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def require_content(path: Path, digest: str) -> None:
+    """Check, after a file was read, that it was read as it was when its digest was taken.
+
+    Raises:
+        CheckpointError: If it has changed.
+    """
+    if digest_of_file(path) != digest:
+        raise CheckpointError(
+            f"{path} has changed meanwhile, as the checkpoint of a run that trains does: copy it, and name the copy"
+        )
+
+
+def _paths(options: Any, name: str = "") -> Iterator[tuple[str, Path]]:
+    if isinstance(options, Path):
+        yield name, options
+        return
+    if dataclasses.is_dataclass(options) and not isinstance(options, type):
+        parts = [(field.name, getattr(options, field.name)) for field in dataclasses.fields(options)]
+    elif isinstance(options, Mapping):
+        parts = [(str(key), value) for key, value in options.items()]
+    elif isinstance(options, list | tuple):
+        parts = [(str(place), value) for place, value in enumerate(options)]
+    else:
+        return
+    for key, value in parts:
+        yield from _paths(value, f"{name}.{key}" if name else key)

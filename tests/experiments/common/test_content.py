@@ -1,0 +1,67 @@
+"""What is in the folders that options name: any change of a file shows, and nothing else does."""
+
+import os
+import shutil
+
+import pytest
+
+from experiments.common.content import contents_of
+from experiments.common.options import EnvOptions
+from experiments.common.protocols import Data
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Return a folder of two classes, with a hidden file."""
+    folder = tmp_path / "set" / "videos"
+    for name in ("Walk/a.avi", "Run/b.avi", ".hidden"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+def edit(root):
+    """Change a file, but not its size."""
+    path = root / "Run" / "b.avi"
+    path.write_text("Run/b.mp4")
+    os.utime(path, ns=(1, path.stat().st_mtime_ns + 1))
+
+
+CHANGES = {
+    "added": lambda root: (root / "Run" / "c.avi").touch(),
+    "removed": lambda root: (root / "Run" / "b.avi").unlink(),
+    "renamed": lambda root: (root / "Run" / "b.avi").rename(root / "Run" / "c.avi"),
+    "longer": lambda root: (root / "Run" / "b.avi").write_text("a repaired file"),
+    "edited": edit,
+    "another list inside": lambda root: (root / "trainlist01.txt").touch(),
+    "another list beside it": lambda root: (
+        (root.parent / "lists").mkdir() or (root.parent / "lists" / "testlist01.txt").touch()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_shows(root, change):
+    before = contents_of({"videos": root})
+    assert list(before) == ["videos"]
+    assert contents_of({"videos": root}) == before
+    CHANGES[change](root)
+    assert contents_of({"videos": root}) != before
+
+
+def test_what_is_no_data_does_not_show(root, tmp_path):
+    before = contents_of({"videos": root})
+    (root / ".hidden").write_text("changed")
+    (root.parent / "note.txt").touch()
+    assert contents_of({"videos": root}) == before
+    shutil.copytree(root, tmp_path / "copy" / "videos")  # keeps times
+    assert contents_of({"videos": tmp_path / "copy" / "videos"}) == before
+
+
+def test_folders_are_found_wherever_options_name_them(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    environment = EnvOptions(images=root, videos=root.parent / "nowhere")
+    options = {"data": Data(voc=root), "environments": [environment], "path": root / "Walk" / "a.avi", "seed": 0}
+    assert list(contents_of(options)) == ["data.voc", "environments.0.images"]
+    assert contents_of({"voc": "~/videos"}) == {}  # a text is no folder
+    assert contents_of({"voc": type(root)("~/videos")}) == contents_of({"voc": root})

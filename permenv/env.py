@@ -141,6 +141,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     (`no_grad`, `inference_mode`, autocast, default dtype and device, float32 matmul precision) has no effect. The
     exception is a `backbone` of your own that draws random numbers in its forward pass, as dropout does.
 
+    On a GPU some of torch's algorithms add in an order that changes, so that runs, forks and restored runs agree up to
+    rounding. After `torch.use_deterministic_algorithms(True)`, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment,
+    they are to agree bit for bit, more slowly.
+
     ## Vector Environments
     `gym.make_vec("PermShuffle-v0", num_envs=M)` trains M networks, in this process or ("async") in one process each. In
     a process started by another, torch uses one thread, or, if it was spawned, the number in OMP_NUM_THREADS. With a

@@ -264,6 +264,10 @@ class Pretraining:
             raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
         self._require_same_run()
         start = time.perf_counter()
+        if self.device.type == "cuda":  # what it has still to do is part of the training
+            torch.cuda.synchronize(self.device)
+        self.seconds["training"] += time.perf_counter() - start
+        start = time.perf_counter()
         network = self.trainer.eval_network
         found = {
             name: validate(network, name, self._validation_pieces[name], task.permutations, self.ranks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,13 +109,13 @@ class Trainer:
         """
         losses = self._losses(batches)
         # one transfer of all; a loss that is not finite on one rank is not finite on any
-        means = self._ranks.mean(torch.stack([loss.detach() for loss in losses.values()])).tolist()
-        values = dict(zip(losses, means, strict=True))
-        if not all(math.isfinite(value) for value in values.values()):
-            return values
+        read_means = _begin_to_read(self._ranks.mean(torch.stack([loss.detach() for loss in losses.values()])))
         for parameter in self._parameters.values():
             parameter.grad = None
         sum(losses.values(), start=torch.zeros((), device=self.device)).backward()
+        values = dict(zip(losses, read_means(), strict=True))  # a GPU is busy with the backward pass meanwhile
+        if not all(math.isfinite(value) for value in values.values()):
+            return values
         self._average_gradients()
         self._descend()
         self._update_averages()
@@ -130,8 +130,7 @@ class Trainer:
         """
         twin = copy.copy(self)
         with self._naming_backbone():
-            network, twin._averaged = copy.deepcopy((self.network, self._averaged))
-        twin.network = network.to(self.device)  # on a GPU, recurrent layers lay out their weights anew for cuDNN
+            twin.network, twin._averaged = copy.deepcopy((self.network, self._averaged))
         twin._momentum = {name: momentum.clone() for name, momentum in self._momentum.items()}
         twin._collect()
         return twin
@@ -205,6 +204,10 @@ class Trainer:
 
     def _collect(self) -> None:
         """List the tensors of a step once: stepping through a small network's modules takes as long as its layers."""
+        for network in (self.network, self.eval_network):
+            for module in network.modules():
+                if isinstance(module, nn.RNNBase):
+                    module.flatten_parameters()  # a copy's weights are apart, which cuDNN does not take as they are
         self._parameters = dict(self.network.named_parameters())
         if self._averaged is not None:
             self._averages = _by_dtype(self._averaged.module, self.network)
@@ -277,12 +280,13 @@ class Trainer:
 
     def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:
         half = self._dtype == torch.bfloat16
+        counts = [len(batch.labels) for batch in batches.values()]
+        labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches.values()]))
+        labels = labels.to(self.device, non_blocking=True)
         with (
             torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False) if half else contextlib.nullcontext()
         ):
             logits = self.network.together({task: batch.pieces for task, batch in batches.items()})
-        counts = [len(batch.labels) for batch in batches.values()]
-        labels = torch.from_numpy(np.concatenate([batch.labels for batch in batches.values()])).to(self.device)
         return {
             task: nn.functional.cross_entropy(at_least_float32(logits[task]), each)
             for task, each in zip(batches, labels.split(counts), strict=True)
@@ -291,6 +295,21 @@ class Trainer:
     def _learning_rate(self) -> float:
         drop = self.config.learning_rate_drop
         return self.config.learning_rate * (0.1 if drop is not None and self.iteration >= drop else 1)
+
+
+def _begin_to_read(values: Tensor) -> Callable[[], list[float]]:
+    """Begin to copy numbers from a device; the function that is returned waits for them, and for no later work."""
+    if not values.is_cuda:
+        return values.tolist
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+    copied = torch.cuda.Event()
+    copied.record(torch.cuda.current_stream(values.device))
+
+    def read() -> list[float]:
+        copied.synchronize()
+        return host.tolist()
+
+    return read
 
 
 def _by_dtype(averaged: nn.Module, network: nn.Module) -> list[tuple[list[Tensor], list[Tensor]]]:

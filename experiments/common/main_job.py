@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ def make_recorder(options: JobOptions, loggers: Sequence[Logger] = ()) -> Record
     device = resolve_device(options.device)
     if device.type == "cuda" and device.index is not None:  # memory is pinned for the current GPU
         torch.cuda.set_device(device)
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it
+        torch.use_deterministic_algorithms(True)
     # the folder comes before the data, which may take minutes to read
     with contextlib.closing(open_folder(options.folder, options.resume)):
         keep_freed_memory()

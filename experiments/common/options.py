@@ -162,6 +162,8 @@ class JobOptions(EnvOptions):
     with its trunk."""
     seed: int = 0
     """Decides the run."""
+    deterministic: bool = False
+    """Use torch's deterministic algorithms, so that a run on a GPU repeats bit for bit; it is slower."""
     out: Path | None = None
     """Run folder; by default runs/TASK-ALGORITHM-seedSEED."""
     resume: bool = False

@@ -120,7 +120,8 @@ class StillImages:
         """
         indices = np.ascontiguousarray(indices, np.int64)  # torch reads uint8 as a mask and refuses reversed views
         if isinstance(self.pixels, torch.Tensor):
-            return self.pixels.index_select(0, torch.from_numpy(indices).to(self.pixels.device)).to(device)
+            rows = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
+            return self.pixels.index_select(0, rows).to(device)
         on_gpu = device.type == "cuda"  # from pinned memory the copy overlaps with computation
         if not isinstance(self.pixels, np.ndarray):
             return self.pixels.read(indices, on_gpu).to(device, non_blocking=on_gpu)

@@ -14,6 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from agents import AGENTS
 from experiments import reinforce
@@ -117,6 +118,19 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path):
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     reinforce.main(job(tmp_path / "c", seed=1))
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored afterwards
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    reinforce.main(job(tmp_path / "plain", updates=1))
+    try:
+        reinforce.main(job(tmp_path / "run", updates=1, deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "plain")
 
 
 @pytest.mark.ci

@@ -27,9 +27,8 @@ A training run with one of them:
 """
 
 import difflib
-import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +41,7 @@ from agents.baselines import (
     DifficultyProportional,
     EasiestFirst,
     FixedGroup,
+    GrowingPool,
     HardestFirst,
     InversePolicy,
     RandomPolicy,
@@ -99,7 +99,19 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Gro
     Raises:
         ValueError: If there is no agent of that name, or it does not support the environment or the options.
     """
-    return _builder(name)(env, seed=seed, **options)
+    kind = _kind(name)
+    # of the agent, and of the Reinforce that may be inside it
+    outer, inner = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    spaces = env.observation_space, env.action_space
+    if kind is Lookahead:
+        return Lookahead(env, seed=outer, **options)
+    if kind is Reinforce:
+        policy = Reinforce(*spaces, seed=inner, **options)
+        return InversePolicy(policy, seed=outer, policy_learns=True) if name == "inverse" else policy
+    if issubclass(kind, GrowingPool):
+        base_env: Any = env.unwrapped
+        options.setdefault("updates", base_env.config.total_updates)
+    return kind(*spaces, seed=outer, **options)
 
 
 def options_of(name: str) -> dict[str, Any]:
@@ -111,11 +123,11 @@ def options_of(name: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is no agent of that name.
     """
-    parameters = inspect.signature(_builder(name), eval_str=True).parameters.values()  # of the agent's class
+    parameters = inspect.signature(_kind(name), eval_str=True).parameters.values()
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY and each.name != "seed"}
 
 
-def _builder(name: str) -> Callable[..., GroupAgent]:
+def _kind(name: str) -> type[GroupAgent]:
     if name not in AGENTS:
         close = difflib.get_close_matches(name, AGENTS)
         meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {', '.join(AGENTS)}."
@@ -123,62 +135,19 @@ def _builder(name: str) -> Callable[..., GroupAgent]:
     return AGENTS[name]
 
 
-def _seeds(seed: int) -> tuple[int, int]:
-    """Derive the seed of an agent, and that of the Reinforce that may be inside it."""
-    outer, inner = np.random.SeedSequence(seed).generate_state(2)
-    return int(outer), int(inner)
-
-
-def _with_options_of(kind: Callable[..., GroupAgent]) -> Callable[[Callable[..., GroupAgent]], Any]:
-    """Decorate a function whose further arguments are those of an agent's class, so that its signature shows them."""
-    return functools.wraps(kind, updated=())
-
-
-def _on_spaces(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
-    @_with_options_of(kind)
-    def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
-        return kind(env.observation_space, env.action_space, seed=_seeds(seed)[0], **options)
-
-    return build
-
-
-def _for_the_run(kind: Callable[..., GroupAgent]) -> Callable[..., GroupAgent]:
-    @_with_options_of(kind)
-    def build(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
-        base_env: Any = env.unwrapped
-        return _on_spaces(kind)(env, seed=seed, **{"updates": base_env.config.total_updates, **options})
-
-    return build
-
-
-@_with_options_of(Lookahead)
-def _lookahead(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
-    return Lookahead(env, seed=_seeds(seed)[0], **options)
-
-
-@_with_options_of(Reinforce)
-def _reinforce(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
-    return Reinforce(env.observation_space, env.action_space, seed=_seeds(seed)[1], **options)
-
-
-@_with_options_of(Reinforce)
-def _inverse(env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
-    return InversePolicy(_reinforce(env, seed=seed, **options), seed=_seeds(seed)[0], policy_learns=True)
-
-
-AGENTS: Mapping[str, Callable[..., GroupAgent]] = MappingProxyType(
+AGENTS: Mapping[str, type[GroupAgent]] = MappingProxyType(
     {
-        "random": _on_spaces(RandomPolicy),
-        "uniform": _on_spaces(UniformGroups),
-        "fixed": _on_spaces(FixedGroup),
-        "hardest-first": _for_the_run(HardestFirst),
-        "easiest-first": _for_the_run(EasiestFirst),
-        "difficulty-proportional": _on_spaces(DifficultyProportional),
-        "exp3": _on_spaces(Exp3),
-        "ucb": _on_spaces(Ucb),
-        "lookahead": _lookahead,
-        "reinforce": _reinforce,
-        "inverse": _inverse,
+        "random": RandomPolicy,
+        "uniform": UniformGroups,
+        "fixed": FixedGroup,
+        "hardest-first": HardestFirst,
+        "easiest-first": EasiestFirst,
+        "difficulty-proportional": DifficultyProportional,
+        "exp3": Exp3,
+        "ucb": Ucb,
+        "lookahead": Lookahead,
+        "reinforce": Reinforce,
+        "inverse": Reinforce,
     }
 )
-"""By name, the function that builds the agent from the remaining arguments of `make`."""
+"""By name, the class of the agent; of "inverse", that of the policy that is inverted."""

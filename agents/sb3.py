@@ -9,9 +9,8 @@ model.learn(96_000)  # one training run of the tiny preset: 30 updates of 3200 a
 `agents` does not import this module, so that only those who use it import Stable-Baselines3.
 """
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -288,8 +287,9 @@ def load_model(
     model = make_model(algorithm, env, seed=0, device=device, **options)  # the file has the random states
     assert model.env is not None
     model.env._reset_seeds()  # the run that begins is not that of seed 0
-    with _naming(path):
-        model.load_state_dict(_agent_in(path))
+    agent = _agent_in(path)
+    with checkpoint.naming(path):
+        model.load_state_dict(agent)
     return model
 
 
@@ -303,24 +303,18 @@ def start_from(model: Algorithm, path: str | Path) -> None:
     Raises:
         CheckpointError: If there is no such file, it is damaged, or the model has another algorithm or other sizes.
     """
-    with _naming(path):
-        model.load_networks(_agent_in(path))
+    agent = _agent_in(path)
+    with checkpoint.naming(path):
+        model.load_networks(agent)
 
 
 def _agent_in(path: str | Path) -> Tree:
     agent = checkpoint.read(path).get("agent")
     if not isinstance(agent, dict) or "networks" not in agent:
-        raise CheckpointError("it holds no model: name a file that model.save() or a run of experiments/sb3.py wrote")
+        raise CheckpointError(
+            f"{path}: it holds no model: name a file that model.save() or a run of experiments/sb3.py wrote"
+        )
     return agent
-
-
-@contextlib.contextmanager
-def _naming(path: str | Path) -> Iterator[None]:
-    """Name the file in errors."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
 
 
 def steps_of_an_update(env: gym.Env[Any, Any]) -> int:

@@ -127,10 +127,8 @@ def train(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
         queries = main_job.begin(run, config)
         agent = make_agent(config, run, given=run.saved_agent is None)
         if run.saved_agent is not None:
-            try:
+            with checkpoint.naming(run.folder.checkpoint):
                 agent.load_state_dict(run.saved_agent)
-            except (ValueError, KeyError, TypeError) as error:
-                raise permenv.CheckpointError(f"{run.folder.checkpoint}: {error}") from error
         run.start(agent.state_dict, {task: query.name for task, query in queries.items()})
         if not run.over:
             rollout(run, agent, on_step=lambda _: run.checkpoint())

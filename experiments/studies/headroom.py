@@ -14,6 +14,7 @@ A job that is done is kept in the folder `runs`, so the study can be killed and 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -59,6 +60,26 @@ class _RandomSet(SpatialTask):
         return np.array(list(chosen))
 
 
+class _LargestMean(SpatialTask):
+    """The spatial task with the Ψ of the jigsaw solver, each with the largest mean distance to those chosen before."""
+
+    @classmethod
+    def choose_permutations(cls, config: Numbers) -> np.ndarray:
+        return _largest_mean(config.num_tiles, config.num_permutations, config.permutation_seed)
+
+
+@functools.cache
+def _largest_mean(pieces: int, count: int, seed: int) -> np.ndarray:
+    candidates = np.array(list(itertools.permutations(range(pieces))))
+    np.random.default_rng(seed).shuffle(candidates)  # argmax takes the first of equals
+    chosen, total = [0], np.zeros(len(candidates))
+    while len(chosen) < count:
+        total += (candidates != candidates[chosen[-1]]).sum(axis=1)
+        total[chosen[-1]] = -np.inf
+        chosen.append(int(total.argmax()))
+    return candidates[chosen]
+
+
 class _Twins(SpatialTask):
     """The spatial task with a Ψ of pairs that differ in the places of two tiles; the pairs lie far apart."""
 
@@ -75,6 +96,7 @@ class _Twins(SpatialTask):
 
 
 register_task("spatial, random permutations", _RandomSet)
+register_task("spatial, largest mean distance", _LargestMean)
 register_task("spatial, near twins", _Twins)
 
 
@@ -108,6 +130,7 @@ CELLS = {
     "after 30 updates": Cell("phase", before=30),
     "frames": Cell("task", task="temporal"),
     "drawn at random": Cell("permutation set", task="spatial, random permutations"),
+    "largest mean distance": Cell("permutation set", task="spatial, largest mean distance"),
     "near twins": Cell("permutation set", task="spatial, near twins"),
     "Imagenette": Cell("data", images="imagenette/train"),
     "surveillance clips": Cell("data", task="temporal", videos="cctv/videos"),

@@ -1,5 +1,6 @@
 """The map of settings in which choosing permutations matters."""
 
+import itertools
 import json
 
 import numpy as np
@@ -50,7 +51,7 @@ def test_every_cell_has_a_configuration(options, name):
     assert headroom._Plan(name, headroom.Config()).environment.env.total_updates >= make_config("nano").total_updates
 
 
-@pytest.mark.parametrize("kind", [headroom._RandomSet, headroom._Twins])
+@pytest.mark.parametrize("kind", [headroom._RandomSet, headroom._LargestMean, headroom._Twins])
 @pytest.mark.parametrize("count", [20, 21])
 def test_permutation_sets_hold_different_permutations(kind, count):
     chosen = kind.choose_permutations(make_config("nano", num_permutations=count))
@@ -71,3 +72,13 @@ def test_a_cell_that_does_not_exist_is_refused(options, tmp_path):
     with pytest.raises(ConfigurationError, match="--cells 'nana': choose from nano, "):
         headroom.main(options(cells=("nana",)))
     assert not (tmp_path / "runs").exists()
+
+
+def test_each_permutation_has_the_largest_mean_distance_to_those_before_it():
+    chosen = headroom._LargestMean.choose_permutations(make_config("nano", num_permutations=12))
+    every = np.array(list(itertools.permutations(range(9))))
+    for count in range(1, 12):
+        distances = (every[:, None] != chosen[None, :count]).sum(axis=2)
+        left = (distances > 0).all(axis=1)
+        own = (chosen[count] != chosen[:count]).sum()
+        assert own == distances.sum(axis=1)[left].max()

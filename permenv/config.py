@@ -66,8 +66,8 @@ class Config:
         batch_size: B, samples of one SGD iteration, of each task (appendix B).
         samples_per_action: m, samples of a mini-batch that one action decides; divides `batch_size`. m = B is
             exactly Algorithm 1, m = 1 section 3.2's tuple (x, ψ).
-        iterations_per_update: SGD iterations of an update, which is rewarded at its end (Algorithm 1: K actions at
-            m = B).
+        iterations_per_update: SGD iterations of an update; the reward is given after the last of them (Algorithm 1: K
+            actions at m = B).
         free_iterations: SGD iterations before each update during which actions train the network but are not
             credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained"). The
             line that the reward extrapolates then goes through the errors before and after them, so that after many
@@ -81,7 +81,7 @@ class Config:
         grid: m of the m × m tiles of an image (section 3.1); n = m² pieces.
         num_frames: u, frames of a sample of the temporal task (section 4.1), at random from a clip; n = u pieces.
         merge_reversed: Whether a clip played backwards counts as the same clip. Clips are then played in either
-            direction at random, and of a permutation and its reverse at most one is in Ψ. The paper does not.
+            direction at random, and Ψ holds at most one of a permutation and its reverse. The paper does not do this.
         cell_size: Pixels of a side of the cell a tile is cropped from; an image has grid · cell_size.
         piece_size: Pixels of a side of a piece (appendix B), tile or frame alike, at most `cell_size`. A frame's is
             cropped from 256 / 224 as many: appendix B gives the crop, 224 pixels, and the usual frame has 256. Of the

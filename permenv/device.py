@@ -21,7 +21,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     """
     if str(device) != "cpu" and torch.cuda._is_in_bad_fork():
         raise ConfigurationError(
-            f"device={str(device)!r}: this process was forked from one that uses the GPU, which CUDA does not survive; "
+            f"device={str(device)!r}: this process was forked from one that uses the GPU, which CUDA does not support; "
             f"start processes with vector_kwargs={{'context': 'spawn'}}, or use device='cpu'"
         )
     if str(device) == "auto":

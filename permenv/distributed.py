@@ -1,9 +1,9 @@
 """One run trained by several processes, the ranks, of which each computes a share of every mini-batch and of X_val.
 
 Every rank replays the whole run: the same environment, the same agent, the same draws. Only the network's work is
-divided, so all that the ranks tell each other are sums: of losses, gradients, batch statistics and scores. Whoever
-computes such a sum asks `current()`, which is a single rank that talks to nobody until `start` was called. So nothing
-changes in a process that was not started by torchrun, and neither environments nor agents know of ranks.
+divided, so all that the ranks exchange are sums: of losses, gradients, batch statistics and scores. Code that needs
+such a sum takes the ranks from `current()`. Before `start` is called this is one rank, and sums are returned unchanged.
+So nothing changes in a process that was not started by torchrun, and neither environments nor agents know of ranks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TIMEOUT = datetime.timedelta(minutes=10)
 
 
 class RankError(RuntimeError):
-    """The other ranks cannot be reached any more, or do not do the same."""
+    """Another rank has ended or does not answer, or is not replaying the same run."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Ranks:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all ranks, a new tensor that is equal to the bit on all of them; no gradient.
+        """The sum of a tensor over all ranks, a new tensor, bitwise identical on all of them, without gradient.
 
         Raises:
             RankError: If another rank has ended or does not answer.
@@ -77,7 +77,7 @@ class Ranks:
             rows: (rows of this rank, ...).
 
         Returns:
-            (rows, ...), equal to the bit on all ranks: a sum in which all terms but one are 0.
+            (rows, ...), bitwise identical on all ranks: a sum in which all terms but one are 0.
         """
         if self.size == 1:
             return rows

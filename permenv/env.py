@@ -71,8 +71,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     | 0      | fraction \|c_j\| / \|Ψ\| of the permutations in the group; sums to 1 | 0   | 1   |
     | 1      | median over group and X_val of (y_l + 1) / (y_p + 1) (Eq. 3); above 1: recognised | 0.5 | 2   |
 
-    Rows ascend in column 1. The observation changes only at a validation. Joint task: (tasks, num_groups, 2), one ŝ
-    per ordering task.
+    Rows are sorted by column 1, ascending. The observation changes only at a validation. Joint task: (tasks,
+    num_groups, 2), one ŝ per ordering task.
 
     ## Rewards
     The step that ends an update returns r_t = E^BL - E (Eq. 7). E is the share of (permutation, sample) pairs that are
@@ -103,8 +103,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     a validation is not finite: then E = 1, `info["diverged"]` is True and the last finite observation is repeated.
 
     ## Info
-    `validated` (bool, this step ended with a validation), `phase` ("update", or "free" during free iterations: for
-    which of the two this step's action counted), `update` (updates completed), `iteration`, `loss` (of the last SGD
+    `validated` (bool, this step ended with a validation), `phase` ("update" or "free": the kind of iteration that this
+    step's action contributed to), `update` (updates completed), `iteration`, `loss` (of the last SGD
     iteration; log |Ψ|, that of a uniform guess, before the first; the tasks' sum), `error` and `baseline_error` (E and
     E^BL of the last validation; the tasks' means), `task_losses`, `task_errors`, `task_baseline_errors` and
     `task_rewards` (the same by task; rewards as in the step's), `task_cross_entropies` (of the last validation, in

@@ -1,7 +1,7 @@
 """A run of self-supervised training as a plain object, without Gymnasium and without an agent.
 
-The run owns everything that moves: the network in training, X_val, the last validation, the groups of permutations and
-the records of all validations. Whoever drives it decides when to iterate and when to validate.
+The run owns everything that changes: the network in training, X_val, the last validation, the groups of permutations
+and the records of all validations. The caller decides when to iterate and when to validate.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Pretraining:
         config: All numbers of the run.
         tasks: By name, what is shuffled.
         device: Where the network lives.
-        seed: Decides everything that is drawn; see `permenv.streams`. Set another one on a fork, and the fork draws
-            other data from there on.
+        seed: Decides everything that is drawn; see `permenv.streams`. A fork whose seed is changed draws other data
+            from then on.
         trainer: The network in training.
         held_out: By task, (|X_val|, k) int64, X_val; the first column is the number of the image or clip.
         validation: By task, the last `Validation`: s, what was recognised, E.

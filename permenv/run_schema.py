@@ -1,4 +1,4 @@
-"""What the state of a run must look like, see `permenv.schema`: its parts, and what they say together."""
+"""What the state of a run must look like, see `permenv.schema`: its parts, and conditions between them."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class Fields(Schema):
         if not isinstance(value, Mapping):
             raise _misfit(place, value, "must be a dict")
         known = {**self.required, **self.optional}
-        for key, schema in known.items():  # first, because what says that all is of another kind comes first
+        for key, schema in known.items():  # first: an error in one of them says more than a missing key
             if key in value:
                 schema.check(value[key], f"{place}/{key}")
         for key in self.required:

@@ -51,7 +51,7 @@ def curriculum_options(start: float, growth: float, updates: int) -> dict[str, A
 
 
 def check_options(name: str, env: gym.Env, **options: Any) -> None:
-    """Make an agent once, in vain.
+    """Make an agent once, to check its options.
 
     Raises:
         ValueError, TypeError: If it does not support these options.

@@ -69,7 +69,8 @@ def sweep(
         ConfigurationError: If no such folder can be made.
         RunFolderError: If another process uses the folder, or it has a result that is damaged or of other arguments,
             data or versions; nothing has been run.
-        JobError: If a job failed. Jobs that had not begun are cancelled; those that run are kept, on Ray cancelled too.
+        JobError: If a job failed. Jobs not yet begun are cancelled. Those that run are completed and kept; on Ray they
+            are cancelled as well.
     """
     return kept(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
 

@@ -9,8 +9,8 @@ content of a file that has another size or time is read and compared, and if it 
 Which files share a shard depends on their names alone, in such a way that a new or missing file concerns its own shard
 and its neighbours.
 
-A set of at most `RAW_BYTES` of pixels is kept as it is. A larger one is kept as JPEG, of photos a ninth of the size:
-what these decode to is the data from then on.
+A set of at most `RAW_BYTES` of pixels is kept as it is. A larger one is kept as JPEG, for photos about a ninth of the
+size; from then on the data are what these decode to.
 """
 
 from __future__ import annotations

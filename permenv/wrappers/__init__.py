@@ -8,11 +8,11 @@
 | `FlatJointAction`    | action      | `Discrete(C**T)`: the groups of all tasks as one number         | joint tasks |
 | `StateHistory`       | observation | the states after the last few validations                       | all         |
 | `RatioMatrix`        | observation | the matrix s, which ŝ summarises                                | all         |
-| `ErrorAndProgress`   | observation | the one below as a vector, with the errors and the progress     | all         |
+| `ErrorAndProgress`   | observation | flattened, with the errors and the progress                     | all         |
 | `RunSummary`         | observation | errors, their last reductions, two medians, and the progress    | all         |
 | `ErrorReduction`     | reward      | how far the error fell since the last validation                | all         |
 | `CrossEntropyReward` | reward      | Eq. 7 of the cross-entropy instead of the error                 | all         |
-| `NormalizedReward`   | reward      | the one below over the root mean square of the run's            | all         |
+| `NormalizedReward`   | reward      | divided by the root mean square of the run's rewards so far     | all         |
 | `FiniteHorizon`      | end         | `terminated` after the last update, instead of `truncated`      | all         |
 
 C is the number of groups and T the number of ordering tasks: 1, or more in a joint task (2 in "spatiotemporal"). A

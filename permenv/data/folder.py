@@ -104,6 +104,26 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
     )
 
 
+def file_names(root: str | Path, images: StillImages) -> list[str]:
+    """List the files of a set of images.
+
+    Args:
+        root: The folder.
+        images: What `image_folder` made of it.
+
+    Returns:
+        (N,), the path of each image within the folder, with slashes.
+
+    Raises:
+        DataError: If files have come or gone since.
+    """
+    skipped = {name for name, _ in images.skipped}
+    names = [name for name in _image_files(data_folder(root, "image", _expected())) if name not in skipped]
+    if len(names) != len(images):
+        raise DataError(f"{root} has {len(names)} images now, {len(images)} when it was read; start again")
+    return names
+
+
 @dataclass(frozen=True)
 class ImageFiles:
     """Image files as the source of a store, see `permenv.data.store.Source`.

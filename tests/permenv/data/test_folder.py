@@ -19,7 +19,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from permenv.data import folder, source
 from permenv.data.files import Budget
-from permenv.data.folder import image_folder
+from permenv.data.folder import file_names, image_folder
 from permenv.data.source import DataError
 from tests.helpers import REAL_DATA
 from tests.permenv.data.helpers import Crowd, fail_to_open
@@ -141,6 +141,15 @@ def test_links_are_followed_except_to_a_parent_folder(tmp_path):
 
     assert images.classes == ("linked", "real")
     np.testing.assert_array_equal(images.labels, [0, 0, 1])
+
+
+def test_the_file_of_each_image_can_be_named(tmp_path):
+    root = put(tmp_path / "train", {"b.png": picture(seed=0), "a/c.png": picture(seed=1), "a/d.png": picture(seed=0)})
+    images = image_folder(root, 8)
+    assert file_names(root, images) == ["a/c.png", "a/d.png"], "b is a copy of d"
+    (root / "e.png").write_bytes((root / "b.png").read_bytes())
+    with pytest.raises(DataError, match="has 3 images now, 2 when it was read"):
+        file_names(root, images)
 
 
 @pytest.mark.parametrize("name", ["été/été.png", "猫/図 1.png", os.fsdecode(b"latin-\xe9/\xe9.png")])

@@ -1,0 +1,76 @@
+"""Features of a folder of images: the rows are those of the files, and nothing is overwritten."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import extract
+from experiments.common.options import parse
+from permenv import CheckpointError, ConfigurationError, DataError, StillImages
+from permenv.data.folder import decode
+from permenv.transfer.retrieval import pool_features
+from permenv.transfer.trunks import load_trunk
+from tests.experiments.helpers import write_photos
+from tests.helpers import small_run
+
+pytestmark = pytest.mark.usefixtures("cache")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of photos, with a copy of one and a file that is none."""
+    folder = tmp_path / "photos"
+    write_photos(folder, classes=2, each=3)
+    (folder / "class0" / "a copy.jpg").write_bytes((folder / "class1" / "2.jpg").read_bytes())
+    (folder / "class1" / "damaged.jpg").write_bytes(b"no picture")
+    return folder
+
+
+def run(*words):
+    return extract.main(parse(extract.Config, arguments=[*map(str, words), "--device", "cpu"]))
+
+
+def test_each_row_is_of_its_file(photos, tmp_path, capsys):
+    small_run(backbone="two-convolutions").save(tmp_path / "run")
+    rows, about = run(tmp_path / "run", "--images", photos, "--out", tmp_path / "out" / "mine")
+    features, files = np.load(rows), json.loads(about.read_text())["files"]
+    assert files == [
+        "class0/0.jpg",
+        "class0/1.jpg",
+        "class0/2.jpg",
+        "class0/a copy.jpg",
+        "class1/0.jpg",
+        "class1/1.jpg",
+    ]
+    trunk = load_trunk(tmp_path / "run")
+    pixels = np.stack([decode((photos / name).read_bytes(), trunk.input_size) for name in files])
+    images = StillImages(pixels, None, (), "photos", "")
+    np.testing.assert_array_equal(features, pool_features(trunk.module, images, np.arange(6)))
+    said = capsys.readouterr().out
+    assert "6 images" in said
+    assert "left out: 2: class1/2.jpg (identical to class0/a copy.jpg), class1/damaged.jpg" in said
+
+
+def test_initial_weights_are_those_of_the_seed(photos, tmp_path):
+    options = ("random", "--backbone", "two-convolutions", "--images", photos)
+    first, same, other = (
+        np.load(run(*options, "--seed", seed, "--out", tmp_path / name)[0])
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    )
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+
+def test_nothing_is_overwritten(photos, tmp_path):
+    (tmp_path / "mine.json").write_text("precious")
+    with pytest.raises(ConfigurationError, match=r"mine\.json exists already"):
+        run("random", "--backbone", "two-convolutions", "--images", photos, "--out", tmp_path / "mine")
+    assert not (tmp_path / "mine.npy").exists()
+
+
+def test_a_missing_source_or_folder_is_named(photos, tmp_path):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        run(tmp_path / "none.safetensors", "--images", photos, "--out", tmp_path / "mine")
+    with pytest.raises(DataError, match="nothing"):
+        run("random", "--backbone", "two-convolutions", "--images", tmp_path / "nothing", "--out", tmp_path / "mine")

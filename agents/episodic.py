@@ -87,10 +87,10 @@ class EpisodicAgent(Agent):
         hidden: Units of the hidden layer, with tanh; 0 for means that are linear in the standardised observation.
         learning_rate: Adam's, > 0.
         discount: γ per step, in [0, 1].
-        deterministic: Whether `act` returns the mean, for evaluation.
 
     Attributes:
-        deterministic: As given; it may be changed at any time and is not part of the state.
+        deterministic: Whether `act` leaves the noise out, for evaluation. False at first; it may be changed at any time
+            and is not part of the state.
 
     Raises:
         ValueError: If a space is not supported or an option is out of its range.
@@ -105,7 +105,6 @@ class EpisodicAgent(Agent):
         hidden: int,
         learning_rate: float,
         discount: float,
-        deterministic: bool,
     ) -> None:
         boxes = self._box(observation_space, "observation"), self._box(action_space, "action")
         require("hidden", hidden, hidden >= 0, "at least 0")
@@ -114,7 +113,7 @@ class EpisodicAgent(Agent):
         super().__init__(observation_space, action_space, seed=seed)
         self.hidden = hidden
         self.discount = discount
-        self.deterministic = deterministic
+        self.deterministic = False
         self._observation_box, self._action_box = boxes
         inputs, outputs = (math.prod(box.shape) for box in boxes)
         self.network = policy_network(inputs, hidden, outputs, seed)

@@ -64,10 +64,10 @@ class GaussianReinforce(EpisodicAgent):
             default is about a fifth of the noise that the advantages leave in the gradient of a log-deviation,
             √(2 / steps), at a thousand steps per update: a weak pull against deviations that shrink by chance.
         episodes_per_update: Episodes from which `learn` calls `update`, >= 1.
-        deterministic: Whether `act` returns the mean, for evaluation.
 
     Attributes:
-        deterministic: As given; it may be changed at any time and is not part of the state.
+        deterministic: Whether `act` leaves the noise out, for evaluation. False at first; it may be changed at any time
+            and is not part of the state.
 
     Raises:
         ValueError: If a space is not supported or an option is out of its range.
@@ -84,7 +84,6 @@ class GaussianReinforce(EpisodicAgent):
         discount: float = 0.97,
         entropy_weight: float = 0.01,
         episodes_per_update: int = 16,
-        deterministic: bool = False,
     ) -> None:
         require("entropy_weight", entropy_weight, entropy_weight >= 0, "at least 0")
         require("episodes_per_update", episodes_per_update, episodes_per_update >= 1, "at least 1")
@@ -95,7 +94,6 @@ class GaussianReinforce(EpisodicAgent):
             hidden=hidden,
             learning_rate=learning_rate,
             discount=discount,
-            deterministic=deterministic,
         )
         self.entropy_weight = entropy_weight
         self.episodes_per_update = episodes_per_update

@@ -58,7 +58,6 @@ class Pgpe(EpisodicAgent):
         deviation: Of each parameter's noise, > 0.
         learning_rate: Adam's, > 0.
         discount: γ per step, in [0, 1].
-        deterministic: Whether `act` leaves the noise out, for evaluation.
 
     Raises:
         ValueError: If a space is not supported or an option is out of its range.
@@ -74,7 +73,6 @@ class Pgpe(EpisodicAgent):
         deviation: float = 0.2,
         learning_rate: float = 0.1,
         discount: float = 0.97,
-        deterministic: bool = False,
     ) -> None:
         require("deviation", deviation, 0 < deviation < math.inf, "above 0")
         super().__init__(
@@ -84,7 +82,6 @@ class Pgpe(EpisodicAgent):
             hidden=hidden,
             learning_rate=learning_rate,
             discount=discount,
-            deterministic=deterministic,
         )
         self.deviation = deviation
         self._perturbation = np.zeros(sum(parameter.numel() for parameter in self.network.parameters()))

@@ -108,7 +108,8 @@ def test_acting_leaves_the_standardisation_as_it_is():
 
 
 def test_a_deterministic_policy_returns_its_mean_and_draws_nothing():
-    agent = gaussian(deterministic=True)
+    agent = gaussian()
+    agent.deterministic = True
     agent.update(trajectories((5, 5)))
     observation, before = np.ones((2, 2)), agent.state_dict()
     np.testing.assert_array_equal(agent.act(observation), agent.mean(observation).astype(np.float32))

@@ -72,7 +72,8 @@ class Config:
             credited (section 3.2: "between two steps t and t+1 solely the self-supervised network is trained"). The
             line that the reward extrapolates then goes through the errors before and after them, so that after many
             of them the reward is nearly the plain reduction of the error.
-        total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H).
+        total_updates: T, updates of the policy in a run; the episode is truncated after them (appendix H). At most
+            20,000: a checkpoint holds a record of each validation.
         learning_rate: Of SGD (appendix B). In the nano and tiny presets 0.02 and 0.03 for the spatial task, 0.1 for the
             temporal one and for both together.
         learning_rate_drop: Iteration from which the learning rate is a tenth (appendix B); None for never.
@@ -127,7 +128,7 @@ class Config:
     samples_per_action: _Count = 1
     iterations_per_update: _Count = 100
     free_iterations: Annotated[int, Range(0)] = 3788
-    total_updates: _Count = 90
+    total_updates: Annotated[int, Range(1, 20_000)] = 90
     learning_rate: Annotated[float, Range(0)] = 1e-3
     learning_rate_drop: Annotated[int | None, Range(0)] = 200_000
     momentum: _Decay = 0.9

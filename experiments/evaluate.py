@@ -31,7 +31,7 @@ from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
 from experiments.common.processes import make_executor
-from experiments.common.protocols import PROTOCOLS, Data, Job, Setting
+from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, Job, resolve_setting
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.sources import Source, find_sources
@@ -52,7 +52,7 @@ class Config:
     retrieval-videos, linear, nonlinear, actions, classification, detection, segmentation."""
     data: tyro.conf.OmitArgPrefixes[Data] = field(default_factory=Data)
     """The folders of data."""
-    setting: Literal["auto", "paper", "small"] = "auto"
+    setting: GivenSetting = "auto"
     """Sizes of the protocols: the paper's, or for two CPU cores; "auto" is the paper's for CaffeNet only."""
     backbone: str | None = None
     """Of "random", and of a state dict that does not say its own; by default that of the first file, or caffenet."""
@@ -143,7 +143,14 @@ def main(config: Config) -> dict[str, Any]:
 
 
 def evaluate(
-    protocol: str, source: Source, data: Data, setting: str, statistics: str, share: float, seed: int, device: str
+    protocol: str,
+    source: Source,
+    data: Data,
+    setting: GivenSetting,
+    statistics: str,
+    share: float,
+    seed: int,
+    device: str,
 ) -> dict[str, Any]:
     """Evaluate one source by one protocol.
 
@@ -155,10 +162,11 @@ def evaluate(
         DataError: If data cannot be used.
     """
     start, trunk = time.perf_counter(), source.load(seed)
-    chosen: Setting = ("paper" if trunk.name == "caffenet" else "small") if setting == "auto" else setting  # type: ignore[assignment]
     measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
     try:
-        figures = PROTOCOLS[protocol].run(Job(trunk, data, chosen, seed, torch.device(device), share, measure))
+        figures = PROTOCOLS[protocol].run(
+            Job(trunk, data, resolve_setting(setting, trunk), seed, torch.device(device), share, measure)
+        )
     except (ConfigurationError, DataError):
         raise
     except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images

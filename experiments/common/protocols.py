@@ -31,6 +31,7 @@ from permenv.transfer.trunks import Trunk, with_measured_statistics
 from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
 
 Setting = Literal["paper", "small"]
+GivenSetting = Literal["auto", "paper", "small"]
 _FRAMES = 10  # of a video, section 4.1
 _PARTS = ("trainval", "test")  # of VOC 2007
 _CLASS_ACCURACY = "mean over classes"  # Table 3's, by the code that the paper names
@@ -55,6 +56,13 @@ class Data:
     proposals: Path | None = None
     """Folder with voc_2007_trainval.mat and voc_2007_test.mat, as released with Fast R-CNN; by default windows that are
     made from edges."""
+
+
+def resolve_setting(given: GivenSetting, trunk: Trunk) -> Setting:
+    """Return the sizes of the protocols; "auto" are the paper's for CaffeNet only."""
+    if given != "auto":
+        return given
+    return "paper" if trunk.name == "caffenet" else "small"
 
 
 @dataclass(frozen=True)

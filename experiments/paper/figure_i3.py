@@ -12,14 +12,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import numpy as np
 import tyro
 
 from experiments.common.files import write_picture
 from experiments.common.options import require_at_least
-from experiments.common.protocols import Data, Job, Setting, some_squares
+from experiments.common.protocols import Data, GivenSetting, Job, resolve_setting, some_squares
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from experiments.paper.figure_3 import one_of_each_first
@@ -41,7 +41,7 @@ class Config:
     """VOCdevkit/VOC2007 or a folder above it."""
     count: int = 5
     """Images."""
-    setting: Literal["auto", "paper", "small"] = "auto"
+    setting: GivenSetting = "auto"
     """Sizes of the fine-tuning: the paper's, or for two CPU cores; "auto" is the paper's for CaffeNet only."""
     share: float = 1.0
     """Share of its iterations, in (0, 1]: to try it out."""
@@ -80,9 +80,7 @@ def main(config: Config) -> dict[str, list[np.ndarray]]:
     for source in sources:
         trunk = source.load(config.seed)
         print(f"{source.name}: {trunk.describe()}", flush=True)
-        setting: Setting = (
-            ("paper" if trunk.name == "caffenet" else "small") if config.setting == "auto" else config.setting
-        )
+        setting = resolve_setting(config.setting, trunk)
         job = Job(trunk, Data(), setting, config.seed, resolve_device(config.device), config.share, source.is_untrained)
         options: ClassificationOptions = job.options(ClassificationOptions)
         prepared = job.prepared(functools.partial(some_squares, records[0], trunk.input_size))

@@ -17,27 +17,25 @@ again at any time. Writes `runs/evaluation.json`, `.csv` and `.md`, a table for 
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 import tyro
 
+from experiments.common.evaluations import as_table, evaluate, in_columns
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
 from experiments.common.processes import make_executor
-from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, Job, resolve_setting
+from experiments.common.protocols import PROTOCOLS, Data, GivenSetting
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
-from experiments.common.sources import Source, find_sources
+from experiments.common.sources import find_sources
 from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import sweep
-from permenv import ConfigurationError, DataError
+from permenv import ConfigurationError
 from permenv.device import resolve_device
 
 
@@ -142,43 +140,6 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
-def evaluate(
-    protocol: str,
-    source: Source,
-    data: Data,
-    setting: GivenSetting,
-    statistics: str,
-    share: float,
-    seed: int,
-    device: str,
-) -> dict[str, Any]:
-    """Evaluate one source by one protocol.
-
-    Returns:
-        "figures" by name, and "seconds".
-
-    Raises:
-        ConfigurationError: If the protocol does not allow the trunk.
-        DataError: If data cannot be used.
-    """
-    start, trunk = time.perf_counter(), source.load(seed)
-    measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
-    try:
-        figures = PROTOCOLS[protocol].run(
-            Job(trunk, data, resolve_setting(setting, trunk), seed, torch.device(device), share, measure)
-        )
-    except (ConfigurationError, DataError):
-        raise
-    except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
-        raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
-    return {"figures": figures, "seconds": time.perf_counter() - start}
-
-
-def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return the figures and the seconds of the repetitions of an evaluation."""
-    return {name: [each[name] for each in results] for name in ("figures", "seconds")}
-
-
 def _protocols(config: Config) -> list[str]:
     """The protocols to run.
 
@@ -204,40 +165,6 @@ def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             columns = mean_of(values).as_columns("value")
             names = {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values)}
             yield {**names, **columns, "seconds": sum(row["seconds"]) / len(values)}
-
-
-def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of a protocol.
-
-    Args:
-        protocol: Its name.
-        rows: "source", and "figures" and "seconds" of each repetition, of one or more sources.
-    """
-    about = PROTOCOLS[protocol]
-    columns = list(rows[0]["figures"][0])
-    repetitions = f", mean [{OF_MEANS}]" if len(rows[0]["figures"]) > 1 else ""
-    lines = [
-        f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
-        "",
-        "| | " + " | ".join(columns) + " | seconds |",
-        "|---" * (2 + len(columns)) + "|",
-    ]
-    for row in rows:
-        shown = [_in_percent([each[column] for each in row["figures"]]) for column in columns]
-        seconds = sum(row["seconds"]) / len(row["seconds"])
-        lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
-    for name, figures in about.paper.items():
-        shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
-        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " | |")
-    return "\n".join(lines)
-
-
-def _in_percent(values: Sequence[float]) -> str:
-    if any(math.isnan(value) for value in values):
-        return "not finite"
-    found = mean_of(values)
-    interval = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if len(values) > 1 else ""
-    return f"{100 * found.value:.1f}{interval}"
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from experiments.common import evaluation
-from experiments.common.evaluation import Queries
 from experiments.common.loggers import Logger, make_loggers
 from experiments.common.machine import keep_freed_memory
 from experiments.common.options import JobOptions
+from experiments.common.queries import Queries, find_queries, top1
 from experiments.common.recorder import Recorder
 from experiments.common.run_folder import open_folder
 from permenv import CheckpointError, PermShuffleEnv, VideoClips, distributed
@@ -62,7 +61,7 @@ def begin(run: Recorder, options: JobOptions) -> dict[str, Queries]:
         ConfigurationError, CheckpointError, DataError: With the remedy; nothing is written.
     """
     run.reset(seed=options.seed, options=options.reset_options)
-    queries = evaluation.find_queries(options, run.base_env)
+    queries = find_queries(options, run.base_env)
     fingerprints = {task: each.fingerprint for task, each in queries.items()}
     for task, before in run.notes.setdefault("queries", fingerprints).items():
         if fingerprints[task] != before:
@@ -71,7 +70,7 @@ def begin(run: Recorder, options: JobOptions) -> dict[str, Queries]:
                 f"({task}): name those with --images, --eval-images or --videos, or start another run with --out"
             )
     if "top1_untrained" not in run.notes:  # a resumed run has it in its checkpoint
-        run.notes["top1_untrained"] = evaluation.top1(run.base_env, queries, untrained=options.trunk_from is None)
+        run.notes["top1_untrained"] = top1(run.base_env, queries, untrained=options.trunk_from is None)
     return queries
 
 
@@ -83,7 +82,7 @@ def finish(run: Recorder, options: JobOptions, queries: dict[str, Queries]) -> d
     """
     run.checkpoint()
     summary = run.summary()
-    trained = evaluation.top1(run.base_env, queries)
+    trained = top1(run.base_env, queries)
     for task, figures in summary["tasks"].items():
         figures["top1_untrained"] = run.notes["top1_untrained"][task]
         figures["top1_trained"] = trained[task]

@@ -163,6 +163,14 @@ def clips_of_split_1(data: Data, side: int) -> tuple[VideoClips, VideoClips]:
     )
 
 
+SETS: Mapping[str, Callable[[Data, int], tuple[StillImages | VideoClips, StillImages | VideoClips]]] = {
+    "images": class_folders,
+    "objects": objects,
+    "frames": clips_of_split_1,
+}
+"""By name, what makes the images or clips that are searched, and the queries."""
+
+
 def _retrieve(
     load: Callable[[Data, int], tuple[StillImages | VideoClips, StillImages | VideoClips]], job: Job
 ) -> dict[str, float]:

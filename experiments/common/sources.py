@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from experiments.common.content import digest_of_file, require_content
+from experiments.common.files import write_with
 from experiments.common.run_folder import CHECKPOINT
-from permenv import CheckpointError, ConfigurationError
+from permenv import CheckpointError, Config, ConfigurationError
 from permenv.transfer.trunks import Trunk, load_trunk
 
 _RANDOM, _TIMM = "random", "timm/"
@@ -75,6 +78,24 @@ def find_sources(given: Sequence[str], backbone: str | None) -> list[Source]:
         raise ConfigurationError(f"several sources are called {min(twice)!r}: give the files or folders other names")
     initial = backbone or next(iter(trunks), None)
     return [dataclasses.replace(each, backbone=initial) if each.given == _RANDOM else each for each in found]
+
+
+def source_of(path: Path | None, numbers: Config) -> Source:
+    """Return a network's weights, or untrained ones, as a source; `numbers` names the backbone."""
+    assert isinstance(numbers.backbone, str), "a preset's"
+    (source,) = find_sources(("random" if path is None else str(path),), numbers.backbone)
+    return source
+
+
+def weights_of(runs: Path, network: str, seed: int) -> Path:
+    """Return where the weights of a network's trunk are."""
+    return runs / f"{network}-seed{seed}.pt"
+
+
+def write_trunk(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Write the weights of a trunk, atomically."""
+    saved = {name: value.cpu().contiguous() for name, value in weights.items()}
+    write_with(path, lambda file: torch.save(saved, file))
 
 
 def _load(path: Path, backbone: str | None) -> tuple[str | None, Trunk]:

@@ -20,6 +20,7 @@ from experiments.common.options import require_at_least
 from experiments.common.protocols import some_of
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
+from experiments.paper.shared import one_of_each_first
 from permenv import ConfigurationError
 from permenv.data.voc import voc_images
 from permenv.transfer.pictures import neighbour_figure
@@ -82,22 +83,6 @@ def main(config: Config) -> dict[str, np.ndarray]:
     write_picture(config.out, neighbour_figure(queries, rows, database, found))
     print(f"written to {config.out}")
     return found
-
-
-def one_of_each_first(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Shuffle rows so that one of each class comes before a second one of any.
-
-    Args:
-        labels: (N,) classes.
-        seed: Of the draw.
-
-    Returns:
-        (N,) int, the rows.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    shuffled = labels[order]
-    repetition = np.array([(shuffled[:place] == own).sum() for place, own in enumerate(shuffled)], dtype=np.int64)
-    return order[np.argsort(repetition, kind="stable")]
 
 
 if __name__ == "__main__":

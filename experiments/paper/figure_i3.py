@@ -22,7 +22,7 @@ from experiments.common.options import require_at_least
 from experiments.common.protocols import Data, GivenSetting, Job, resolve_setting, some_squares
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
-from experiments.paper.figure_3 import one_of_each_first
+from experiments.paper.shared import one_of_each_first
 from permenv import ConfigurationError
 from permenv.data.voc import VOC_CLASSES, voc_images
 from permenv.device import resolve_device

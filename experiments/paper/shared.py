@@ -121,3 +121,19 @@ def at_checkpoints(run: Pretraining, iterations: Sequence[int]) -> Iterator[int]
             if run.diverged:
                 raise RuntimeError(f"seed {run.seed} diverged at iteration {run.iteration}: nothing to measure")
         yield moment
+
+
+def one_of_each_first(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Shuffle rows so that one of each class comes before a second one of any.
+
+    Args:
+        labels: (N,) classes.
+        seed: Of the draw.
+
+    Returns:
+        (N,) int, the rows.
+    """
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = labels[order]
+    repetition = np.array([(shuffled[:place] == own).sum() for place, own in enumerate(shuffled)], dtype=np.int64)
+    return order[np.argsort(repetition, kind="stable")]

@@ -38,16 +38,15 @@ import numpy as np
 import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, require_at_least, require_known
-from experiments.common.protocols import PROTOCOLS, Data, some_of
+from experiments.common.protocols import PROTOCOLS, SETS, Data, some_of
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.sources import Source
+from experiments.common.sources import Source, source_of, weights_of, write_trunk
 from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import executor_of, sweep
 from experiments.paper.shared import moments_of
 from experiments.studies import features
-from experiments.studies.conditions import SETS
 from permenv import ConfigurationError
 from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
@@ -136,7 +135,7 @@ def main(config: Config) -> dict[str, Any]:
     with executor_of(config) as executor:
         trained = sweep(train, dict(_jobs(config)), executor=executor, folder=config.runs / "networks")
         weights = {name: config.runs / f"{name}.pt" for name in names}
-        of_labels = {f"{LINES[1]}-seed{seed}": features.weights_of(config.runs, LINES[1], seed) for seed in seeds}
+        of_labels = {f"{LINES[1]}-seed{seed}": weights_of(config.runs, LINES[1], seed) for seed in seeds}
         sweep(
             features.train,
             {
@@ -150,7 +149,7 @@ def main(config: Config) -> dict[str, Any]:
             top1_of_source,
             {
                 f"{line}-seed{seed}": {
-                    "source": features.source_of(of_labels.get(f"{line}-seed{seed}"), config.env),
+                    "source": source_of(of_labels.get(f"{line}-seed{seed}"), config.env),
                     "data": config.folders,
                     "search": config.search,
                     "seed": seed,
@@ -209,7 +208,7 @@ def train(
         environments: Of each of its tasks.
         moments: Updates, of all tasks together, after which to look; ascending.
         data: Where neighbours are searched.
-        search: A key of `experiments.studies.conditions.SETS`.
+        search: A key of `experiments.common.protocols.SETS`.
         seed: Of the run.
         path: Where the weights are written.
 
@@ -236,9 +235,9 @@ def train(
                     raise RuntimeError(f"seed {seed} diverged: lower the learning rate")
                 update, observation = moment, last.observation_next
                 spent = _spent(base_env.run.iteration, len(base_env.records), len(base_env.tasks), network)
-                features.write_trunk(path, base_env.run.trainer.eval_network.trunk.state_dict())
+                write_trunk(path, base_env.run.trainer.eval_network.trunk.state_dict())
                 if done + moment in moments:
-                    source = features.source_of(path, options.env)
+                    source = source_of(path, options.env)
                     top1 = top1_of_source(source, data, search, seed, str(base_env.device))
                     curve.append((*np.add(before, spent).tolist(), top1))
             before, done = tuple(np.add(before, spent).tolist()), done + part

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,10 @@ import torch
 from torch import nn
 
 from experiments.common.options import require_known
-from experiments.common.protocols import Data, class_folders, clips_of_split_1, objects, some_of
+from experiments.common.protocols import SETS, Data, some_of
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.sources import Source
+from experiments.common.sources import Source, source_of, weights_of
 from experiments.common.statistics import OF_MEANS, mean_of
 from experiments.common.sweep import executor_of, sweep
 from experiments.studies import features
@@ -39,11 +38,6 @@ from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
 from permenv.transfer.trunks import with_measured_statistics
 
-SETS: Mapping[str, Callable[[Data, int], tuple[StillImages | VideoClips, StillImages | VideoClips]]] = {
-    "images": class_folders,
-    "objects": objects,
-    "frames": clips_of_split_1,
-}
 CONDITIONS = ("as evaluated", "measured statistics", "grey", "half size", "twice the size", "half the stride")
 _SIZES = {"half size": 0.5, "twice the size": 2.0}
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
@@ -72,7 +66,7 @@ def main(config: Config) -> dict[str, Any]:
     assert config.runs is not None, "it has a default"
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     sources = {
-        (network, seed): features.source_of(_weights(config.runs, network, seed), config.env)
+        (network, seed): source_of(_weights(config.runs, network, seed), config.env)
         for network in config.networks
         for seed in seeds
     }
@@ -148,7 +142,7 @@ def at_half_the_stride(module: nn.Module) -> nn.Module:
 def _weights(runs: Path, network: str, seed: int) -> Path | None:
     if network == features.UNTRAINED:
         return None
-    path = features.weights_of(runs, network, seed)
+    path = weights_of(runs, network, seed)
     if not path.is_file():
         raise ConfigurationError(f"there is no {path}: run experiments/studies/features.py first, with the same --runs")
     return path

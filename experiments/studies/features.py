@@ -26,17 +26,16 @@ import torch
 
 import agents
 from agents.rollout import rollout
-from experiments.common.files import with_ending, write_json, write_text, write_with
+from experiments.common.evaluations import as_table, evaluate, in_columns
+from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, SweepOptions, require_known
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
-from experiments.common.sources import Source, find_sources
+from experiments.common.sources import source_of, weights_of, write_trunk
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import executor_of, sweep
-from experiments.evaluate import as_table, evaluate, in_columns
-from permenv import Config as Numbers
 from permenv import image_folder
 from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule
@@ -118,9 +117,7 @@ def main(config: Config) -> dict[str, Any]:
     assert config.runs is not None, "it has a default"
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     trained = [network for network in config.networks if network != UNTRAINED]
-    weights = {
-        f"{network}-seed{seed}": config.runs / f"{network}-seed{seed}.pt" for network in trained for seed in seeds
-    }
+    weights = {f"{network}-seed{seed}": weights_of(config.runs, network, seed) for network in trained for seed in seeds}
     with executor_of(config) as executor:
         learned = sweep(
             train,
@@ -194,11 +191,6 @@ def evaluate_all(config: Config, weights: Mapping[str, Path], executor: Executor
     ]
 
 
-def weights_of(runs: Path, network: str, seed: int) -> Path:
-    """Return where the weights of a network's trunk are."""
-    return runs / f"{network}-seed{seed}.pt"
-
-
 def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str, float]:
     """Train one network, and write the weights of its trunk.
 
@@ -218,12 +210,6 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
     return {**figures, "seconds": time.perf_counter() - start}
 
 
-def write_trunk(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Write the weights of a trunk, atomically."""
-    saved = {name: value.cpu().contiguous() for name, value in weights.items()}
-    write_with(path, lambda file: torch.save(saved, file))
-
-
 def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     """As many iterations of as many images, cut out of larger ones as frames are."""
     numbers, device = options.env, resolve_device(options.device)
@@ -235,13 +221,6 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     schedule = Schedule(iterations, numbers.learning_rate, -(-2 * iterations // 3))
     chosen = SupervisedOptions(batch=numbers.batch_size, hidden=numbers.fc7, schedule=schedule)
     return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()
-
-
-def source_of(path: Path | None, numbers: Numbers) -> Source:
-    """A network's weights, or untrained ones."""
-    assert isinstance(numbers.backbone, str), "a preset's"
-    (source,) = find_sources(("random" if path is None else str(path),), numbers.backbone)
-    return source
 
 
 def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments.paper import figure_3, figure_i3, figures_i1_i2
+from experiments.paper import figure_3, figure_i3, figures_i1_i2, shared
 from permenv import ConfigurationError
 from permenv.transfer.trunks import load_trunk
 from tests.experiments import releases
@@ -38,7 +38,7 @@ def test_figure_3_draws_the_neighbours_of_each_network(voc, tmp_path):
 
 def test_one_of_each_class_comes_before_a_second_one_of_any():
     labels = np.array([0, 0, 0, 0, 2, 2, 1])
-    order = figure_3.one_of_each_first(labels, seed=4)
+    order = shared.one_of_each_first(labels, seed=4)
     assert sorted(order) == list(range(7))
     assert set(labels[order[:3]]) == {0, 1, 2}
     assert set(labels[order[3:5]]) == {0, 2}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from experiments import reinforce
-from experiments.common.evaluation import find_queries, top1
 from experiments.common.options import JobOptions
 from experiments.common.protocols import some_of
+from experiments.common.queries import find_queries, top1
 from permenv import CheckpointError, DataError
 from permenv.transfer.trunks import measure_statistics
 from tests.experiments.helpers import job, metrics, write_photos

@@ -1,0 +1,86 @@
+"""One evaluation of a trunk by a protocol, and the table of several."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, Job, resolve_setting
+from experiments.common.sources import Source
+from experiments.common.statistics import OF_MEANS, mean_of
+from permenv import ConfigurationError, DataError
+
+
+def evaluate(
+    protocol: str,
+    source: Source,
+    data: Data,
+    setting: GivenSetting,
+    statistics: str,
+    share: float,
+    seed: int,
+    device: str,
+) -> dict[str, Any]:
+    """Evaluate one source by one protocol.
+
+    Returns:
+        "figures" by name, and "seconds".
+
+    Raises:
+        ConfigurationError: If the protocol does not allow the trunk.
+        DataError: If data cannot be used.
+    """
+    start, trunk = time.perf_counter(), source.load(seed)
+    measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
+    try:
+        figures = PROTOCOLS[protocol].run(
+            Job(trunk, data, resolve_setting(setting, trunk), seed, torch.device(device), share, measure)
+        )
+    except (ConfigurationError, DataError):
+        raise
+    except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
+        raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
+    return {"figures": figures, "seconds": time.perf_counter() - start}
+
+
+def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Return the figures and the seconds of the repetitions of an evaluation."""
+    return {name: [each[name] for each in results] for name in ("figures", "seconds")}
+
+
+def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Return the Markdown table of a protocol.
+
+    Args:
+        protocol: Its name.
+        rows: "source", and "figures" and "seconds" of each repetition, of one or more sources.
+    """
+    about = PROTOCOLS[protocol]
+    columns = list(rows[0]["figures"][0])
+    repetitions = f", mean [{OF_MEANS}]" if len(rows[0]["figures"]) > 1 else ""
+    lines = [
+        f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
+        "",
+        "| | " + " | ".join(columns) + " | seconds |",
+        "|---" * (2 + len(columns)) + "|",
+    ]
+    for row in rows:
+        shown = [_in_percent([each[column] for each in row["figures"]]) for column in columns]
+        seconds = sum(row["seconds"]) / len(row["seconds"])
+        lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
+    for name, figures in about.paper.items():
+        shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
+        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " | |")
+    return "\n".join(lines)
+
+
+def _in_percent(values: Sequence[float]) -> str:
+    if any(math.isnan(value) for value in values):
+        return "not finite"
+    found = mean_of(values)
+    interval = f" [{100 * found.low:.1f}, {100 * found.high:.1f}]" if len(values) > 1 else ""
+    return f"{100 * found.value:.1f}{interval}"

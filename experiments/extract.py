@@ -8,27 +8,36 @@ initial weights, or "timm/NAME". Of each image the centre square is resized to w
 map pool5 is the feature, as in the nearest-neighbour search (`permenv.transfer.retrieval.pool_features`). Files that
 cannot be read, and copies of others, are left out and named.
 
-Writes OUT.npy, (N, features) float32, which has to fit into memory, and OUT.json with the source and "files", the path
-of each row's file within the folder.
+The batch statistics of an untrained trunk are measured on the images first, as everywhere here.
+
+Writes OUT.npy, (N, features) float32, row by row, and OUT.json with the source and "files", the path of each row's file
+within the folder.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from torch import nn
 
-from experiments.common.files import require_writable, write_json, write_with
+from experiments.common.files import as_json, require_writable, with_ending, write_json
+from experiments.common.protocols import some_of
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
-from permenv import ConfigurationError, image_folder
+from permenv import ConfigurationError, StillImages, image_folder
 from permenv.data.files import summary
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
+from permenv.progress import progress_bar
 from permenv.transfer.retrieval import pool_features
+from permenv.transfer.trunks import with_measured_statistics
+
+_PART = 1024  # images whose features are in memory at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +55,7 @@ class Config:
     device: str = "auto"
     """auto, cpu or cuda."""
     out: Path = Path("features")
-    """Where to write the .npy and .json."""
+    """Where to write the .npy and .json; without an ending."""
 
 
 def main(config: Config) -> tuple[Path, Path]:
@@ -61,25 +70,54 @@ def main(config: Config) -> tuple[Path, Path]:
             already.
         DataError: If the folder has no readable image.
     """
-    files = config.out.with_name(f"{config.out.name}.npy"), config.out.with_name(f"{config.out.name}.json")
-    for file in files:
-        if file.exists():
-            raise ConfigurationError(f"{file} exists already: name other files with --out, or remove it")
-    require_writable(config.out.parent, "--out")
+    if not config.out.name:
+        raise ConfigurationError(f"--out {config.out}: names a folder; name the files, without an ending")
+    rows, about = (with_ending(config.out, ending) for ending in (".npy", ".json"))
+    require_writable(rows.parent, "--out")
     device = resolve_device(config.device)
     (source,) = find_sources((config.source,), config.backbone)
     trunk = source.load(config.seed)
     images = image_folder(config.images, trunk.input_size)
-    names = file_names(config.images, images)
-    features = pool_features(trunk.module.to(device), images, np.arange(len(images)), progress=True)
-    if not np.isfinite(features).all():
-        raise ConfigurationError(f"{config.source}: its features are not finite, its run diverged: use an earlier one")
-    write_with(files[0], lambda file: np.save(file, features))
-    write_json(files[1], {"source": config.source, "trunk": trunk.describe(), "files": names})
+    if source.is_untrained:
+        trunk = with_measured_statistics(trunk, some_of(images))
+    content = as_json({"source": config.source, "trunk": trunk.describe(), "files": file_names(images)})
+    # of a run that was killed between the two files there is the second one, as it would be written
+    if rows.exists() or (about.exists() and not _holds(about, content)):
+        existing = rows if rows.exists() else about
+        raise ConfigurationError(f"{existing} exists already: name other files with --out, or remove it")
+    rows.parent.mkdir(parents=True, exist_ok=True)
+    features = _write(rows.with_name(f".{rows.name}.part"), trunk.module.to(device), images, config.source)
+    write_json(about, content)
+    features.replace(rows)
+    width = np.load(rows, mmap_mode="r").shape[1]
     skipped = f"; left out: {len(images.skipped)}: {summary(images.skipped)}" if images.skipped else ""
-    print(f"{trunk.describe()}: {len(features)} images, {features.shape[1]} features each{skipped}.")
-    print(f"written to {files[0]} and {files[1]}")
-    return files
+    print(f"{trunk.describe()}: {len(images)} images, {width} features each{skipped}.")
+    print(f"written to {rows} and {about}")
+    return rows, about
+
+
+def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> Path:
+    """Write the features of all images, a part at a time."""
+    rows: np.ndarray | None = None
+    parts = np.array_split(np.arange(len(images)), -(-len(images) // _PART))
+    for part in progress_bar(parts, label="features", unit="part"):
+        features = pool_features(trunk, images, part)
+        if not np.isfinite(features).all():
+            raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
+        if rows is None:
+            shape = (len(images), features.shape[1])
+            rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        rows[part] = features
+    assert isinstance(rows, np.memmap), "there is an image at least"
+    rows.flush()
+    return path
+
+
+def _holds(path: Path, content: Any) -> bool:
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")) == content)
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":

@@ -77,6 +77,10 @@ def test_readme_is_read_in_a_minute_or_two():
 MESSAGES = re.findall(r"^`(.+)`\n:", (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def test_a_message_is_explained_once():
+    assert len(MESSAGES) == len(set(MESSAGES))
+
+
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_message_that_is_explained_is_one_of_ours(message):
     sources = [path for package in ("permenv", "agents", "experiments") for path in (ROOT / package).rglob("*.py")]

@@ -61,7 +61,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
     """
     clock = Clock(device)
     side = _SIDE[device.type]
-    # random: on a GPU products of constants are faster, by an eighth on an H200
+    # random: on a GPU products of constants may be faster
     matrix = torch.randn(side, side, dtype=dtype, generator=torch.Generator().manual_seed(0)).to(device)
     product = torch.empty_like(matrix)
     source = torch.ones(_COPIED[device.type] // 4, device=device)

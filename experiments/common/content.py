@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -9,38 +10,51 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from permenv import CheckpointError
+from permenv import CheckpointError, DataError
 from permenv.data.files import walk
 from permenv.data.splits import list_files
+from permenv.data.voc import find_release
 
 
 def contents_of(options: Any, digest: Callable[[Path, bool], str] | None = None) -> dict[str, str]:
     """Return a digest of every folder among options: it changes when a file is added, removed, renamed or edited.
 
     Args:
-        options: Nested dataclasses, mappings and sequences. A folder is a `Path`; to one that is called `videos` the
-            lists of official splits belong that lie beside it.
+        options: Nested dataclasses, mappings and sequences. A folder is a `Path`. To one that is called `videos` the
+            lists of official splits belong that lie beside it; of one that is called `voc` the release counts, which
+            may be a folder within it.
         digest: `digest_of_folder`, perhaps with a memory.
 
     Returns:
         By the dotted name of the option, the digest.
     """
-    return {
-        name: (digest or digest_of_folder)(path.expanduser(), name.rpartition(".")[2] == "videos")
-        for name, path in _paths(options)
-        if path.expanduser().is_dir()
-    }
+    found = {}
+    for name, given in _paths(options):
+        kind, path = name.rpartition(".")[2], Path(os.path.expanduser(given))  # noqa: PTH111 - raises nothing
+        if path.is_dir():
+            if kind.startswith("voc"):
+                with contextlib.suppress(DataError):  # whoever reads it says what is wrong
+                    path = find_release(path)
+            found[name] = (digest or digest_of_folder)(path, kind == "videos")
+    return found
 
 
-def digest_of_folder(folder: Path, with_lists: bool) -> str:
+def digest_of_folder(folder: Path, with_lists: bool, without: Path | None = None) -> str:
     """Return a digest of the path, size and time of modification of each file: nothing is read.
 
     Args:
         folder: The folder.
         with_lists: Whether lists of official splits beside the folder belong to it.
+        without: A folder that does not count, should it lie in this one.
     """
     root, digest = folder.resolve(), hashlib.blake2b(digest_size=16)
-    names = {f"{prefix}{name}" for prefix, files in walk(root) for name in files or ()}
+    outside = None if without is None else without.resolve()
+    names = {
+        f"{prefix}{name}"
+        for prefix, files in walk(root)
+        if outside is None or not (root / prefix).is_relative_to(outside)
+        for name in files or ()
+    }
     names |= {os.path.relpath(path, root) for path in list_files(root)} if with_lists else set()
     for name in sorted(names):
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-_ENDINGS = (".json", ".csv", ".md", ".png")
+_ENDINGS = (".json", ".csv", ".md", ".png", ".npy")
 
 
 def require_writable(folder: Path, option: str) -> None:

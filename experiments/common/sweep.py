@@ -94,7 +94,8 @@ def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], 
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
-        libraries, digest = versions(), functools.cache(digest_of_folder)  # jobs share folders
+        libraries = versions()
+        digest = functools.cache(functools.partial(digest_of_folder, without=folder))  # jobs share folders
         settings = {
             name: as_json({"arguments": given, "data": contents_of(given, digest), "versions": libraries})
             for name, given in jobs.items()

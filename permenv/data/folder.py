@@ -104,24 +104,16 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
     )
 
 
-def file_names(root: str | Path, images: StillImages) -> list[str]:
-    """List the files of a set of images.
-
-    Args:
-        root: The folder.
-        images: What `image_folder` made of it.
-
-    Returns:
-        (N,), the path of each image within the folder, with slashes.
+def file_names(images: StillImages) -> list[str]:
+    """List the files of what `image_folder` returned: (N,), the path of each image within the folder, with slashes.
 
     Raises:
-        DataError: If files have come or gone since.
+        DataError: If it is another set of images, or its pixels have been moved to a GPU.
     """
+    if not isinstance(images.pixels, KeptImages):
+        raise DataError(f"{images.name} is not what image_folder returned, so its images have no files")
     skipped = {name for name, _ in images.skipped}
-    names = [name for name in _image_files(data_folder(root, "image", _expected())) if name not in skipped]
-    if len(names) != len(images):
-        raise DataError(f"{root} has {len(names)} images now, {len(images)} when it was read; start again")
-    return names
+    return [name for name in images.pixels.files if name not in skipped]
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,11 @@ class KeptImages:
         return (len(self), self._store.source.size, self._store.source.size, 3)
 
     @property
+    def files(self) -> Sequence[str]:
+        """Names of the store's files, in the order of the images; also of those that hold none."""
+        return self._store.source.files
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the pixels."""
         return len(self) * self._store.source.size**2 * 3

@@ -7,10 +7,10 @@ import pytest
 
 from experiments import extract
 from experiments.common.options import parse
-from permenv import CheckpointError, ConfigurationError, DataError, StillImages
+from permenv import CheckpointError, ConfigurationError, DataError, StillImages, image_folder
 from permenv.data.folder import decode
 from permenv.transfer.retrieval import pool_features
-from permenv.transfer.trunks import load_trunk
+from permenv.transfer.trunks import load_trunk, with_measured_statistics
 from tests.experiments.helpers import write_photos
 from tests.helpers import small_run
 
@@ -60,6 +60,10 @@ def test_initial_weights_are_those_of_the_seed(photos, tmp_path):
     )
     np.testing.assert_array_equal(first, same)
     assert not np.array_equal(first, other)
+    trunk = load_trunk("random", backbone="two-convolutions", seed=0)
+    images = image_folder(photos, trunk.input_size)
+    measured = with_measured_statistics(trunk, np.asarray(images.pixels))
+    np.testing.assert_array_equal(first, pool_features(measured.module, images, np.arange(len(images))))
 
 
 def test_nothing_is_overwritten(photos, tmp_path):
@@ -67,6 +71,23 @@ def test_nothing_is_overwritten(photos, tmp_path):
     with pytest.raises(ConfigurationError, match=r"mine\.json exists already"):
         run("random", "--backbone", "two-convolutions", "--images", photos, "--out", tmp_path / "mine")
     assert not (tmp_path / "mine.npy").exists()
+    options = ("random", "--backbone", "two-convolutions", "--images", photos, "--out", tmp_path / "other.npy")
+    rows, _ = run(*options)
+    assert rows == tmp_path / "other.npy"
+    with pytest.raises(ConfigurationError, match=r"other\.npy exists already"):
+        run(*options)
+    with pytest.raises(ConfigurationError, match="names a folder"):
+        run(*options[:-1], ".")
+
+
+def test_what_was_killed_between_the_two_files_is_repeated(photos, tmp_path):
+    options = ("random", "--backbone", "two-convolutions", "--images", photos, "--out", tmp_path / "mine")
+    rows, about = run(*options)
+    before = rows.read_bytes(), about.read_bytes()
+    rows.unlink()
+    run(*options)
+    assert (rows.read_bytes(), about.read_bytes()) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "mine.npy", "mine.json"}
 
 
 def test_a_missing_source_or_folder_is_named(photos, tmp_path):

@@ -2,10 +2,11 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
-from experiments.common.content import contents_of
+from experiments.common.content import contents_of, digest_of_folder
 from experiments.common.options import EnvOptions
 from experiments.common.protocols import Data
 
@@ -65,3 +66,26 @@ def test_folders_are_found_wherever_options_name_them(root, monkeypatch):
     assert list(contents_of(options)) == ["data.voc", "environments.0.images"]
     assert contents_of({"voc": "~/videos"}) == {}  # a text is no folder
     assert contents_of({"voc": type(root)("~/videos")}) == contents_of({"voc": root})
+
+
+def test_of_voc_the_release_counts_and_not_what_lies_beside_it(tmp_path):
+    release = tmp_path / "VOCdevkit" / "VOC2007"
+    for name in ("JPEGImages", "ImageSets"):
+        (release / name).mkdir(parents=True)
+    before = contents_of({"voc": tmp_path})
+    assert contents_of({"voc": release}) == before
+    (tmp_path / "evaluation.json").touch()
+    assert contents_of({"voc": tmp_path}) == before
+    (release / "JPEGImages" / "a.jpg").touch()
+    assert contents_of({"voc": tmp_path}) != before
+
+
+def test_results_within_the_data_do_not_count(root):
+    before = digest_of_folder(root, True)
+    (root / "runs").mkdir()
+    (root / "runs" / "result.json").touch()
+    assert digest_of_folder(root, True, without=root / "runs") == before != digest_of_folder(root, True)
+
+
+def test_a_folder_of_an_unknown_user_is_left_to_whoever_reads_it():
+    assert contents_of({"images": Path("~no such user/photos")}) == {}

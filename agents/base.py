@@ -29,7 +29,8 @@ class Transition:
         action: The chosen group; joint task: (T,), one group per task.
         reward: r_t if the step ended an update, else 0; joint task: the mean over the tasks.
         observation_next: ŝ after the step.
-        terminated: Whether the run ended early because the network diverged.
+        terminated: Whether the run ended early because the network diverged, or under `permenv.wrappers.FiniteHorizon`
+            because all its updates are done.
         truncated: Whether the run ended because all its updates are done.
         info: At least "validated" (bool), whether the step ended with a validation, and "phase": "update" if the
             action belongs to an update and is credited with its reward, "free" if it belongs to the free iterations

@@ -193,8 +193,8 @@ def make_model(
     r"""Make a Stable-Baselines3 model for the environment, with hyperparameters that suit its rewards.
 
     The environment is wrapped inside: in `NormalizedReward`, unless it is already (its rewards are of the order of
-    0.01), and with a flattened observation. A wrapper of yours that changes the reward goes over a `NormalizedReward`,
-    or scales what it returns. The model learns after each update, in the middle of the Gymnasium episode.
+    0.01), and with a flattened observation. A wrapper of yours that changes the reward goes over a `NormalizedReward`
+    that you put into the stack. The model learns after each update, in the middle of the Gymnasium episode.
     Where an episode is truncated, the value of the last observation is bootstrapped; `permenv.wrappers.FiniteHorizon`
     makes its end a termination.
 

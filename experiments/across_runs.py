@@ -33,11 +33,10 @@ from tqdm import tqdm
 import permenv
 from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
-from experiments.common.content import contents_of
 from experiments.common.files import as_json
 from experiments.common.learned import LEARNERS, view
 from experiments.common.loggers import TensorBoardLogger
-from experiments.common.machine import machine
+from experiments.common.machine import machine, machines_of, note_machine
 from experiments.common.options import EnvOptions, Preset, require_at_least
 from experiments.common.processes import (
     end_with_parent,
@@ -46,9 +45,10 @@ from experiments.common.processes import (
 )
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
-from permenv import PermShuffleEnv
+from permenv import CheckpointError, PermShuffleEnv
 from permenv.device import resolve_device
 from permenv.wrappers import FiniteHorizon
+from permenv.wrappers.base import base_env_of
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
 _DEMONSTRATIONS = 500_000  # added to the seed of the first episode; those of the curriculum to imitate begin there
@@ -152,21 +152,27 @@ def main(config: Config) -> list[dict[str, float]]:
         ConfigurationError, DataError, CheckpointError, RunFolderError: With the remedy, before anything is trained.
     """
     settings = as_json(config)
-    if contents := contents_of(config.environment):
-        settings["data"] = contents
     with contextlib.closing(RunFolder(config.folder, config.resume, [TensorBoardLogger()])) as folder:
-        _make_view(config)  # reports what is wrong with the options or the data
+        env = _make_view(config)  # reports what is wrong with the options or the data
+        settings["data"] = {task: its.data.fingerprint for task, its in base_env_of(env).tasks.items()}
         saved = folder.read()
         if saved:
+            before = saved["job"]["settings"]
             # a replay buffer has a column for each environment
             may_change = ("episodes", "out", "resume", *(() if config.algorithm == "sac" else ("processes",)))
-            check_same_job(settings, may_change, saved["job"]["settings"], folder.path)
+            check_same_job(settings, (*may_change, "images", "videos", "data"), before, folder.path)
+            if before.get("data") != settings["data"]:
+                raise CheckpointError(
+                    f"the policy in {folder.path} was trained on other data: name the same ones with --images or "
+                    f"--videos, or train another policy with --out"
+                )
         folder.start(saved["job"]["rows"] if saved else [], settings)
-        folder.json(
-            "config",
-            {**settings, "machine": machine(resolve_device(config.device), threads=1 if config.processes else None)},
-        )
-        log = _Log(config, folder, settings)
+        machines = saved["job"].get("machines", []) if saved else []
+        now = machine(resolve_device(config.device), threads=1 if config.processes else None)
+        if not saved or len(folder.rows) * config.episodes_per_update < config.episodes:
+            note_machine(machines, now, len(folder.rows), folder.path)
+        folder.json("config", {**settings, **machines_of(machines)})
+        log = _Log(config, folder, {"settings": settings, "machines": machines})
         with log.bar:
             (_ours if config.algorithm in LEARNERS else _sb3)(config, log, saved)
     return folder.rows
@@ -179,8 +185,8 @@ class _Log:
         bar: Counts the episodes.
     """
 
-    def __init__(self, config: Config, folder: RunFolder, settings: dict[str, Any]):
-        self._folder, self._settings = folder, settings
+    def __init__(self, config: Config, folder: RunFolder, job: dict[str, Any]):
+        self._folder, self._job = folder, job
         self.bar = tqdm(total=config.episodes, initial=self.played, unit="run")
         self._start = time.perf_counter()
 
@@ -196,7 +202,7 @@ class _Log:
             state: "agent", the policy's state, and whatever the job needs to continue.
         """
         agent = state.pop("agent")
-        self._folder.save({}, agent, {"settings": self._settings, **state})
+        self._folder.save({}, agent, {**self._job, **state})
 
     def update(self, errors: list[tuple[float, float]], metrics: dict[str, float], state: dict[str, Any]) -> None:
         """Write what an update of the policy learned from, and the policy's state after it.

@@ -214,9 +214,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
                 generator.
             options: {"checkpoint": path} continues where `save(path)` was called. A seed decides then only what comes
                 from `np_random`: the seeds of later resets, and what views such as `MixtureAction` draw; without one
-                these continue as saved too. A run that was over is over again, unless `total_updates` is larger now:
-                it can be looked at, but `step` raises an error. {"trunk": path} begins a new run with the trunk of a
-                saved run.
+                these continue as saved too. A run that was over is over again, unless it has not diverged and
+                `total_updates` is larger now: it can be looked at, but `step` raises an error. {"trunk": path} begins a
+                new run with the trunk of a saved run.
 
         Returns:
             Observation and info.

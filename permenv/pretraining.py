@@ -440,8 +440,8 @@ class Pretraining:
     def _require_finite(self) -> None:
         if self.diverged:
             raise RuntimeError(
-                f"the run diverged at iteration {self.iteration}: lower learning_rate={self.config.learning_rate}, or "
-                f"load an earlier checkpoint"
+                f"the run diverged at iteration {self.diverged_at}: lower learning_rate={self.config.learning_rate}, "
+                f"or load an earlier checkpoint"
             )
 
     def _require_same_run(self) -> None:

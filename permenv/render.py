@@ -360,6 +360,7 @@ def _draw_errors(axis: Axes, task: str, panel: Panel, last_iteration: int) -> No
     chance = 1 - 1 / panel.predictions.probabilities.shape[1]
     axis.axhline(chance, color=_GREY, linewidth=1, linestyle="--")
     axis.text(last_iteration, chance - 0.015, "chance", color=_GREY, fontsize=8, ha="right", va="top")
+    # a divergence lies an iteration later than its baseline where a validation was not finite
     for place in range(1, len(points)):
         if panel.credited[place]:
             at, reached = points[place]

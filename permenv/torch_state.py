@@ -14,10 +14,10 @@ from torch.backends import _FP32Precision
 def default_torch_state() -> Iterator[None]:
     """Run a block, or a decorated function, in torch's default state; the caller's state is restored afterwards.
 
-    Inside, gradients are recorded, inference mode and autocast are off, new tensors are float32 on the CPU, and
-    float32 products are computed in float32 (no TF32, no bf16). On a GPU cuDNN measures which algorithms are fastest
-    (`torch.backends.cudnn.benchmark`). Some of this state belongs to the process and not to the thread, so runs in
-    several threads of a process must not be moved at the same time.
+    Inside, gradients are recorded, inference mode, autocast and the detection of anomalies are off, new tensors are
+    float32 on the CPU, and float32 products are computed in float32 (no TF32, no bf16). On a GPU cuDNN measures which
+    algorithms are fastest (`torch.backends.cudnn.benchmark`). Some of this state belongs to the process and not to the
+    thread, so runs in several threads of a process must not be moved at the same time.
 
     One setting of the caller's counts: after `torch.use_deterministic_algorithms(True)` cuDNN uses deterministic
     algorithms too, so that a run on a GPU repeats bit for bit. It is slower.
@@ -30,6 +30,7 @@ def default_torch_state() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autograd.set_detect_anomaly(False))
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
                 stack.enter_context(torch.autocast(device_type, enabled=False))

@@ -217,9 +217,9 @@ class Trainer:
         """Say what to do about a backbone that cannot be copied."""
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except (TypeError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "deepcopy" not in str(error):  # out of memory, for example
+                raise
             raise ConfigurationError(
                 f"backbone={self.config.as_dict()['backbone']!r}: copy.deepcopy cannot copy the network ({error}), as "
                 f"forks and averaged weights (ema_decay) need it; keep locks, open files and computed tensors out of "

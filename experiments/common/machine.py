@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import platform
 from importlib.metadata import version
@@ -11,6 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from experiments.common.loggers import flat
+
+log = logging.getLogger("permenv")
 
 _LIBRARIES = (
     "permenv",
@@ -43,6 +48,30 @@ def machine(device: torch.device, *, threads: int | None = None) -> dict[str, An
         "python": platform.python_version(),
         "versions": versions(),
     }
+
+
+def note_machine(machines: list[dict[str, Any]], now: dict[str, Any], update: int, job: Path) -> None:
+    """Add this machine to those of a job if it differs from the last one, and say so.
+
+    Args:
+        machines: Those of the job so far, each with the updates before it; changed in place.
+        now: This one, see `machine`.
+        update: Updates so far.
+        job: Its folder, for the warning.
+    """
+    if machines:
+        before, here = flat(machines[-1]["machine"]), flat(now)
+        changed = [name for name in here if here[name] != before.get(name)]
+        if not changed:
+            return
+        changes = "; ".join(f"{name} {here[name]}, before {before.get(name)}" for name in changed)
+        log.warning("%s goes on elsewhere, which may change its numbers: %s", job, changes)
+    machines.append({"update": update, "machine": now})
+
+
+def machines_of(machines: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a file says of them: where the job ran last, and everywhere."""
+    return {"machine": machines[-1]["machine"], "machines": machines}
 
 
 def versions() -> dict[str, str]:

@@ -121,6 +121,7 @@ class Protocol:
         table: Of the paper.
         needs: Names of fields of `Data`.
         run: Returns figures by name, shares in [0, 1].
+        figure: Which of them networks are compared by: that of the paper where it reports one.
         paper: The paper's figures in percent: by initialisation, by the name of the figure.
     """
 
@@ -128,6 +129,7 @@ class Protocol:
     table: str
     needs: tuple[str, ...]
     run: Callable[[Job], dict[str, float]]
+    figure: str
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def check(self, name: str, data: Data) -> None:
@@ -286,13 +288,18 @@ def _of_tops(*numbers: float) -> dict[str, float]:
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "retrieval-images": Protocol(
-        "nearest neighbours of images", "as Table 1", _CLASS_FOLDERS, functools.partial(_retrieve, class_folders)
+        "nearest neighbours of images",
+        "as Table 1",
+        _CLASS_FOLDERS,
+        functools.partial(_retrieve, class_folders),
+        "top 1",
     ),
     "retrieval-objects": Protocol(
         "nearest neighbours of objects",
         "Table 1, Pascal",
         ("voc",),
         functools.partial(_retrieve, objects),
+        "top 1",
         {
             _RANDOM: _of_tops(17.6, 61.6, 75.5, 85.5, 94.2),
             _JIGSAW: _of_tops(39.2, 71.6, 82.2, 89.5, 96.0),
@@ -305,6 +312,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 1, UCF-101",
         ("videos",),
         functools.partial(_retrieve, clips_of_split_1),
+        "top 1",
         {
             _RANDOM: _of_tops(18.8, 25.7, 30.0, 35.0, 43.3),
             _JIGSAW: _of_tops(19.7, 28.5, 33.5, 40.0, 49.4),
@@ -317,6 +325,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 2",
         _CLASS_FOLDERS,
         _probe_linearly,
+        "pool5",
         {_RANDOM: {"pool5": 14.1}, _JIGSAW: {"pool5": 27.1}, _OURS: {"pool5": 36.5}},
     ),
     "nonlinear": Protocol(
@@ -324,6 +333,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 2",
         _CLASS_FOLDERS,
         _probe_nonlinearly,
+        "pool5",
         {_RANDOM: {"pool5": 12.0}, _OPN: {"pool5": 29.6}, _JIGSAW: {"pool5": 34.6}, _OURS: {"pool5": 38.2}},
     ),
     "actions": Protocol(
@@ -331,6 +341,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 3",
         ("videos",),
         _recognise_actions,
+        _CLASS_ACCURACY,
         {
             f"{name}, {data}": {_CLASS_ACCURACY: figure}
             for data, figures in (("UCF-101", (47.8, 51.5, 56.3, 58.6)), ("HMDB-51", (16.3, 22.5, 22.1, 25.0)))
@@ -342,6 +353,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 4 i",
         ("voc",),
         _classify,
+        _SKLEARN,
         {name: {_SKLEARN: figure} for name, figure in ((_RANDOM, 53.3), (_OPN, 63.8), (_JIGSAW, 67.6), (_OURS, 74.2))},
     ),
     "detection": Protocol(
@@ -349,6 +361,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 4 ii",
         ("voc",),
         _detect,
+        "mAP, 11 points",
         {
             name: {"mAP, 11 points": figure}
             for name, figure in ((_RANDOM, 43.4), (_OPN, 46.9), (_JIGSAW, 53.2), (_OURS, 52.8))
@@ -359,6 +372,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Table 4 iii",
         ("voc",),
         _segment,
+        "mean IoU",
         {name: {"mean IoU": figure} for name, figure in ((_RANDOM, 19.8), (_JIGSAW, 37.6), (_OURS, 42.8))},
     ),
 }

@@ -19,7 +19,6 @@ The files are described in `experiments/common/run_folder.py`.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,13 +30,11 @@ import numpy as np
 from tqdm import tqdm
 
 from experiments.common.files import as_json
-from experiments.common.loggers import Logger, flat
-from experiments.common.machine import machine
+from experiments.common.loggers import Logger
+from experiments.common.machine import machine, machines_of, note_machine
 from experiments.common.run_folder import check_same_job, open_folder
 from permenv import PermShuffleEnv, StillImages, VideoClips
 from permenv.permutations import hamming_statistics
-
-log = logging.getLogger("permenv")
 
 
 class Recorder(gym.Wrapper[Any, Any, Any, Any]):
@@ -125,7 +122,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self._agent_state = agent_state
         self._job |= {"settings": self._settings, "notes": self.notes}
         self.over = self._info["diverged"] or self._info["update"] >= config.total_updates
-        self._note_machine()
+        self._machines = self._job.setdefault("machines", [])
+        if not self._machines or not self.over:  # a run that is over is trained nowhere else
+            note_machine(self._machines, machine(self.base_env.device), self._info["update"], self.folder.path)
         spent = self.base_env.run.seconds  # before the clock starts
         self._earlier = {name: self._job.get(name, 0.0) - spent[name] for name in ("validation", "grouping")}
         settings = {**self._settings, "env": as_json(config.as_dict())}
@@ -195,7 +194,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             "seconds_policy": times["policy"],
             "policy_cost": (times["validation"] + times["grouping"] + times["policy"]) / times["seconds"],
             "folder": str(self.folder.path),
-            **self._machines(),
+            **machines_of(self._machines),
             "ranks": run.ranks.size,
         }
 
@@ -287,26 +286,9 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
                 }
                 for name, task in base_env.tasks.items()
             },
-            **self._machines(),
+            **machines_of(self._machines),
         }
         self.folder.json("config", content)
-
-    def _note_machine(self) -> None:
-        """Add this machine to those of the run if it differs from the last one, and say so."""
-        machines, now = self._job.setdefault("machines", []), machine(self.base_env.device)
-        if machines:
-            before, here = flat(machines[-1]["machine"]), flat(now)
-            changed = [name for name in here if here[name] != before.get(name)]
-            if not changed or self.over:  # nothing more is trained
-                return
-            changes = "; ".join(f"{name} {here[name]}, before {before.get(name)}" for name in changed)
-            log.warning("%s goes on elsewhere, which may change its numbers: %s", self.folder.path, changes)
-        machines.append({"update": self._info["update"], "machine": now})
-
-    def _machines(self) -> dict[str, Any]:
-        """Return where the run was trained last, and everywhere, each with the updates before it."""
-        machines = self._job["machines"]
-        return {"machine": machines[-1]["machine"], "machines": machines}
 
 
 def _last_choices(base_env: PermShuffleEnv, terminated: bool) -> tuple[np.ndarray, np.ndarray]:

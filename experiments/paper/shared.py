@@ -119,7 +119,7 @@ def at_checkpoints(run: Pretraining, iterations: Sequence[int]) -> Iterator[int]
         while run.iteration < moment:
             run.iterate()
             if run.diverged:
-                raise RuntimeError(f"seed {run.seed} diverged at iteration {run.iteration}: nothing to measure")
+                raise RuntimeError(f"seed {run.seed} diverged at iteration {run.diverged_at}: nothing to measure")
         yield moment
 
 

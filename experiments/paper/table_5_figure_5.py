@@ -168,7 +168,7 @@ def main(config: Config) -> dict[str, Any]:
         AT_END: {network: [row[-1] for row in curve["top1"]] for network, curve in curves.items()},
         **{
             protocol: {
-                row["source"]: [next(iter(figures.values())) for figures in row["figures"]]
+                row["source"]: [figures[PROTOCOLS[protocol].figure] for figures in row["figures"]]
                 for row in rows
                 if row["protocol"] == protocol
             }

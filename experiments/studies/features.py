@@ -224,20 +224,15 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
 
 
 def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Compare each network's first figure of a protocol with that of the untrained network of the same seed."""
+    """Compare each network's figure of a protocol with that of the untrained network of the same seed."""
     untrained = {row["protocol"]: row["figures"] for row in rows if row["source"] == UNTRAINED}
     for row in rows:
         if row["source"] == UNTRAINED or row["protocol"] not in untrained:
             continue
-        figure = _main_figure(row["figures"][0])
+        figure = PROTOCOLS[row["protocol"]].figure
         pairs = zip(row["figures"], untrained[row["protocol"]], strict=True)
         more = mean_of([own[figure] - theirs[figure] for own, theirs in pairs])
         yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, **more.as_columns("gain")}
-
-
-def _main_figure(figures: Mapping[str, float]) -> str:
-    """The one that the paper compares: of the linear classifiers that on pool5, else the first."""
-    return "pool5" if "pool5" in figures else next(iter(figures))
 
 
 def _gains_in_words(report: dict[str, Any]) -> str:

@@ -381,7 +381,8 @@ def temporary_folder(cache: Path) -> Iterator[Path]:
             _remove_abandoned(cache)
             folder.mkdir()
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            stack.enter_context(locks.locked(folder / LOCK, _refuse))
+            # who looks for abandoned folders may hold it for an instant
+            stack.enter_context(locks.locked(folder / LOCK, lambda: None))
         yield folder
 
 

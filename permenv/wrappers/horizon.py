@@ -29,6 +29,7 @@ class FiniteHorizon(gym.Wrapper, RecordConstructorArgs):
         base_env_of(env)
 
     def step(self, action: object) -> Step:
-        """Take a step of the environment below; `truncated` is always False."""
+        """Take a step of the environment below; `truncated` is False unless another wrapper has cut the run."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return observation, reward, terminated or truncated, False, info
+        over = base_env_of(self).episode.is_over
+        return observation, reward, terminated or (truncated and over), truncated and not over, info

@@ -214,7 +214,8 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
         """Take a step of the environment below, with this view's reward."""
         observation, value, terminated, truncated, info = self.env.step(action)
         below = self._rewards_below() if info["validated"] or info["diverged"] else []
-        if value and value not in below[-1:]:
+        own = mean(info["task_rewards"])
+        if value != own or (value and value not in below[-1:]):
             raise ConfigurationError(
                 f"NormalizedReward: the reward below is {value}, that of the run {(below or [0.0])[-1]}: another "
                 f"wrapper has changed it; put that wrapper over NormalizedReward"

@@ -85,7 +85,7 @@ def test_it_is_not_continued_on_other_data(options, tmp_path):
     across_runs.main(options(**given, episodes=2))
     across_runs.main(options(**given, episodes=4, resume=True))
     (tmp_path / "images" / "class0" / "0.jpg").unlink()
-    with pytest.raises(CheckpointError, match="was started with data="):
+    with pytest.raises(CheckpointError, match="was trained on other data"):
         across_runs.main(options(**given, resume=True))
 
 

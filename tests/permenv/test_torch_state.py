@@ -63,6 +63,7 @@ CALLERS = {
     "mkldnn precision bf16": lambda: precision_of(torch.backends.mkldnn.matmul, "bf16"),
     "every precision tf32": lambda: precision_of(torch.backends, "tf32"),
     "old and new precision settings": old_and_new_precision,
+    "anomaly detection": lambda: torch.autograd.set_detect_anomaly(True),
     "other algorithms of cuDNN": other_algorithms_of_cudnn,
 }
 """By name, a context manager that changes the state of torch, as a caller might."""
@@ -96,6 +97,7 @@ def state_of_torch() -> dict[str, Any]:
         matmul = "set by fp32_precision"
     return {
         "grad": torch.is_grad_enabled(),
+        "anomaly": torch.is_anomaly_enabled(),
         "inference": torch.is_inference_mode_enabled(),
         "autocast": [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
         "autocast dtype": torch.get_autocast_dtype("cpu"),
@@ -127,6 +129,7 @@ def test_the_block_has_torchs_default_state_and_restores_the_callers(caller):
         with default_torch_state():
             assert torch.is_grad_enabled()
             assert not torch.is_inference_mode_enabled()
+            assert not torch.is_anomaly_enabled()
             assert not torch.is_autocast_enabled("cpu")
             assert torch.zeros(1).dtype == torch.float32
             assert torch.zeros(1).device.type == "cpu"

@@ -10,9 +10,18 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit, TransformReward
 
 from permenv import ConfigurationError, pretraining
-from permenv.wrappers import ActionBlock, CrossEntropyReward, ErrorReduction, MixtureAction, NormalizedReward, fork
+from permenv.wrappers import (
+    ActionBlock,
+    CrossEntropyReward,
+    ErrorReduction,
+    FiniteHorizon,
+    MixtureAction,
+    NormalizedReward,
+    fork,
+)
 from tests.helpers import assert_same, rollout
 from tests.permenv.wrappers.helpers import PARTS, actions_of, break_network, every_stack, every_task, is_rewarded, mean
 
@@ -241,6 +250,13 @@ def test_a_reward_that_another_wrapper_has_changed_is_not_normalised_by_that_of_
     env.reset(seed=1)
     with pytest.raises(ConfigurationError, match="put that wrapper over NormalizedReward"):
         rollout(env, actions_of(env, cycles=2))
+    clipped = make(
+        lambda env: NormalizedReward(TransformReward(CrossEntropyReward(env), lambda reward: max(reward, 0)))
+    )
+    clipped.reset(seed=1)
+    break_network(clipped)  # a divergence is never rewarded
+    with pytest.raises(ConfigurationError, match="the reward below is 0"):
+        rollout(clipped, actions_of(clipped, cycles=2))
     over = make(lambda env: Doubled(NormalizedReward(CrossEntropyReward(env))))
     over.reset(seed=1)
     assert any(step[1] for step in rollout(over, actions_of(over, cycles=2)))
@@ -252,6 +268,13 @@ def test_rewards_are_normalised_once(make):
 
 
 # FiniteHorizon
+
+
+def test_a_run_that_is_cut_by_another_wrapper_is_still_truncated(make):
+    env = make(lambda env: FiniteHorizon(TimeLimit(env, 3)))
+    env.reset(seed=0)
+    steps = rollout(env, actions_of(env, cycles=1)[:3])
+    assert steps[-1][2:4] == (False, True)
 
 
 @every_task

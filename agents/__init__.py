@@ -1,6 +1,6 @@
 """Agents that choose the permutations a network trains on, using only the Gymnasium API.
 
-- `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment.
+- `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment; or one of your own.
 - `options_of`: the keyword arguments that an agent has.
 - `rollout`: the loop that lets an agent act and learn in an environment (`rollout.py`).
 - `Agent`: the base class of all agents; `GroupAgent`: that of agents that choose groups; `Learner`: that of those that
@@ -27,6 +27,7 @@ A training run with one of them:
 """
 
 import difflib
+import importlib
 import inspect
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -76,17 +77,18 @@ __all__ = [
     "Ucb",
     "UniformGroups",
     "collect",
+    "kind_of",
     "make",
     "options_of",
     "rollout",
 ]
 
 
-def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> GroupAgent:
+def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Agent:
     """Build an agent by its name for an environment.
 
     Args:
-        name: A key of `AGENTS`.
+        name: A key of `AGENTS`, or "module:Class" for an agent of your own, see `kind_of`.
         env: The environment it will act in. Its spaces determine the shapes of the agent, its number of updates the
             pace of the curricula, and `Lookahead` forks it.
         seed: Determines what the agent draws, >= 0. It may be the seed of the environment: the seeds used inside are
@@ -99,7 +101,7 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Gro
     Raises:
         ValueError: If there is no agent of that name, or it does not support the environment or the options.
     """
-    kind = _kind(name)
+    kind = kind_of(name)
     # of the agent, and of the Reinforce that may be inside it
     outer, inner = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     spaces = env.observation_space, env.action_space
@@ -118,16 +120,36 @@ def options_of(name: str) -> dict[str, Any]:
     """Return the keyword arguments that an agent has besides `seed`, with their annotations.
 
     Args:
-        name: A key of `AGENTS`.
+        name: See `make`.
 
     Raises:
         ValueError: If there is no agent of that name.
     """
-    parameters = inspect.signature(_kind(name), eval_str=True).parameters.values()
+    parameters = inspect.signature(kind_of(name), eval_str=True).parameters.values()
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY and each.name != "seed"}
 
 
-def _kind(name: str) -> type[GroupAgent]:
+def kind_of(name: str) -> type[Agent]:
+    """Find the class of an agent.
+
+    Args:
+        name: A key of `AGENTS`; or "module:Class" for a subclass of `Agent` whose constructor takes the arguments of
+            `Agent`'s and perhaps more keywords, in a module that Python can import.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    module, colon, attribute = name.partition(":")
+    if colon:
+        try:
+            kind = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"There is no agent {name!r}: {error}. Name a module, whose folder is in PYTHONPATH, and a class in it."
+            ) from error
+        if not (isinstance(kind, type) and issubclass(kind, Agent)):
+            raise ValueError(f"There is no agent {name!r}: it is no subclass of agents.Agent.")
+        return kind
     if name not in AGENTS:
         close = difflib.get_close_matches(name, AGENTS)
         meant = f"did you mean {' or '.join(map(repr, close))}?" if close else f"choose one of {', '.join(AGENTS)}."

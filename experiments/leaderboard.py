@@ -25,7 +25,7 @@ from experiments.common.effect import Curves, accuracy_ratio, iterations_needed,
 from experiments.common.files import with_ending, write_json, write_picture, write_text
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import AGENTS, check_names, curriculum_options, play, play_learned
+from experiments.common.players import AGENTS, check_names, code_of, curriculum_options, play, play_learned
 from experiments.common.report import heading
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
@@ -66,7 +66,8 @@ class Config(SweepOptions):
 
     preset: Preset = "nano"
     agents: tuple[str, ...] = AGENTS
-    """The agents; random permutations, which the others are compared with, are always among them."""
+    """The agents; random permutations, which the others are compared with, are always among them. MODULE:CLASS is one
+    of your own."""
     policies: tuple[Path, ...] = ()
     """Run folders of `experiments/across_runs.py`, or copies of their checkpoints: each policy is compared as well,
     frozen, and so is its inverse."""
@@ -97,12 +98,15 @@ def main(config: Config) -> dict[str, Any]:
     players: dict[str, str | LearnedPolicy] = {name: name for name in (*config.agents, _REFERENCE)}
     policies = [LearnedPolicy.find(path, inverse=inverse) for path in config.policies for inverse in (False, True)]
     players |= by_name(policies, taken=AGENTS)
-    variants: dict[str, dict[str, Any]] = {name: {"player": player} for name, player in players.items()}
+    variants: dict[str, dict[str, Any]] = {
+        name: {"player": player, **(code_of(player) if isinstance(player, str) else {})}
+        for name, player in players.items()
+    }
     if config.curriculum is not None:
         options = curriculum_options(*config.curriculum, config.env.total_updates)
         variants[_curriculum_name(config)] = {"player": "easiest-first", "options": options}
     for name in config.cross_entropy:
-        variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True}
+        variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True, **code_of(name)}
     found = over_seeds(_run, variants, config)
     figures = _figures(found)
     report = {
@@ -138,8 +142,9 @@ def _run(
     environment: EnvOptions,
     options: Mapping[str, Any] = MappingProxyType({}),
     cross_entropy: bool = False,
+    code: str = "",
 ) -> dict[str, Any]:
-    """Let one agent, with its options, or one frozen policy act in one run."""
+    """Let one agent, with its options, or one frozen policy act in one run; `code` see `code_of`."""
     if isinstance(player, LearnedPolicy):
         return play_learned(player, environment.make(), seed=seed)
     env = environment.make()

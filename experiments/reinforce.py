@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
 import tyro
@@ -33,11 +33,6 @@ from experiments.common.run_folder import CHECKPOINT, RunFolder, open_folder, re
 from experiments.common.script import run_script
 from permenv import checkpoint, distributed
 
-if TYPE_CHECKING:
-    Policy = str
-else:
-    Policy = tyro.extras.literal_type_from_choices(AGENTS)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(JobOptions):
@@ -45,9 +40,10 @@ class Config(JobOptions):
 
     may_change: ClassVar = (*JobOptions.may_change, "compare_random")
 
-    policy: Policy = "reinforce"
+    policy: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(AGENTS)},MODULE:CLASS}}")] = "reinforce"
     """The agent (see `agents`): REINFORCE; uniformly random permutations or the inverse of a policy (appendix F); a
-    curriculum fixed in advance; a bandit; or the one-step lookahead, which tries candidates on copies of the run."""
+    curriculum fixed in advance; a bandit; the one-step lookahead, which tries candidates on copies of the run; or one
+    of your own, a subclass of `agents.Agent`."""
     policy_from: Path | None = None
     """Checkpoint of a run whose REINFORCE policy to start from; with `--policy inverse`, the trained policy to
     invert, where otherwise a policy is inverted that learns meanwhile."""
@@ -56,10 +52,22 @@ class Config(JobOptions):
     compare_random: bool = False
     """Train with random permutations too, from the same seed, into `out`/random, and compare."""
 
+    def __post_init__(self) -> None:
+        """Fill in `env`, and check the options.
+
+        Raises:
+            ConfigurationError: If an option is unknown or out of range, or there is no such policy.
+        """
+        super().__post_init__()
+        try:
+            agents.kind_of(self.policy)
+        except ValueError as error:
+            raise permenv.ConfigurationError(f"--policy {self.policy}: {error}") from error
+
     @property
     def algorithm_name(self) -> str:
         """The policy."""
-        return self.policy
+        return self.policy.replace(":", "-")
 
 
 def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:

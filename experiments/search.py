@@ -39,7 +39,7 @@ import tyro
 
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
-from experiments.common.players import Report, check_names, play
+from experiments.common.players import Report, check_names, code_of, play
 from experiments.common.pruning import Asha, pruned_sweep
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
@@ -61,7 +61,7 @@ class Config(SweepOptions):
 
     preset: Preset = "nano"
     agent: str = "reinforce"
-    """The agent."""
+    """The agent; MODULE:CLASS is one of your own."""
     vary: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """An option, agent.NAME or env.NAME, and its values. All combinations with the values of the others are run."""
     prune: bool = False
@@ -92,7 +92,10 @@ def main(config: Config) -> dict[str, Any]:
     settings = {setting.name: setting for setting in grid(config.vary, config.agent, config.environment)}
     seeds = tuple(range(config.first_seed, config.first_seed + config.seeds))
     jobs = {
-        _file(name): {"agent": config.agent, "setting": setting, "seeds": seeds, "environment": config.environment}
+        _file(name): {
+            **{"agent": config.agent, "setting": setting, "seeds": seeds, "environment": config.environment},
+            **code_of(config.agent),
+        }
         for name, setting in settings.items()
     }
     if config.prune:
@@ -125,15 +128,17 @@ def trial(
     seeds: Sequence[int],
     environment: EnvOptions,
     report: Report = lambda result: None,
+    code: str = "",
 ) -> dict[str, Any]:
     """Run all seeds of a setting side by side, update by update.
 
     Args:
-        agent: One of `players.AGENTS`.
+        agent: One of `players.AGENTS`, or of your own.
         setting: What differs from the agent's options and from `environment`.
         seeds: Each is a run.
         environment: What the runs are of.
         report: Called with the result so far after each update of all seeds.
+        code: See `players.code_of`.
 
     Returns:
         "errors", the mean of E over the seeds after each update; "by_seed", (seeds, updates), E, 1 from where a run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,26 +15,41 @@ from agents.base import in_update
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import require_known
-from permenv import PermShuffleEnv
+from permenv import ConfigurationError, PermShuffleEnv
 
-AGENTS = (*agents.AGENTS, "ppo", "a2c", "dqn")
+_SB3 = ("ppo", "a2c", "dqn")
+AGENTS = (*agents.AGENTS, *_SB3)
 
 Report = Callable[[dict[str, Any]], object]
 """Receives the figures of a run so far: "iterations", "errors" and "diverged", see `play`."""
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check that all agents exist.
+    """Check that all agents exist: those of `AGENTS`, and of your own, see `agents.kind_of`.
 
     Raises:
         ConfigurationError: If one does not.
     """
-    require_known("unknown agent", names, AGENTS)
+    own = [name for name in names if ":" in name]
+    for name in own:
+        try:
+            agents.kind_of(name)
+        except ValueError as error:
+            raise ConfigurationError(f"unknown agent {name!r}: {error}") from error
+    require_known("unknown agent", [name for name in names if name not in own], AGENTS)
+
+
+def code_of(name: str) -> dict[str, str]:
+    """Return a digest of the module of an agent of your own, on which its results depend, as an argument of a job."""
+    if ":" not in name:
+        return {}
+    source = inspect.getsource(inspect.getmodule(agents.kind_of(name)))  # type: ignore[arg-type]  # it has a module
+    return {"code": hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """Return the options of one of `AGENTS`, which `play` takes, with their annotations."""
-    if name in agents.AGENTS:
+    """Return the options of an agent, which `play` takes, with their annotations."""
+    if name not in _SB3:
         return agents.options_of(name)
     from agents import sb3  # slow to import
 
@@ -56,7 +73,7 @@ def check_options(name: str, env: gym.Env, **options: Any) -> None:
     Raises:
         ValueError, TypeError: If it does not support these options.
     """
-    if name in agents.AGENTS:
+    if name not in _SB3:
         agents.make(name, env, seed=0, **options)
     else:
         from agents import sb3  # slow to import
@@ -68,7 +85,7 @@ def play(name: str, env: gym.Env, *, seed: int, report: Report | None = None, **
     """Let an agent act and learn in one run, from its reset to its end.
 
     Args:
-        name: One of `AGENTS`.
+        name: One of `AGENTS`, or of your own, see `agents.make`.
         env: `PermShuffle-v0`, its actions unchanged, under any wrappers. Stable-Baselines3 resets it once more when the
             run is over.
         seed: Of the run, and of what the agent draws.
@@ -81,7 +98,7 @@ def play(name: str, env: gym.Env, *, seed: int, report: Report | None = None, **
     """
 
     def learn_and_act(watched: gym.Env) -> None:
-        if name in agents.AGENTS:
+        if name not in _SB3:
             rollout(watched, agents.make(name, watched, seed=seed, **options), seed=seed)
             return
         from agents import sb3  # slow to import

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agents import AGENTS, InversePolicy, RandomPolicy, Reinforce, make, options_of
+from agents import AGENTS, Agent, InversePolicy, RandomPolicy, Reinforce, make, options_of
 from tests.agents.helpers import SINGLE, Bandit, JointBandit, assert_equal_trees, run
 
 
@@ -67,3 +67,37 @@ def test_an_unknown_name_is_refused_with_similar_ones():
         make("uniforn", Bandit(), seed=0)
     with pytest.raises(ValueError, match="no agent 'zzz': choose one of random, uniform, fixed"):
         make("zzz", Bandit(), seed=0)
+
+
+class Alternating(Agent):
+    """An agent of a user: the first groups in turn."""
+
+    def __init__(self, observation_space, action_space, *, seed, first=0):
+        super().__init__(observation_space, action_space, seed=seed)
+        self.next = first
+
+    def act(self, observation):
+        self.next += 1
+        return np.int64(self.next % 2)
+
+
+def test_an_agent_of_ones_own_is_made_by_its_module_and_class():
+    env = Bandit()
+    observation, _ = env.reset(seed=0)
+    agent = make(f"{__name__}:Alternating", env, seed=0, first=1)
+    assert [agent.act(observation) for _ in range(3)] == [0, 1, 0]
+    assert options_of(f"{__name__}:Alternating").keys() == {"first"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no.such.module:Mine", "No module named 'no'.*PYTHONPATH"),
+        (f"{__name__}:Nothing", "has no attribute 'Nothing'"),
+        (f"{__name__}:np", "is no subclass of agents.Agent"),
+        (":Mine", "Empty module name"),
+    ],
+)
+def test_a_name_that_leads_to_no_agent_is_refused(name, message):
+    with pytest.raises(ValueError, match=f"There is no agent.*{message}"):
+        make(name, Bandit(), seed=0)

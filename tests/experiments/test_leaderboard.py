@@ -2,6 +2,7 @@
 
 import csv
 import json
+import linecache
 
 import pytest
 
@@ -52,6 +53,31 @@ def test_an_agent_can_learn_from_the_cross_entropy(options):
     assert {row["agent"] for row in report["agents"]} == {"random", "reinforce, cross-entropy"}
     with pytest.raises(ConfigurationError, match="unknown agent 'sarsa'"):
         leaderboard.main(options(cross_entropy=("sarsa",)))
+
+
+OWN = """
+import numpy as np
+import agents
+
+class Easiest(agents.Agent):
+    def act(self, observation):
+        return np.int64(np.flatnonzero(observation[:, 0])[{place}])
+"""
+
+
+def test_agents_of_ones_own_are_compared_and_results_of_another_version_are_not_used(options, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine.py").write_text(OWN.format(place=-1))
+    config = options(agents=("mine:Easiest",), seeds=1)
+    report = leaderboard.main(config)
+    assert {row["agent"] for row in report["agents"]} == {"random", "mine:Easiest"}
+    assert leaderboard.main(config) == report
+    (tmp_path / "mine.py").write_text(OWN.format(place=0))
+    linecache.clearcache()
+    with pytest.raises(RunFolderError, match="code"):
+        leaderboard.main(config)
+    with pytest.raises(ConfigurationError, match=r"unknown agent 'mine:Hardest'.*no attribute"):
+        leaderboard.main(options(agents=("mine:Hardest",)))
 
 
 def test_policies_of_the_same_name_or_that_of_an_agent_are_refused_before_anything_runs(options, tmp_path):

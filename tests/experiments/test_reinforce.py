@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from agents import AGENTS
+from agents import AGENTS, Agent
 from experiments import reinforce
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
@@ -118,6 +118,23 @@ def test_the_same_seed_gives_the_same_metrics(tmp_path):
     assert metrics(tmp_path / "a") == metrics(tmp_path / "b")
     reinforce.main(job(tmp_path / "c", seed=1))
     assert metrics(tmp_path / "a") != metrics(tmp_path / "c")
+
+
+class Last(Agent):
+    """A policy of a user: always the last group."""
+
+    def act(self, observation):
+        return np.int64(3)
+
+
+def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path):
+    options = {"policy": f"{__name__}:Last", "env": {"num_permutations": 24}}
+    reinforce.main(job(tmp_path / "run", updates=1, **options))
+    reinforce.main(job(tmp_path / "run", updates=2, resume=True, **options))
+    reinforce.main(job(tmp_path / "whole", updates=2, **options))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    with pytest.raises(ConfigurationError, match="--policy nonsense: There is no agent 'nonsense'"):
+        job(tmp_path / "other", policy="nonsense")
 
 
 def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):

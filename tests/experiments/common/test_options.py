@@ -126,7 +126,7 @@ def test_help_imports_nothing_slow(script):
 
 WITHOUT_A_PRESET = (
     *("main_runs", "benchmarks/store", "benchmarks/history"),
-    *("evaluate", "export", "figure_3", "figure_i3", "figures_i1", "paper/all"),
+    *("evaluate", "extract", "export", "figure_3", "figure_i3", "figures_i1", "paper/all"),
 )
 """The runs of the first have presets of their own; the next two have no network; the others take trained ones."""
 

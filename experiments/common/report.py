@@ -38,8 +38,9 @@ def with_sd(figure: Mapping[str, float], digits: int = 3) -> str:
 
 
 def publish(report: Mapping[str, Any], table: str, out: Path, picture: Figure | None = None) -> None:
-    """Write a report as JSON, its picture beside it, and print its table."""
+    """Write a report as JSON, its picture beside it, and print its table; `out` has an ending or none."""
     if picture is not None:
         write_picture(with_ending(out, ".png"), picture)
-    write_json(out, report)
-    print(f"{table}\n\nwritten to {out}")
+    file = with_ending(out, ".json")
+    write_json(file, report)
+    print(f"{table}\n\nwritten to {file}")

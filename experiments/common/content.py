@@ -11,13 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from permenv import CheckpointError, DataError
-from permenv.data.files import walk
-from permenv.data.splits import list_files
+from permenv.data.files import read_regular, walk
+from permenv.data.splits import MAX_BYTES, list_files
 from permenv.data.voc import find_release
+
+_TEXT = (".txt", ".xml")  # lists of clips and images, annotations of VOC
 
 
 def contents_of(options: Any, digest: Callable[[Path, bool], str] | None = None) -> dict[str, str]:
     """Return a digest of every folder among options: it changes when a file is added, removed, renamed or edited.
+
+    Times do not count, so data that are copied to another disk or machine stay the same data.
 
     Args:
         options: Nested dataclasses, mappings and sequences. A folder is a `Path`. To one that is called `videos` the
@@ -40,7 +44,10 @@ def contents_of(options: Any, digest: Callable[[Path, bool], str] | None = None)
 
 
 def digest_of_folder(folder: Path, with_lists: bool, without: Path | None = None) -> str:
-    """Return a digest of the path, size and time of modification of each file: nothing is read.
+    """Return a digest of the path and size of each file, and of the text of lists and annotations.
+
+    Images and videos, of which there may be a million, are not read: an edit that keeps the size of a compressed file
+    to the byte goes unnoticed. In a list it is likely, 1 for 0, and lists are short.
 
     Args:
         folder: The folder.
@@ -58,9 +65,11 @@ def digest_of_folder(folder: Path, with_lists: bool, without: Path | None = None
     names |= {os.path.relpath(path, root) for path in list_files(root)} if with_lists else set()
     for name in sorted(names):
         try:
-            status = (root / name).stat()
-            state = f"{status.st_size} {status.st_mtime_ns}"
-        except OSError:  # a link to nowhere
+            if name.endswith(_TEXT):
+                state = _digest(read_regular(root / name, MAX_BYTES))
+            else:
+                state = str((root / name).stat().st_size)
+        except OSError:  # a link to nowhere, or nothing that its reader would take
             state = ""
         digest.update(os.fsencode(name) + b"\0" + state.encode() + b"\0")
     return digest.hexdigest()
@@ -68,7 +77,7 @@ def digest_of_folder(folder: Path, with_lists: bool, without: Path | None = None
 
 def digest_of_file(path: Path) -> str:
     """Return a digest of a file's content."""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return _digest(path.read_bytes())
 
 
 def require_content(path: Path, digest: str) -> None:
@@ -81,6 +90,10 @@ def require_content(path: Path, digest: str) -> None:
         raise CheckpointError(
             f"{path} has changed meanwhile, as the checkpoint of a run that trains does: copy it, and name the copy"
         )
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _paths(options: Any, name: str = "") -> Iterator[tuple[str, Path]]:

@@ -12,6 +12,8 @@
 - parts: seconds of an iteration by part, and their share of the roofline, see `parts.py`.
 - start: seconds from the command to the end of the first iteration, see `start.py`.
 - scaling: images a second of 1, 2, ... ranks, see `scaling.py`.
+- compiled: seconds of a training iteration whose trunk went through `torch.compile`, on a GPU also with CUDA graphs,
+  against one as it is. No run uses either; this says whether it would pay.
 
 Runs train on noise, because what the pixels show changes no time; env and start train on the data of the options.
 Prints tables, and writes the figures with the machine's description as JSON.
@@ -21,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +35,7 @@ from torch import Tensor
 
 from experiments.benchmarks import parts, scaling, start
 from experiments.benchmarks.noise import new_run, tasks_of_noise
-from experiments.benchmarks.timing import AT_ONCE, medians_in_turn, repeated
+from experiments.benchmarks.timing import AT_ONCE, medians_in_turn, repeated, wait_for
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
@@ -45,7 +48,7 @@ from permenv.torch_state import default_torch_state
 from permenv.validation import Validation, validate
 from permenv.wrappers.base import base_env_of
 
-Measured = Literal["parts", "step", "joint", "validation", "env", "start", "scaling"]
+Measured = Literal["parts", "step", "joint", "validation", "env", "start", "scaling", "compiled"]
 
 _CLASSIFIER_SCALE = 200  # an untrained network predicts all alike, and two methods could not differ
 
@@ -59,7 +62,7 @@ class Config(EnvOptions):
     naive_pairs: int = 384
     """Pairs of permutation and sample that the naive validation is timed on; the rest is extrapolated."""
     repeats: int = 5
-    """Timed repetitions of validation, step, joint, parts, start and scaling; the median counts."""
+    """Timed repetitions of all but env; the median counts."""
     blocks: int = 24
     """Timed blocks of env, each of as many iterations as an update; the median counts."""
     out: Path | None = None
@@ -76,7 +79,7 @@ def main(config: Config) -> dict[str, Any]:
     keep_freed_memory()
     measure: dict[str, Callable[[Config, torch.device], dict[str, Any]]] = {
         **{"validation": validation, "step": step, "joint": joint, "env": env_overhead},
-        **{"parts": parts_of_iteration, "start": starting, "scaling": several_ranks},
+        **{"parts": parts_of_iteration, "start": starting, "scaling": several_ranks, "compiled": compiled},
     }
     report: dict[str, Any] = {"machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
@@ -314,6 +317,37 @@ def several_ranks(config: Config, device: torch.device) -> dict[str, Any]:
         },
     )
     return found
+
+
+def compiled(config: Config, device: torch.device) -> dict[str, Any]:
+    """Measure training iterations with a compiled trunk against those of the trunk as it is."""
+    tasks = tasks_of_noise(config.env, device, config.task)
+    modes = {"compiled": "default"} | ({"captured": "reduce-overhead"} if device.type == "cuda" else {})
+    runs = {name: new_run(config.env, tasks) for name in ("as it is", *modes)}
+    to_compile = {}
+    for name, mode in modes.items():
+        runs[name].trainer.network.trunk.compile(mode=mode, dynamic=False)
+        before = time.perf_counter()
+        runs[name].iterate()
+        wait_for(device)
+        to_compile[name] = time.perf_counter() - before
+    seconds = _seconds_of_iterations(runs, config.repeats, device)
+    _print_table(
+        f"training iteration, {config.preset} preset, {config.task} task, batch of {config.env.batch_size}, "
+        f"{runs['as it is'].trainer.precision}",
+        {
+            name: f"{1e3 * value:10.2f} ms   {value / seconds['as it is']:.2f} times as it is"
+            + (f"   {to_compile[name]:.0f} s to compile" if name in to_compile else "")
+            for name, value in seconds.items()
+        },
+    )
+    return {
+        "task": config.task,
+        "batch_size": config.env.batch_size,
+        "precision": runs["as it is"].trainer.precision,
+        "seconds": seconds,
+        "seconds_of_first_iteration": to_compile,
+    }
 
 
 def _print_table(title: str, rows: Mapping[str, str]) -> None:

@@ -1,6 +1,7 @@
 """The benchmark of one run."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -74,6 +75,22 @@ def test_the_parts_of_an_iteration_sum_to_the_whole(options, capsys):
     assert roofline["least_bytes"] <= sum(part["bytes"] for part in found["parts"].values())
     assert 0 < roofline["share"] < 1
     assert "share of the roofline" in capsys.readouterr().out
+
+
+@pytest.mark.ci
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # of torch, when it imports its compiler
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_trunk_trains_as_it_does_uncompiled(options, monkeypatch):
+    losses = {}
+
+    def iterate_and_keep(runs, repeats, device):
+        losses.update({name: [run.iterate()["spatial"] for _ in range(4)] for name, run in runs.items()})
+        return dict.fromkeys(runs, 1.0)
+
+    monkeypatch.setattr(speed, "_seconds_of_iterations", iterate_and_keep)
+    report = speed.main(options("compiled", precision="float32"))
+    assert losses["compiled"][:3] == pytest.approx(losses["as it is"][1:], rel=1e-3)  # it has one iteration more
+    assert report["compiled"]["seconds_of_first_iteration"]["compiled"] > 0
 
 
 @pytest.mark.ci

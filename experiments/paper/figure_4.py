@@ -6,8 +6,9 @@
 Section 4.3: the policy is initialised randomly and the network taken from a checkpoint whose validation error is 72.3%.
 At each validation Ψ is divided by error into four complexities; here these are quarters of Ψ, so that random
 permutations have a quarter of each, and permutations of equal error are divided by their mean ratio. Shown is the share
-of each quarter in what the policy chooses, update by update. The paper says that the policy samples uniformly in its
-first three episodes and prefers hard permutations later; its figure has no numbers, of one run.
+of each quarter in what the policy chooses, update by update, of each seed and in the mean. The paper says that the
+policy samples uniformly in its first three episodes and prefers hard permutations later; its figure has no numbers, of
+one run.
 
 The network of each seed is trained with random permutations until E is at most `start_error`, saved, and continued by
 REINFORCE, which learns from there on, and with --policy also by a policy learned across runs, which is frozen. The
@@ -35,7 +36,7 @@ from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import find_policy, follow, policy_in
-from permenv import ConfigurationError, Validation, render
+from permenv import ConfigurationError, Validation
 from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ LAST = 1 / 3
 """Share of the updates that are "later"."""
 MOST_BEFORE = 300
 """Updates in which the network must reach the error to start from."""
+_AGENTS, _LEARNED = {"reinforce": "REINFORCE"}, "learned across runs"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,30 +172,24 @@ def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
 def _figure(report: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
-    picture = Figure(figsize=(1.5 + 5 * len(report["policies"]), 4), dpi=120, layout="constrained")
-    for axis, (name, row) in zip(
-        picture.subplots(1, len(report["policies"]), squeeze=False)[0], report["policies"].items(), strict=True
-    ):
-        shares = np.mean(row["shares"], axis=0)  # [updates, complexities]
-        below = np.zeros(len(shares))
-        colours = render.figure_colours(len(COMPLEXITIES))
-        for number in reversed(range(len(COMPLEXITIES))):
-            axis.bar(np.arange(len(shares)) + 1, shares[:, number], 1, bottom=below, color=colours[number])
-            middle = below[-1] + shares[-1, number] / 2
-            if axis is picture.axes[-1]:
-                axis.text(
-                    1.02, middle, COMPLEXITIES[number] + " quarter", transform=axis.get_yaxis_transform(), va="center"
-                )
-            below = below + shares[:, number]
-        for share in (0.25, 0.5, 0.75):
-            axis.axhline(share, color="black", linewidth=0.6, linestyle="dotted")
-        axis.set(
-            title=f"{name}, mean of {report['seeds']} seeds",
-            xlabel="update",
-            xlim=(0.5, len(shares) + 0.5),
-            ylim=(0, 1),
-        )
-    picture.axes[0].set_ylabel("share of the choices; dotted: random")
+    policies = report["policies"]
+    picture = Figure(figsize=(11, 0.8 + 2.4 * len(policies)), dpi=120, layout="constrained")
+    axes = picture.subplots(len(policies), len(COMPLEXITIES), sharex=True, sharey=True, squeeze=False)
+    for line, (name, row) in zip(axes, policies.items(), strict=True):
+        shares = np.array(row["shares"])  # [seeds, updates, complexities]
+        updates = np.arange(shares.shape[1]) + 1
+        for axis, of_quarter in zip(line, np.moveaxis(shares, -1, 0), strict=True):
+            axis.axhline(1 / len(COMPLEXITIES), color="black", linewidth=0.8, linestyle="dotted", label="random: 25%")
+            for seed, its in enumerate(of_quarter, report["first_seed"]):
+                axis.plot(updates, its, linewidth=0.8, label=f"seed {seed}")
+            axis.plot(updates, of_quarter.mean(axis=0), color="black", linewidth=2, label="mean")
+        line[0].set_ylabel(f"{_AGENTS.get(name, _LEARNED)}\nshare of the choices")
+    for axis, complexity in zip(axes[0], COMPLEXITIES, strict=True):
+        axis.set_title(f"{complexity} quarter")
+    for axis in axes[-1]:
+        axis.set_xlabel("update")
+    axes[0, 0].set_ylim(bottom=0)
+    picture.legend(handles=axes[0, 0].get_lines(), loc="outside right upper", fontsize=9)
     return picture
 
 

@@ -41,6 +41,7 @@ from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of
 from permenv import ConfigurationError
+from permenv.render import VERMILION
 from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, group_permutations
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ ALPHA = 0.01
 """Significance of the paper."""
 KINDS = ("as in the paper", "homogeneous", "half of the samples", "fresh samples")
 _BINS = 75
+_COLOURS = ("0.85", VERMILION)  # of pairs that are told apart, and that are not
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +205,9 @@ def _row(count: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 @styled
 def _figure(report: dict[str, Any]) -> Figure:
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     rows, columns = len(report["counts"]), len(report["checkpoints"])
     picture = Figure(figsize=(4 + 2.2 * columns, 2.2 * rows), dpi=120, layout="constrained")
@@ -213,20 +217,28 @@ def _figure(report: dict[str, Any]) -> Figure:
     axis.stairs(report["histogram"]["counts"], edges, fill=True)
     axis.axvline(1, color="black", linewidth=0.8)
     axis.text(1.03, 0.98, "recognised", fontsize=9, verticalalignment="top", transform=axis.get_xaxis_transform())
-    axis.set(title=f"random permutations, {report['seeds']} seeds", xlabel="ratio", ylabel="pairs", yscale="log")
-    right.suptitle(f"p-values of pairs of groups, seed {report['first_seed']}", fontsize=10, fontweight="bold")
+    axis.set(title=f"random permutations, {report['seeds']} seeds", yscale="log")
+    axis.set(xlabel="ratio of the true class to the best other (Eq. 3)", ylabel="pairs of a sample and a permutation")
+    right.suptitle(f"tests of pairs of groups, seed {report['first_seed']}", fontsize=10, fontweight="bold")
     axes = right.subplots(rows, columns, squeeze=False)
     for line, (count, row) in zip(axes, report["counts"].items(), strict=True):
         for cell, p, iteration in zip(line, row["p_values"], report["checkpoints"], strict=True):
-            values = np.array(p, dtype=float)
-            shown = cell.imshow(np.log10(np.clip(values, 1e-6, 1)), vmin=-6, vmax=0, cmap="magma")
+            alike = (~(np.array(p, dtype=float) < ALPHA)).astype(float)  # empty groups are not told apart
+            np.fill_diagonal(alike, np.nan)  # a group with itself
+            cell.imshow(alike, vmin=0, vmax=1, cmap=ListedColormap(list(_COLOURS)))
             cell.set(xticks=[], yticks=[])
             cell.spines[:].set_visible(False)
             if cell in axes[0]:
                 cell.set_title(f"iteration {iteration}", fontsize=9, fontweight="normal")
             if cell in axes[:, 0]:
                 cell.set_ylabel(f"{count} groups")
-    right.colorbar(shown, ax=axes, label=f"log10 p (not told apart: above {np.log10(ALPHA):.0f})")
+                cell.set_yticks([0, len(alike) - 1], ["hardest", "easiest"], fontsize=8)
+            if cell in axes[-1]:
+                cell.set_xlabel("group")
+                cell.set_xticks([0, len(alike) - 1], ["hardest", "easiest"], fontsize=8)
+    words = (f"p < {ALPHA}: told apart", f"p ≥ {ALPHA}: not told apart")
+    patches = [Patch(color=colour, label=label) for colour, label in zip(_COLOURS, words, strict=True)]
+    right.legend(handles=patches, loc="outside lower center", ncols=2, fontsize=9)
     return picture
 
 

@@ -60,6 +60,20 @@ def test_start_errors_out_of_range_are_refused(tmp_path):
         figure_4.main(options(figure_4.Config, tmp_path, start_error=1.5))
 
 
+def test_the_picture_shows_each_seed_beside_the_mean():
+    """Two seeds that go opposite ways have a mean like that of random permutations."""
+    ways = np.array([[0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]])[:, None] * np.ones((1, 5, 1))
+    policies = {name: {"shares": ways.tolist()} for name in ("reinforce", "pool-policy")}
+    picture = figure_4._figure({"policies": policies, "first_seed": 700})
+    for place, first, second in ((0, 0.4, 0.1), (3, 0.1, 0.4)):  # the hardest and the easiest quarter
+        drawn = {line.get_label(): line for line in picture.axes[place].get_lines()}
+        for label, share in {"seed 700": first, "seed 701": second, "mean": 0.25}.items():
+            assert list(drawn[label].get_ydata()) == pytest.approx([share] * 5)
+        assert drawn["seed 700"].get_linewidth() < drawn["mean"].get_linewidth()
+    agents = [picture.axes[place].get_ylabel().splitlines()[0] for place in (0, 4)]
+    assert agents == ["REINFORCE", "learned across runs"]
+
+
 @pytest.mark.ci
 def test_a_policy_learned_across_runs_is_beside_it(tmp_path):
     policy = learned_policy(tmp_path / "across", **EPISODE)

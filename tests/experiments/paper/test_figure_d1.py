@@ -25,6 +25,27 @@ def test_pairs_of_groups_are_tested_at_three_checkpoints(tmp_path, capsys):
     assert "| 5 | 8 |" in capsys.readouterr().out
 
 
+def test_the_picture_shows_which_pairs_of_groups_are_told_apart():
+    p_values = [[1, 0.009, None], [0.009, 1, 0.01], [None, 0.01, 1]]  # a pair with an empty group has none
+    report = {
+        "seeds": 1,
+        "first_seed": 0,
+        "checkpoints": [3],
+        "histogram": {"edges": [0.5, 1, 2], "counts": [1, 1]},
+        "counts": {"3": {"p_values": [p_values]}},
+    }
+    picture = figure_d1._figure(report)
+    histogram, cell = picture.axes
+    alike = np.asarray(cell.get_images()[0].get_array())
+    assert np.ma.masked_invalid(alike).tolist() == [[None, 0, 1], [0, None, 1], [1, 1, None]]
+    (legend,) = picture.subfigs[1].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["p < 0.01: told apart", "p ≥ 0.01: not told apart"]
+    assert cell.get_xlabel() == "group"
+    assert [tick.get_text() for tick in cell.get_xticklabels()] == ["hardest", "easiest"]
+    assert histogram.get_xlabel()
+    assert histogram.get_ylabel()
+
+
 def ks_statistic(first, second):
     """The largest distance of two empirical distribution functions."""
     places = np.concatenate([first, second])

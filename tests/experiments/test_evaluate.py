@@ -1,5 +1,6 @@
 """The protocols from the command line: all of them on trees like the releases, sources, tables, resuming, errors."""
 
+import collections
 import csv
 import dataclasses
 import json
@@ -50,6 +51,18 @@ def test_every_protocol_runs_on_trees_like_the_original_releases(options, images
     figures = {row["protocol"]: list(row["figures"][0]) for row in report["rows"]}
     assert figures["actions"][:2] == ["accuracy", "mean over classes"]
     assert figures["classification"] == ["mAP, 11 points", "mAP, all points", "mAP, scikit-learn"]
+
+
+@pytest.mark.parametrize("name", ["linear", "nonlinear", "actions", "classification", "detection", "segmentation"])
+def test_the_paper_s_network_with_labels_is_ahead_of_all_others(name):
+    """Tables 2 to 4 have a row of a network that was trained on the labels of ImageNet; Table 1 has none."""
+    protocol = PROTOCOLS[name]
+    by_data = collections.defaultdict(dict)
+    for row, figures in protocol.paper.items():
+        network, _, data = row.partition(", ")  # Table 3 is of two sets of data
+        by_data[data][network] = figures[protocol.figure]
+    for figures in by_data.values():
+        assert figures.pop("ImageNet labels") > max(figures.values())
 
 
 def test_a_run_is_compared_with_random_weights(options, images, tmp_path, capsys):

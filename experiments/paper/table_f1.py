@@ -9,6 +9,10 @@ several seeds. Where an epoch is short, it shows little, so the same is measured
 policy is frozen in that time. By default it is REINFORCE as it has learned in the run so far, as in the paper, else a
 policy that was learned across runs.
 
+A policy with all of Ψ in play has an inverse with all of Ψ in play, and copies that train with the two are the same
+network. A ratio over all checkpoints then says little, so the ratios are given by checkpoint as well, with the
+difference of the two policies and the number of runs in which they are equal.
+
 How much there is to win is measured beside it: copies are also trained with the easiest tenth, third, ... of Ψ in play
 all the time (`POOLS`). At each checkpoint the best of these is taken, on the seeds that are reported, so its figure is
 rather too high.
@@ -36,7 +40,7 @@ from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
+from experiments.common.statistics import OF_MEANS, OF_RATIOS, Estimate, mean_of, ratio_of_means
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import find_policy, policy_in
 from permenv import PermShuffleEnv
@@ -89,6 +93,10 @@ def main(config: Config) -> dict[str, Any]:
         "epoch": found[0]["epoch"],
         "quarter": found[0]["quarter"],
         "table": {length: _rows([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")},
+        "by_checkpoint": {
+            "interval": OF_MEANS,
+            **{length: _by_checkpoint([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")},
+        },
         "best_pools": {
             length: _best_pools([run["accuracies"] for run in found], length) for length in ("epoch", "quarter")
         },
@@ -190,6 +198,21 @@ def _best_pools(runs: list[dict[str, Any]], length: str) -> dict[str, Any]:
     return {"checkpoints": best, "mean": float(np.mean([row["ratio"] for row in best.values()]))}
 
 
+def _by_checkpoint(runs: list[dict[str, Any]], length: str) -> dict[str, dict[str, Any]]:
+    """Return, by checkpoint, the mean ratio of both policies, that of their difference, and how many runs are equal."""
+    rows = {}
+    for point in runs[0]:
+        values = {kind: np.array([run[point][length][kind] for run in runs]) for kind in KINDS}
+        policy, inverse = (values[kind] / values["random"] for kind in ("policy", "inverse"))  # [seeds] each
+        rows[point] = {
+            **mean_of(policy).as_columns("policy"),
+            **mean_of(inverse).as_columns("inverse"),
+            **mean_of(policy - inverse).as_columns("difference"),
+            "equal": int((values["policy"] == values["inverse"]).sum()),
+        }
+    return rows
+
+
 def _rows(runs: list[dict[str, Any]], length: str) -> dict[str, dict[str, Any]]:
     """Return, by policy, the mean and deviation of the ratios, and the ratio of the means with its interval."""
     rows = {}
@@ -222,6 +245,18 @@ def _in_words(report: dict[str, Any]) -> str:
             ratio = Estimate.of_columns(row, "of_means")
             cells += [f"({100 * row['mean']:.0f} ± {100 * row['sd']:.0f})%", f"{ratio:.0%}"]
         lines.append("| " + " | ".join(cells) + " |")
+    for length in ("epoch", "quarter"):
+        lines += [
+            "",
+            f"by checkpoint, one {length}, mean of the ratios of each run [{report['by_checkpoint']['interval']}]:",
+            "",
+            "| checkpoint | policy | inverse | policy minus inverse | runs in which they are equal |",
+            "|---|---|---|---|---|",
+        ]
+        for point, row in report["by_checkpoint"][length].items():
+            ratios = [Estimate.of_columns(row, each) for each in ("policy", "inverse")]
+            cells = [point, *(f"{ratio:.1%}" for ratio in ratios), f"{Estimate.of_columns(row, 'difference'):+.1%}"]
+            lines.append("| " + " | ".join(cells) + f" | {row['equal']} of {report['seeds']} |")
     for length, best in report["best_pools"].items():
         found = ", ".join(f"{point}: {row['pool']} {row['ratio']:.0%}" for point, row in best["checkpoints"].items())
         lines += ["", f"best constant pool of each checkpoint, one {length}: {best['mean']:.0%} ({found})"]

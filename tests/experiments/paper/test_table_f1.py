@@ -44,9 +44,27 @@ def test_it_measures_three_policies_at_every_checkpoint(options, tmp_path, capsy
     }
     assert best["ratio"] == pytest.approx(max(means.values()) / means["random"])
     assert means[best["pool"]] == max(means.values())
+    assert list(report["by_checkpoint"]["quarter"]) == ["20%", "40%", "60%", "80%", "100%"]
     printed = capsys.readouterr().out
     assert "| policy | (125 ± 14)% |" in printed
     assert "best constant pool of each checkpoint, one epoch: " in printed
+
+
+def test_checkpoints_at_which_the_two_policies_are_the_same_are_told_from_others():
+    def run(*at_first):
+        return {"20%": {"epoch": dict(zip(table_f1.KINDS, at_first, strict=True))}, "40%": {"epoch": same}}
+
+    same = {"policy": 0.6, "inverse": 0.6, "random": 0.5}
+    found = table_f1._by_checkpoint([run(0.3, 0.1, 0.2), run(0.44, 0.36, 0.4)], "epoch")
+    first, second = found["20%"], found["40%"]
+    assert first["policy"] == pytest.approx((1.5 + 1.1) / 2)
+    assert first["inverse"] == pytest.approx((0.5 + 0.9) / 2)
+    assert first["difference"] == pytest.approx((1.0 + 0.2) / 2)
+    half_width = 12.706 * 0.8 / 2  # of the differences of the two runs, by Student's t
+    assert first["difference_high"] - first["difference"] == pytest.approx(half_width, rel=1e-4)
+    assert first["equal"] == 0
+    assert second["equal"] == 2
+    assert second["difference"] == second["difference_low"] == second["difference_high"] == 0
 
 
 def test_an_epoch_is_a_pass_over_the_training_samples(options):

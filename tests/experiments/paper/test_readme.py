@@ -1,7 +1,8 @@
-"""The page of the paper: it has every row, its commands parse, and what it names exists."""
+"""The page of the paper: it has every item, its commands are those that run, and what it names and links exists."""
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -9,23 +10,34 @@ from pathlib import Path
 import pytest
 
 from experiments.common.options import parse
+from experiments.common.protocols import PROTOCOLS
 from experiments.paper import all as everything
+from tests.documentation import blocks
 from tests.helpers import ROOT
 
-TEXT = (ROOT / "experiments" / "paper" / "README.md").read_text(encoding="utf-8")
-COLUMNS = {
-    8: ("item", "what", "here", "command", "paper", "ours", "n", "difference"),
-    4: ("item", "what", "here", "test"),
-}
-ROWS = [
-    dict(zip(COLUMNS[len(cells)], cells, strict=True))
-    for cells in (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in TEXT.splitlines() if line.startswith("| ")
-    )
-    if cells[0] != "item"
-]
-RUN = [row for row in ROWS if "command" in row]
+PAGE = ROOT / "experiments" / "paper" / "README.md"
+RESULTS = Path("experiments/results")
+TEXT = PAGE.read_text(encoding="utf-8")
 NOT_RUN = "not run yet"
+
+
+def sections_of(text):
+    """The text below each heading, by its words."""
+    _, *found = re.split(r"^#{1,3} (.+)\n", text, flags=re.MULTILINE)
+    return dict(zip(found[::2], found[1::2], strict=True))
+
+
+def rows_of(text, columns):
+    """The rows of a table, below its head."""
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    return [dict(zip(columns, each, strict=True)) for each in cells[1:]]
+
+
+SECTIONS = sections_of(TEXT)
+INDEX = rows_of(SECTIONS["Index"], ("link", "what", "name", "ours", "n"))
+EQUATIONS = rows_of(SECTIONS["Equations"], ("item", "what", "here", "test"))
+RUN = [{**row, "item": row["link"].partition("]")[0].strip("[")} for row in INDEX]
+NAMES = [row["item"] for row in RUN]
 
 ITEMS = [
     *(f"Table {name}" for name in ("1", "2", "3", "4", "5", "F.1")),
@@ -36,6 +48,11 @@ ITEMS = [
     *(f"Equation {name}" for name in ("E.1", "E.2", "H.3", "H.4", "H.5")),
 ]
 """All tables, figures and equations of the paper and its appendix."""
+
+
+def anchor_of(heading):
+    """The name of a heading in a link."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def names_defined(path):
@@ -51,21 +68,42 @@ def names_defined(path):
     return found
 
 
+def code_of(item):
+    """Where an item is in the code, as its section or its row says."""
+    if item in SECTIONS:
+        (place,) = re.findall(r"In the code:\s`([^`]+)`", SECTIONS[item])
+        return place
+    (row,) = (row for row in EQUATIONS if row["item"] == item)
+    return row["here"].strip("`")
+
+
+def command_of(item):
+    """The command of an item's section."""
+    (command,) = re.findall(r"^```bash\n(.+)\n```$", SECTIONS[item], re.MULTILINE)
+    return command
+
+
 def options_of(command):
     """What the command's script makes of its arguments."""
-    python, script, *arguments = shlex.split(command.strip("`"))
+    python, script, *arguments = shlex.split(command)
     assert python == "python"
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     return parse(module.Config, arguments=arguments)
 
 
 def test_every_item_of_the_paper_has_its_row():
-    assert [row["item"] for row in ROWS] == ITEMS
+    assert NAMES + [row["item"] for row in EQUATIONS] == ITEMS
 
 
-@pytest.mark.parametrize("row", ROWS, ids=[row["item"] for row in ROWS])
-def test_what_it_names_is_there(row):
-    path, name = row["here"].strip("`").split(": ")
+@pytest.mark.parametrize("row", RUN, ids=NAMES)
+def test_its_row_leads_to_its_section(row):
+    assert row["item"] in SECTIONS
+    assert row["link"] == f"[{row['item']}](#{anchor_of(row['item'])})"
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_what_it_names_is_there(item):
+    path, name = code_of(item).split(": ")
     assert name in names_defined(ROOT / path)
 
 
@@ -75,22 +113,76 @@ def test_files_that_are_named_exist():
     assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize("row", RUN, ids=[row["item"] for row in RUN])
+def test_links_lead_to_files_and_headings():
+    links = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", TEXT)
+    assert len(links) > 20
+    for target, anchor in links:
+        file = (PAGE.parent / target).resolve() if target else PAGE
+        assert file.is_file(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(anchor_of, headings), f"{target}#{anchor}"
+
+
+def test_pictures_have_words_in_their_place():
+    pictures = re.findall(r"!\[(.*)\]\(", TEXT)
+    assert len(pictures) > 4
+    assert all(len(words.split()) > 4 for words in pictures)
+
+
+@pytest.mark.parametrize("row", RUN, ids=NAMES)
+def test_its_command_is_that_of_its_name(row):
+    command = everything.COMMANDS[row["name"].strip("`")]
+    assert command_of(row["item"]) == f"python {command}"
+
+
+def test_no_command_is_without_an_item():
+    trained_first = {"imagenette"}
+    assert {row["name"].strip("`") for row in RUN} == everything.COMMANDS.keys() - trained_first
+    assert len(blocks(PAGE, "bash")) == len(RUN)
+
+
+@pytest.mark.parametrize("row", RUN, ids=NAMES)
 def test_its_command_parses_and_says_how_many_seeds(row):
-    config = options_of(row["command"])
+    config = options_of(command_of(row["item"]))
     if hasattr(config, "seeds") and row["n"] != "1":
-        assert row["n"].split(",")[0] == str(config.seeds)
+        assert row["n"] == str(config.seeds)
 
 
-def test_one_command_runs_them_all():
-    commands = {f"python {command}" for command in everything.COMMANDS.values()}
-    trained_first = {f"python {everything.COMMANDS['imagenette']}"}
-    assert {row["command"].strip("`") for row in RUN} == commands - trained_first
-
-
-@pytest.mark.parametrize("row", RUN, ids=[row["item"] for row in RUN])
+@pytest.mark.parametrize("row", RUN, ids=NAMES)
 def test_it_says_whether_a_result_is_committed(row):
-    out = getattr(options_of(row["command"]), "out", None)
-    if isinstance(out, Path) and out.parent == Path("experiments/results"):
+    """And shows the picture, where one is."""
+    out, section = getattr(options_of(command_of(row["item"])), "out", None), SECTIONS[row["item"]]
+    if isinstance(out, Path) and out.parent == RESULTS:
         there = any((ROOT / out.with_suffix(suffix)).is_file() for suffix in (".json", ".png"))
         assert (row["ours"] == NOT_RUN) != there
+        assert (NOT_RUN in " ".join(section.split())) != there
+        picture = out.with_suffix(".png")
+        assert (f"](../results/{picture.name})" in section) == (ROOT / picture).is_file()
+
+
+@pytest.mark.parametrize("name", [name for name, protocol in PROTOCOLS.items() if protocol.paper])
+def test_the_paper_s_figures_are_in_the_section_of_its_table(name):
+    protocol = PROTOCOLS[name]
+    section = SECTIONS[re.match(r"Table \d", protocol.table)[0]]
+    for network, figures in protocol.paper.items():
+        assert f" {figures[protocol.figure]:.1f} |" in section, network
+
+
+def test_the_ratios_of_table_f1_are_those_of_its_result():
+    rows = rows_of(SECTIONS["Table F.1"], ("checkpoint", "policy", "inverse", "difference", "equal"))
+    found = json.loads((ROOT / RESULTS / "table-f1.json").read_text(encoding="utf-8"))["by_checkpoint"]["epoch"]
+    assert [row["checkpoint"] for row in rows] == list(found)
+    for row, its in zip(rows, found.values(), strict=True):
+        shown = {}
+        for kind, sign, unit in (("policy", "", "%"), ("inverse", "", "%"), ("difference", "+", "")):
+            value, low, high = (f"{100 * its[f'{kind}{end}']:{sign}.1f}" for end in ("", "_low", "_high"))
+            shown[kind] = f"{value}{unit} [{low}, {high}]"
+        assert (row["policy"], row["inverse"]) == (shown["policy"], shown["inverse"])
+        assert row["difference"] == ("0" if its["equal"] == 5 else shown["difference"])
+        assert row["equal"] == f"{its['equal']} of 5"
+
+
+def test_no_cell_holds_a_paragraph():
+    cells = [cell.strip() for line in TEXT.splitlines() if line.startswith("|") for cell in line.strip("|").split("|")]
+    assert max(map(len, cells)) <= 120

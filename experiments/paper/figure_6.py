@@ -4,7 +4,7 @@
 
 Each row of the picture is a permutation, each column a validation; rows are sorted by their mean error over time. The
 paper sees a uniform improvement without the policy and an uneven one with it (section 4.3), in one run each of CaffeNet
-on ImageNet and UCF-101 with 1000 permutations; it gives no numbers. Here it is the nano preset (500 permutations of
+on ImageNet and UCF-101 with 1000 permutations; it gives no numbers. Here it is the tiny preset (100 permutations of
 each task) on embedded scenes and clips, with REINFORCE within the run.
 
 How uneven the errors are is measured as their standard deviation over the permutations. A share of V samples scatters
@@ -25,7 +25,7 @@ import tyro
 
 import agents
 from agents.rollout import rollout
-from experiments.common.options import EnvOptions, Preset, SweepOptions
+from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
@@ -48,7 +48,6 @@ MOMENTS = {"half": 0.5, "end": 1.0}
 class Config(SweepOptions):
     """The options."""
 
-    preset: Preset = "nano"
     task: tyro.conf.Suppress[str] = "spatiotemporal"
     seeds: int = 5
     """Runs of each."""

@@ -43,6 +43,7 @@ from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
 from experiments.common.processes import end_with_parent, interrupts_for_this_process_only
+from experiments.common.report import origin
 from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision
@@ -108,7 +109,12 @@ def main(config: Config) -> dict[str, Any]:
     device = resolve_device(config.device)
     dtype = resolve_precision(config.env.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "float32"
-    report: dict[str, Any] = {"machine": machine(device), "preset": config.preset, "precision": precision}
+    report: dict[str, Any] = {
+        **origin(config),
+        "machine": machine(device),
+        "preset": config.preset,
+        "precision": precision,
+    }
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for title, rivals in RIVALS.items():
         report[title] = {str(count): measure(config, rivals, count, title) for count in config.networks}

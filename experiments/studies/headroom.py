@@ -31,7 +31,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions, require
 from experiments.common.players import curriculum_options, watch
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS, Estimate
+from experiments.common.statistics import INTERVAL, Estimate
 from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
 from permenv import Config as Numbers
@@ -215,7 +215,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": OF_RATIOS,
+        "interval": INTERVAL,
         "cells": [_as_json(row) for row in rows],
     }
     write_picture(with_ending(config.out, ".png"), _picture(rows))
@@ -344,7 +344,7 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
 
 def _in_words(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"accuracy of the best curriculum, of random permutations'; mean [{OF_RATIOS}]",
+        f"accuracy of the best curriculum, of random permutations'; mean [{INTERVAL}]",
         "",
         "| setting | random at half | at the end | curriculum at half | at the end | iterations to random's final E |",
         "|---|---|---|---|---|---|",

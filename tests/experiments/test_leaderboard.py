@@ -3,6 +3,7 @@
 import csv
 import json
 import linecache
+import math
 
 import pytest
 
@@ -147,6 +148,13 @@ def test_the_picture_emphasises_a_few_agents():
     grey = [line for line in curves.lines if line.get_label() in ("d", "e")]
     assert len({line.get_color() for line in grey}) == 1
     assert figure.get_suptitle() == "a title"
+
+
+def test_the_picture_has_a_place_for_a_ratio_whose_interval_has_no_end():
+    column = {name: Estimate(0.5, -math.inf, math.inf) for name in ("at_half", "at_end")}
+    runs = [{"iterations": [0, 10], "errors": [0.9, 0.5], "diverged": False}]
+    figure = leaderboard._picture({"random": column}, {"random": runs}, "a title")
+    assert [text.get_position() for text in figure.axes[0].texts] == [(50, 0)]
 
 
 def test_agents_are_compared_with_the_curriculum(options, capsys):

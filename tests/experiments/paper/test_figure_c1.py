@@ -21,7 +21,7 @@ def test_the_deviation_is_compared_with_two_predictions(tmp_path, capsys):
     assert [row["size"] for row in report["sizes"]] == [2, 5]
     for row in report["sizes"]:
         assert np.shape(row["mean"]) == np.shape(row["sd"]) == (2, 7)
-        assert row["ratio"]["between samples"].value == pytest.approx(
+        assert row["ratio"]["between samples"]["ratio"] == pytest.approx(
             row["sd_all"] / row["predicted"]["between samples"]
         )
     assert is_a_picture(config.out.with_suffix(".png"))

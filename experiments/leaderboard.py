@@ -210,7 +210,8 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
             value, low, high = (100 * end for end in its[column])
             axis.barh(place, value, color=colours[name], alpha=0.85)
             axis.plot([low, high], [place, place], color="0.25", linewidth=1)
-            axis.text(high if np.isfinite(high) else value, place, f" {value:.0f}", fontsize=8, verticalalignment="center")
+            end = high if np.isfinite(high) else value
+            axis.text(end, place, f" {value:.0f}", fontsize=8, verticalalignment="center")
         axis.axvline(100, color="black", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axis.set_yticks(range(len(figures)), [_label(name) for name in figures] if axis is bars[0] else [])
         axis.tick_params(axis="y", length=0)

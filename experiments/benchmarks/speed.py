@@ -69,6 +69,12 @@ class Config(EnvOptions):
     out: Path | None = None
     """JSON file; experiments/results/benchmark-PRESET-DEVICE.json if not given."""
 
+    @property
+    def file(self) -> Path:
+        """Where the figures are written."""
+        name = f"benchmark-{self.preset}-{resolve_device(self.device).type}.json"
+        return self.out or Path("experiments/results") / name
+
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write.
@@ -84,11 +90,10 @@ def main(config: Config) -> dict[str, Any]:
     }
     report: dict[str, Any] = {**origin(config), "machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
-    out = config.out or Path("experiments/results") / f"benchmark-{config.preset}-{device.type}.json"
     for name in config.which:
         report[name] = measure[name](config, device)
-        write_json(out, report)  # each time: whoever stops it has what was measured
-    print(f"\nwritten to {out}")
+        write_json(config.file, report)  # each time: whoever stops it has what was measured
+    print(f"\nwritten to {config.file}")
     return report
 
 

@@ -71,6 +71,11 @@ class Config(EnvOptions):
     out: Path | None = None
     """JSON file; experiments/results/vector-DEVICE.json if not given."""
 
+    @property
+    def file(self) -> Path:
+        """Where the figures are written."""
+        return self.out or Path("experiments/results") / f"vector-{resolve_device(self.device).type}.json"
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -118,9 +123,8 @@ def main(config: Config) -> dict[str, Any]:
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for title, rivals in RIVALS.items():
         report[title] = {str(count): measure(config, rivals, count, title) for count in config.networks}
-    out = config.out or Path("experiments/results") / f"vector-{device.type}.json"
-    write_json(out, report)
-    print(f"\nwritten to {out}")
+    write_json(config.file, report)
+    print(f"\nwritten to {config.file}")
     return report
 
 

@@ -30,6 +30,7 @@ from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
 from experiments.common.processes import make_executor
 from experiments.common.protocols import PROTOCOLS, Data, GivenSetting
+from experiments.common.report import origin
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
@@ -127,6 +128,7 @@ def main(config: Config) -> dict[str, Any]:
         for source in sources
     ]
     report = {
+        **origin(),
         "machine": machine(resolve_device(config.device), threads=1 if config.processes else None),
         "options": asdict(config),
         "interval": OF_MEANS,

@@ -6,8 +6,8 @@
 
 Runs of one seed begin with the same network and the same validation set, so agents are compared with random
 permutations seed by seed (`experiments.common.effect`). Each run is written to the folder `runs` when it ends and is
-not run again: the script can be killed and started again at any time. Writes `experiments/results/leaderboard.json`,
-`.csv` and `.png` and prints the table.
+not run again: the script can be killed and started again at any time. Writes `experiments/results/leaderboard.json`
+and `.png` and prints the table.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved
-from experiments.common.files import with_ending, write_json, write_picture, write_text
+from experiments.common.files import with_ending, write_json, write_picture
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import AGENTS, check_names, code_of, curriculum_options, play, play_learned
 from experiments.common.report import heading
-from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import add_title, label_lines, styled
@@ -84,7 +83,7 @@ class Config(SweepOptions):
     runs: Path | None = Path("runs/leaderboard")
     """Folder with the result of each run; a run whose result is there is not run again."""
     out: Path = Path("experiments/results/leaderboard")
-    """Where to write the .json, .csv and .png."""
+    """Where to write the .json and .png."""
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -127,9 +126,6 @@ def main(config: Config) -> dict[str, Any]:
         "against_the_curriculum": _against(found, _curriculum_name(config)),
     }
     write_json(with_ending(config.out, ".json"), report)
-    write_text(
-        with_ending(config.out, ".csv"), as_csv([{**row, "errors": len(row["errors"])} for row in report["agents"]])
-    )
     title = f"{config.preset} preset, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}"
     write_picture(with_ending(config.out, ".png"), _picture(figures, found, title))
     print(_in_words(report, figures))
@@ -210,7 +206,8 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
             value, low, high = (100 * end for end in its[column])
             axis.barh(place, value, color=colours[name], alpha=0.85)
             axis.plot([low, high], [place, place], color="0.25", linewidth=1)
-            axis.text(max(value, high), place, f" {value:.0f}", fontsize=8, verticalalignment="center")
+            end = high if np.isfinite(high) else value
+            axis.text(end, place, f" {value:.0f}", fontsize=8, verticalalignment="center")
         axis.axvline(100, color="black", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axis.set_yticks(range(len(figures)), [_label(name) for name in figures] if axis is bars[0] else [])
         axis.tick_params(axis="y", length=0)

@@ -238,8 +238,7 @@ def _in_words(report: Mapping[str, Any]) -> str:
     ]
     for row in report["settings"]:
         error = Estimate.of_columns(row, "error")
-        ends = [row[name] for name in ("accuracy", "accuracy_low", "accuracy_high")]
-        accuracy = "-" if None in ends else f"{Estimate(*ends):.0%}"
+        accuracy = "-" if row["accuracy"] is None else f"{Estimate.of_columns(row, 'accuracy'):.0%}"
         updates = f"stopped after {row['updates']}" if row["stopped"] else row["updates"]
         lines.append(
             f"| {row['setting']} | {updates} | {error:.3f} | {accuracy} | {row['iterations']} | {row['seconds']:.0f} |"

@@ -33,6 +33,7 @@ from experiments.common.commands import WELL, run_command
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, TaskName, require_at_least
+from experiments.common.report import origin
 from experiments.common.run_folder import read_rows
 from experiments.common.script import run_script
 from permenv import ConfigurationError
@@ -102,6 +103,7 @@ def main(config: Config) -> dict[str, Any]:
         done[name] = run_command(command, config.out / f"{name}.log", seconds=seconds)
         print(f"{name}: {done[name]['seconds']:.0f} s, {done[name]['ended']}", flush=True)
     summary = {
+        **origin(config),
         "machine": machine(resolve_device(config.device)),
         "done": done,
         "iteration": _predicted_and_measured(config.out),

@@ -36,6 +36,7 @@ from experiments.benchmarks.prediction import Prediction, memory_of_libraries, p
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
+from experiments.common.report import origin
 from experiments.common.script import run_script
 from permenv import ConfigurationError
 from permenv.data import store
@@ -93,7 +94,12 @@ def main(config: Config) -> dict[str, Any]:
     device = resolve_device("cpu" if config.limits else config.device)
     keep_freed_memory()
     base = memory_of_libraries(device)  # before anything else is made
-    report: dict[str, Any] = {"machine": machine(device), "preset": config.preset, "task": config.task}
+    report: dict[str, Any] = {
+        **origin(config),
+        "machine": machine(device),
+        "preset": config.preset,
+        "task": config.task,
+    }
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     if config.check:
         report |= check.compare(device, base)

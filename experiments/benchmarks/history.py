@@ -14,7 +14,6 @@ import csv
 import datetime
 import itertools
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.common.files import with_ending, write_picture, write_text
+from experiments.common.machine import checkout
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.style import add_title, label_lines, styled
@@ -128,14 +128,9 @@ def _what(row: Mapping[str, str]) -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Return the current commit of the checkout that this file is in; empty outside of one."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    """Return the current commit, short; empty outside of a checkout."""
+    found = checkout()
+    return "" if found is None else found["commit"][:7]
 
 
 @styled

@@ -39,6 +39,7 @@ from experiments.benchmarks.timing import AT_ONCE, medians_in_turn, repeated, wa
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
+from experiments.common.report import origin
 from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision
@@ -68,6 +69,12 @@ class Config(EnvOptions):
     out: Path | None = None
     """JSON file; experiments/results/benchmark-PRESET-DEVICE.json if not given."""
 
+    @property
+    def file(self) -> Path:
+        """Where the figures are written."""
+        name = f"benchmark-{self.preset}-{resolve_device(self.device).type}.json"
+        return self.out or Path("experiments/results") / name
+
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write.
@@ -81,13 +88,12 @@ def main(config: Config) -> dict[str, Any]:
         **{"validation": validation, "step": step, "joint": joint, "env": env_overhead},
         **{"parts": parts_of_iteration, "start": starting, "scaling": several_ranks, "compiled": compiled},
     }
-    report: dict[str, Any] = {"machine": machine(device), "preset": config.preset}
+    report: dict[str, Any] = {**origin(config), "machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
-    out = config.out or Path("experiments/results") / f"benchmark-{config.preset}-{device.type}.json"
     for name in config.which:
         report[name] = measure[name](config, device)
-        write_json(out, report)  # each time: whoever stops it has what was measured
-    print(f"\nwritten to {out}")
+        write_json(config.file, report)  # each time: whoever stops it has what was measured
+    print(f"\nwritten to {config.file}")
     return report
 
 

@@ -36,6 +36,7 @@ import permenv
 from experiments.benchmarks.timing import time_process
 from experiments.common.files import write_json
 from experiments.common.machine import machine
+from experiments.common.report import origin
 from experiments.common.script import run_script
 from permenv.data import kept, store
 from permenv.data.embedded import embedded_scenes
@@ -86,6 +87,7 @@ def main(config: Config) -> dict[str, Any]:
     try:
         many = _make_files(config)
         report: dict[str, Any] = {
+            **origin(),
             "machine": machine(torch.device("cpu")),
             "files": many,
             "build": _build(config, many),

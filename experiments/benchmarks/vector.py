@@ -43,6 +43,7 @@ from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
 from experiments.common.processes import end_with_parent, interrupts_for_this_process_only
+from experiments.common.report import origin
 from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision
@@ -69,6 +70,11 @@ class Config(EnvOptions):
     """Images of a block, of all networks together; at least one mini-batch a network."""
     out: Path | None = None
     """JSON file; experiments/results/vector-DEVICE.json if not given."""
+
+    @property
+    def file(self) -> Path:
+        """Where the figures are written."""
+        return self.out or Path("experiments/results") / f"vector-{resolve_device(self.device).type}.json"
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,17 @@ def main(config: Config) -> dict[str, Any]:
     device = resolve_device(config.device)
     dtype = resolve_precision(config.env.precision, device)
     precision = "bf16" if dtype == torch.bfloat16 else "float32"
-    report: dict[str, Any] = {"machine": machine(device), "preset": config.preset, "precision": precision}
+    report: dict[str, Any] = {
+        **origin(config),
+        "machine": machine(device),
+        "preset": config.preset,
+        "precision": precision,
+    }
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
     for title, rivals in RIVALS.items():
         report[title] = {str(count): measure(config, rivals, count, title) for count in config.networks}
-    out = config.out or Path("experiments/results") / f"vector-{device.type}.json"
-    write_json(out, report)
-    print(f"\nwritten to {out}")
+    write_json(config.file, report)
+    print(f"\nwritten to {config.file}")
     return report
 
 

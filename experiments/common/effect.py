@@ -2,7 +2,7 @@
 
 All figures compare runs of the same seeds, which begin with the same network and the same validation set. They are
 ratios of means over the seeds: a mean of ratios would be decided by the seeds in which random permutations have learned
-nothing yet. Their intervals resample the seeds, of both policies together.
+nothing yet. Their intervals are of paired runs, see `statistics.ratio_of_means` and `statistics.estimate`.
 """
 
 from __future__ import annotations

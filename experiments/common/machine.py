@@ -1,12 +1,14 @@
-"""The machine that a number was measured on, and its memory allocator."""
+"""The machine and the commit that a number was made with, and the memory allocator."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import platform
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ import torch
 from experiments.common.loggers import flat
 
 log = logging.getLogger("permenv")
+
+ROOT = Path(__file__).parents[2]
+"""The checkout that the scripts are in."""
 
 _LIBRARIES = (
     "permenv",
@@ -51,7 +56,7 @@ def machine(device: torch.device, *, threads: int | None = None) -> dict[str, An
 
 
 def note_machine(machines: list[dict[str, Any]], now: dict[str, Any], update: int, job: Path) -> None:
-    """Add this machine to those of a job if it differs from the last one, and say so.
+    """Add this machine and the checkout to those of a job if they differ from the last ones; of a machine, say so.
 
     Args:
         machines: Those of the job so far, each with the updates before it; changed in place.
@@ -62,11 +67,12 @@ def note_machine(machines: list[dict[str, Any]], now: dict[str, Any], update: in
     if machines:
         before, here = flat(machines[-1]["machine"]), flat(now)
         changed = [name for name in here if here[name] != before.get(name)]
-        if not changed:
+        if changed:
+            changes = "; ".join(f"{name} {here[name]}, before {before.get(name)}" for name in changed)
+            log.warning("%s goes on elsewhere, which may change its numbers: %s", job, changes)
+        elif machines[-1].get("checkout") == checkout():
             return
-        changes = "; ".join(f"{name} {here[name]}, before {before.get(name)}" for name in changed)
-        log.warning("%s goes on elsewhere, which may change its numbers: %s", job, changes)
-    machines.append({"update": update, "machine": now})
+    machines.append({"update": update, "machine": now, "checkout": checkout()})
 
 
 def machines_of(machines: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,6 +83,29 @@ def machines_of(machines: list[dict[str, Any]]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that numbers depend on."""
     return {name: version(name) for name in _LIBRARIES}
+
+
+@functools.cache
+def checkout(folder: Path = ROOT) -> dict[str, Any] | None:
+    """Return the commit of a checkout when this process first asked.
+
+    Args:
+        folder: The top of the checkout.
+
+    Returns:
+        "commit", in full, and "changed": whether tracked files differ from it. None where git knows of none.
+    """
+    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    # the folder of an installed package may lie in the checkout of something else
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent), "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit, *changed = done.stdout.strip().split("-")
+    return {"commit": commit, "changed": bool(changed)}
 
 
 def keep_freed_memory() -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 import permenv
 from experiments.common.files import require_writable
+from experiments.common.machine import checkout
 from experiments.common.options import parse
 from experiments.common.processes import end_processes
 from experiments.common.run_folder import RunFolderError
@@ -68,6 +69,7 @@ def run_script(
             out = getattr(config, "out", None)
             if isinstance(out, Path):
                 require_writable(out.parent, "--out")
+            checkout()  # now: it may be another one when a report is written
             if launch.size == 1:
                 main(config)
             else:

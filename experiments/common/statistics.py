@@ -10,10 +10,13 @@ import numpy as np
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
+_FEW = 10  # of fewer runs a bootstrap interval is too narrow
+_BOOTSTRAP = f"bootstrap over the seeds, {_RESAMPLES} resamples"
+_RATIOS = f"Fieller's with Student's t below {_FEW} seeds, else {_BOOTSTRAP}"
 OF_MEANS = f"{_LEVEL:.0%}, Student's t"
-OF_RATIOS = f"{_LEVEL:.0%}, bootstrap over the seeds, {_RESAMPLES} resamples"
-INTERVAL = f"{_LEVEL:.0%}: of means by Student's t, of ratios by bootstrap over the seeds, {_RESAMPLES} resamples"
-"""What the interval of an `Estimate` is, in words: of `mean_of`, of `estimate`, and where there are both."""
+OF_RATIOS = f"{_LEVEL:.0%}, {_RATIOS}"
+INTERVAL = f"{_LEVEL:.0%}: of means Student's t; of ratios of means {_RATIOS}; of shares of iterations {_BOOTSTRAP}"
+"""What the interval of an `Estimate` is, in words: of `mean_of`, of `ratio_of_means`, and of all in one report."""
 
 
 class Estimate(NamedTuple):
@@ -37,7 +40,7 @@ class Estimate(NamedTuple):
         )
 
     def __format__(self, form: str) -> str:
-        """Format all three: "value [low, high]"; an infinite value was not reached, a single run has no interval."""
+        """Format all three: "value [low, high]"; an infinite value was not reached, two infinite ends are left out."""
         if not math.isfinite(self.value):
             return "not reached"
         if math.isinf(self.low) and math.isinf(self.high):
@@ -50,7 +53,8 @@ class Estimate(NamedTuple):
 def estimate(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> Estimate:
     """Estimate a statistic of several runs, whose seeds are resampled: a bootstrap percentile interval.
 
-    Of fewer than about ten runs such an interval is too narrow; of three it is at most the range.
+    Of fewer than about ten runs such an interval is too narrow; of three it is at most the range. Means and their
+    ratios have better ones: `mean_of`, `ratio_of_means`.
 
     Args:
         statistic: Takes (N, count) indices of runs and returns (N,) values. Where it indexes the runs of two policies
@@ -82,8 +86,35 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """Estimate the ratio of the means of paired values, (runs,) each, by `estimate`."""
+    """Estimate the ratio of the means of paired values.
+
+    Of fewer than ten runs the interval is Fieller's: a ratio ρ lies in it if, by Student's t test, the mean of ours - ρ
+    theirs is not different from 0. Of more it is that of `estimate`.
+
+    Args:
+        ours: (runs,).
+        theirs: (runs,), of the same seeds. If their mean is not different from 0, or there is a single run, the ends of
+            Fieller's interval are infinite.
+    """
+    if len(ours) < _FEW:
+        return _fieller(ours, theirs)
     return estimate(lambda runs: ours[runs].mean(axis=1) / theirs[runs].mean(axis=1), len(ours))
+
+
+def _fieller(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
+    from scipy.special import stdtrit  # slow to import
+
+    above, below = ours.mean(), theirs.mean()
+    ratio, count = float(above / below), len(ours)
+    if count < 2:
+        return Estimate(ratio, -math.inf, math.inf)
+    # (above - ρ below)² = t² var(ours - ρ theirs) / runs, as a ρ² - 2 b ρ + c = 0
+    covariance = np.cov(ours, theirs) * stdtrit(count - 1, (1 + _LEVEL) / 2) ** 2 / count
+    a, b, c = below**2 - covariance[1, 1], above * below - covariance[0, 1], above**2 - covariance[0, 0]
+    if a <= 0:
+        return Estimate(ratio, -math.inf, math.inf)
+    root = math.sqrt(max(b**2 - a * c, 0))  # rounded, it may be below 0
+    return Estimate(ratio, float((b - root) / a), float((b + root) / a))
 
 
 def mean_and_sd(values: Sequence[float] | np.ndarray) -> dict[str, float]:

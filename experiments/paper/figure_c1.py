@@ -181,10 +181,15 @@ def _row(size: int, runs: list[dict[str, Any]], num_permutations: int) -> dict[s
         "sd_all": float(np.sqrt(measured.mean())),
         "predicted": {name: float(np.sqrt(each.mean())) for name, each in predicted.items()},
         "ratio": {
-            name: Estimate(*np.sqrt(ratio_of_means(measured.mean(axis=1), each.mean(axis=1))).tolist())
+            name: _root(ratio_of_means(measured.mean(axis=1), each.mean(axis=1))).as_columns("ratio")
             for name, each in predicted.items()
         },
     }
+
+
+def _root(ratio: Estimate) -> Estimate:
+    """Return the ratio of deviations of that of variances, whose interval may begin below 0."""
+    return Estimate(*np.sqrt(np.maximum(ratio, 0)).tolist())
 
 
 @styled
@@ -219,7 +224,8 @@ def _in_words(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for row in report["sizes"]:
-        cells = " | ".join(f"{row['predicted'][name]:.4f} | {row['ratio'][name]:.2f}" for name in PREDICTIONS)
+        ratios = {name: Estimate.of_columns(row["ratio"][name], "ratio") for name in PREDICTIONS}
+        cells = " | ".join(f"{row['predicted'][name]:.4f} | {ratios[name]:.2f}" for name in PREDICTIONS)
         lines.append(f"| {row['size']} | {row['sd_all']:.4f} | {cells} |")
     return "\n".join(lines)
 

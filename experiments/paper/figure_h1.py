@@ -38,7 +38,7 @@ from agents.base import Action
 from agents.rollout import rollout
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, require_at_least
-from experiments.common.report import publish
+from experiments.common.report import origin, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import mean_of
 from experiments.common.style import label_lines, styled
@@ -90,6 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     times = measure(config)
     iterations = config.env.total_iterations
     report = {
+        **origin(config),
         "machine": machine(resolve_device(config.device)),
         "preset": config.preset,
         "data": config.data,

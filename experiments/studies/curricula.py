@@ -25,7 +25,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
+from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
 from experiments.common.sweep import over_seeds
 
 CURRICULA = tuple(itertools.product((0.1, 0.3, 0.5), (0.3, 0.5, 0.75, 1.0)))
@@ -73,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": OF_RATIOS,
+        "interval": INTERVAL,
         "random": _alone(random),
         "curricula": rows,
     }

@@ -51,6 +51,11 @@ class Config(SweepOptions):
     out: Path | None = None
     """JSON file; experiments/results/direction-DATA.json if not given."""
 
+    @property
+    def file(self) -> Path:
+        """The JSON file."""
+        return self.out or Path("experiments/results") / f"direction-{'videos' if self.videos else 'scenes'}.json"
+
 
 def main(config: Config) -> dict[str, Any]:
     """Measure, print and write."""
@@ -58,8 +63,7 @@ def main(config: Config) -> dict[str, Any]:
     report = heading(config)
     for variant, rows in found.items():
         report[variant] = {name: mean_and_sd([row[name] for row in rows]) for name in rows[0]}
-    out = config.out or Path("experiments/results") / f"direction-{'videos' if config.videos else 'scenes'}.json"
-    publish(report, _in_words(report), out)
+    publish(report, _in_words(report), config.file)
     return report
 
 

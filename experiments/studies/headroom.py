@@ -5,7 +5,8 @@
 Each cell differs from the nano preset in one factor: the number of permutations, how far the network is trained
 already, the task, the kind of permutation set, the data. In each cell random permutations are tuned over `RATES` first,
 and then the curricula (`agents.EasiestFirst`) are compared at that learning rate, on the tuning seeds. The best one is
-compared with random permutations on the reported seeds, on which nothing was chosen.
+compared with random permutations on the reported seeds, on which nothing was chosen: by the difference of accuracies,
+and by their ratio where those of random permutations are at least `LEAST` times chance.
 
 A job that is done is kept in the folder `runs`, so the study can be killed and started again. Writes
 `experiments/results/headroom.json` and `.png` and prints the table.
@@ -31,7 +32,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions, require
 from experiments.common.players import curriculum_options, watch
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS, Estimate
+from experiments.common.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.style import styled
 from experiments.common.sweep import executor_of, sweep
 from permenv import Config as Numbers
@@ -46,6 +47,11 @@ RATES = (0.5, 1.0, 2.0)
 """Learning rates, as multiples of the preset's."""
 CURRICULA = tuple(itertools.product((0.1, 0.5), (0.5, 1.0)))
 """Of each curriculum: the share of Ψ in its first pool, and the share of the updates after which it is all of Ψ."""
+
+LEAST = 3
+"""Of chance: the accuracy of random permutations from which on a ratio to it says something."""
+_MOMENTS = {"half": 0.5, "end": 1.0}
+_NUMBER = "number of permutations"
 
 
 class _RandomSet(SpatialTask):
@@ -123,9 +129,9 @@ class Cell:
 
 CELLS = {
     "nano": Cell("preset"),
-    "100 permutations": Cell("number of permutations", changes={"num_permutations": 100}),
-    "300 permutations": Cell("number of permutations", changes={"num_permutations": 300}),
-    "1000 permutations": Cell("number of permutations", changes={"num_permutations": 1000}),
+    "100 permutations": Cell(_NUMBER, changes={"num_permutations": 100}),
+    "300 permutations": Cell(_NUMBER, changes={"num_permutations": 300}),
+    "1000 permutations": Cell(_NUMBER, changes={"num_permutations": 1000}),
     "after 15 updates": Cell("phase", before=15),
     "after 30 updates": Cell("phase", before=30),
     "frames": Cell("task", task="temporal"),
@@ -200,11 +206,7 @@ def main(config: Config) -> dict[str, Any]:
                 "factor": CELLS[name].factor,
                 "learning_rate_multiple": best_rate[name],
                 "curriculum": list(best[name]),
-                "random_at_half": float(random.accuracies(0.5).mean()),
-                "random_at_end": float(random.accuracies(1.0).mean()),
-                "at_half": accuracy_ratio(ours, random, 0.5),
-                "at_end": accuracy_ratio(ours, random, 1.0),
-                "needs": iterations_needed(ours, random),
+                **compare(ours, random, chance=1 / plans[name].environment.env.num_permutations),
                 "errors": {"random": random.errors.tolist(), "curriculum": ours.errors.tolist()},
                 "tuning": {
                     "rates": {str(rate): 1 - rates[name, rate, None].errors for rate in RATES},
@@ -215,12 +217,34 @@ def main(config: Config) -> dict[str, Any]:
     report = {
         **heading(config),
         "first_seed": config.first_seed,
-        "interval": OF_RATIOS,
+        "interval": INTERVAL,
         "cells": [_as_json(row) for row in rows],
     }
     write_picture(with_ending(config.out, ".png"), _picture(rows))
     publish(report, _in_words(rows), config.out)
     return report
+
+
+def compare(ours: Curves, random: Curves, chance: float) -> dict[str, Any]:
+    """Compare runs of the same seeds.
+
+    Args:
+        ours: With a curriculum.
+        random: With random permutations.
+        chance: The accuracy of a network that knows nothing.
+
+    Returns:
+        "chance"; for half of the iterations and their end "random_at_half", "curriculum_at_half" and so on, mean
+        accuracies; "more_at_half", the mean of their differences; "at_half", the ratio of the means, None where random
+        permutations are too close to chance; and "needs", see `iterations_needed`.
+    """
+    row: dict[str, Any] = {"chance": chance}
+    for moment, share in _MOMENTS.items():
+        each, theirs = ours.accuracies(share), random.accuracies(share)
+        row[f"random_at_{moment}"], row[f"curriculum_at_{moment}"] = float(theirs.mean()), float(each.mean())
+        row[f"more_at_{moment}"] = mean_of(each - theirs)
+        row[f"at_{moment}"] = accuracy_ratio(ours, random, share) if theirs.mean() >= LEAST * chance else None
+    return {**row, "needs": iterations_needed(ours, random)}
 
 
 class _Plan:
@@ -308,52 +332,59 @@ def _accuracy(curves: Curves) -> float:
 def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
-        flat |= value.as_columns(name) if isinstance(value, Estimate) else {name: value}
+        flat |= value.as_columns(name) if isinstance(value, Estimate) else {name: value}  # None: there is no ratio
     return {**flat, "tuning": {kind: {k: v.tolist() for k, v in its.items()} for kind, its in row["tuning"].items()}}
+
+
+def _label(row: dict[str, Any]) -> str:
+    """Return what a cell is called: what differs from the preset, and how."""
+    return row["cell"] if row["factor"] == _NUMBER else f"{row['factor']}: {row['cell']}"
 
 
 @styled
 def _picture(rows: list[dict[str, Any]]) -> Figure:
-    """Draw each cell's gain at half of the iterations and at the end."""
+    """Draw what the best curriculum of each cell has more at half of the iterations and at the end, and of what."""
     from matplotlib.figure import Figure  # slow to import
-    from matplotlib.ticker import LogLocator, NullLocator
 
     from permenv.render import BLUE, VERMILION
 
     figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), dpi=120, layout="constrained")
     axis = figure.subplots()
     for place, row in enumerate(rows):
-        for shift, column, colour in ((-0.18, "at_half", BLUE), (0.18, "at_end", VERMILION)):
-            value, low, high = (100 * end for end in row[column])
-            label = {"at_half": "at half of the iterations", "at_end": "at the end"}[column] if not place else None
-            axis.barh(place + shift, value - 100, left=100, height=0.34, color=colour, label=label)
+        for moment, shift, colour, label in (
+            ("half", -0.18, BLUE, "at half of the iterations"),
+            ("end", 0.18, VERMILION, "at the end"),
+        ):
+            value, low, high = (100 * end for end in row[f"more_at_{moment}"])
+            axis.barh(place + shift, value, height=0.34, color=colour, label=None if place else label)
             axis.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
-            axis.text(max(value, high), place + shift, f" {value:.0f}", fontsize=8, verticalalignment="center")
-    axis.axvline(100, color="black", linewidth=0.8)
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    axis.xaxis.set_minor_locator(NullLocator())
-    axis.margins(x=0.12)
-    axis.set_yticks(range(len(rows)), [f"{row['factor']}: {row['cell']}" for row in rows])
+            words = f"  {row[f'random_at_{moment}']:.1%} → {row[f'curriculum_at_{moment}']:.1%}"
+            end = max(high if np.isfinite(high) else value, 0)
+            axis.text(end, place + shift, words, fontsize=8, verticalalignment="center")
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.margins(x=0.2)
+    axis.set_yticks(range(len(rows)), [_label(row) for row in rows])
     axis.invert_yaxis()
-    axis.set(xlabel="accuracy of the best curriculum, % of random permutations'")
+    axis.set(xlabel="accuracy of the best curriculum, points above random permutations'")
     figure.legend(fontsize=9, loc="outside upper right", ncols=2)
     return figure
 
 
 def _in_words(rows: list[dict[str, Any]]) -> str:
     lines = [
-        f"accuracy of the best curriculum, of random permutations'; mean [{OF_RATIOS}]",
+        f"accuracy of random permutations; in points, what the best curriculum has more; and its accuracy, of theirs, "
+        f"where they have {LEAST} times chance; mean [{INTERVAL}]",
         "",
-        "| setting | random at half | at the end | curriculum at half | at the end | iterations to random's final E |",
-        "|---|---|---|---|---|---|",
+        "| setting | chance | random at half | curriculum, more | of random's | random at the end | curriculum, more "
+        "| of random's | iterations to random's final E |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {row['factor']}: {row['cell']} | {row['random_at_half']:.1%} | {row['random_at_end']:.1%} "
-        f"| {row['at_half']:.0%} | {row['at_end']:.0%} | {row['needs']:.0%} |"
-        for row in rows
-    ]
+    for row in rows:
+        cells = [_label(row), f"{row['chance']:.1%}"]
+        for moment in _MOMENTS:
+            more, ratio = Estimate(*(100 * end for end in row[f"more_at_{moment}"])), row[f"at_{moment}"]
+            cells += [f"{row[f'random_at_{moment}']:.1%}", f"{more:+.1f}", "-" if ratio is None else f"{ratio:.0%}"]
+        lines.append("| " + " | ".join([*cells, f"{row['needs']:.0%}"]) + " |")
     return "\n".join(lines)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from experiments import reinforce
 from experiments.common.files import write_json
 from experiments.common.options import parse, require_known
+from experiments.common.report import command_line
 from experiments.common.run_folder import RunFolder, RunFolderError
 from experiments.common.script import run_script
 from permenv import DataError
@@ -93,7 +94,7 @@ def main(config: Config) -> None:
         folder = config.folder / name
         print(f"{name}: python experiments/reinforce.py {RUNS[name].arguments}".rstrip(), flush=True)
         _train(RUNS[name], folder, config)
-        copy(RUNS[name], folder, config.out, config.data)
+        copy(RUNS[name], folder, config)
 
 
 def _train(run: Run, folder: Path, config: Config) -> None:
@@ -110,22 +111,25 @@ def _train(run: Run, folder: Path, config: Config) -> None:
         )
 
 
-def copy(run: Run, folder: Path, out: Path, data: Path) -> None:
+def copy(run: Run, folder: Path, config: Config) -> None:
     """Copy a run's summary and pictures to the results.
 
     Args:
         run: Its row of the table.
         folder: Its run folder.
-        out: Where to write.
-        data: The folder of real data, which is left out of paths.
+        config: The options. The folder of real data is left out of paths.
     """
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    words = [*run.arguments.format(data="data").split(), *config.arguments.split()]
+    summary: dict[str, Any] = {
+        "command": command_line([reinforce.__file__, *words]),
+        **json.loads((folder / "summary.json").read_text(encoding="utf-8")),
+    }
     del summary["folder"]
     for figures in summary["tasks"].values():
-        figures["queries"] = figures["queries"].removeprefix(f"{data}/")
-    write_json(out / run.summary, summary)
+        figures["queries"] = figures["queries"].removeprefix(f"{config.data}/")
+    write_json(config.out / run.summary, summary)
     for name, name_there in run.pictures.items():
-        write_bytes(out / name_there, (folder / name).read_bytes())
+        write_bytes(config.out / name_there, (folder / name).read_bytes())
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from experiments.common.options import EnvOptions, Preset, SweepOptions, require
 from experiments.common.players import play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS
+from experiments.common.statistics import INTERVAL
 from experiments.common.sweep import over_seeds
 from permenv.wrappers import CrossEntropyReward, ErrorReduction
 
@@ -113,7 +113,7 @@ def main(config: Config) -> dict[str, Any]:
         rows.append({"variant": name, **columns, "errors": curves.errors.tolist()})
         shown = " | ".join(f"{each:.0%}" for each in figures.values())
         lines.append(f"| {name} | {curves.errors[:, -1].mean():.3f} | {shown} |")
-    report = {**heading(config), "first_seed": config.first_seed, "interval": OF_RATIOS, "variants": rows}
+    report = {**heading(config), "first_seed": config.first_seed, "interval": INTERVAL, "variants": rows}
     table = [
         in_words(report),
         "",

@@ -1,51 +1,77 @@
-"""Every file in the results has a command, and the command's script writes it."""
+"""Every file in the results has a command, which its script understands and with which it writes the file."""
 
 import ast
+import importlib
+import itertools
 import re
+import shlex
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from experiments.common.files import with_ending
+from experiments.common.options import parse
+from experiments.common.run_folder import CHECKPOINT
+from experiments.studies.main_runs import RUNS
 from tests.helpers import ROOT
 
 RESULTS = ROOT / "experiments" / "results"
-ROW = re.compile(r"\| `(?P<file>[^`]+)` \| `(?P<command>python (?P<script>experiments/\S+\.py)[^`]*)` \|")
-TABLE = [row.groupdict() for row in map(ROW.fullmatch, (RESULTS / "README.md").read_text().splitlines()) if row]
+ROW = re.compile(r"\| (?P<files>`[^|]+`) \| `(?P<command>python experiments/[^`]+)` \|")
+TABLE = [
+    (re.findall(r"`([^`]+)`", row["files"]), row["command"])
+    for row in map(ROW.fullmatch, (RESULTS / "README.md").read_text().splitlines())
+    if row
+]
 
 
-def names_in(script):
-    """Return patterns of the file names in a script's strings; whatever is filled in is `.+`."""
-    patterns = set()
+def endings(script):
+    """Return what the script appends to the name of its `--out`."""
+    found = set()
     for node in ast.walk(ast.parse(script.read_text())):
-        parts = node.values if isinstance(node, ast.JoinedStr) else [node]
-        if all(isinstance(part, ast.Constant | ast.FormattedValue) for part in parts):
-            texts = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
-            if max(len(text or "") for text in texts) > 4:  # a name is not filled in altogether
-                patterns.add("".join(".+" if text is None else re.escape(text.split("/")[-1]) for text in texts))
-    return patterns
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if node.func.id == "with_ending":
+                found.add(node.args[1].value)
+            elif node.func.id == "publish":
+                found |= {".json"} if len(node.args) == 3 else {".json", ".png"}
+    return found
+
+
+def written_by(command):
+    """Return the files that a command writes; its options are parsed, and nothing is run."""
+    words = shlex.split(command)
+    if "&&" in words:
+        split = words.index("&&")
+        words, (copy, source, copied) = words[:split], words[split + 1 :]
+        options = options_of(words)
+        assert (copy, Path(source)) == ("cp", options.folder / CHECKPOINT)
+        return {Path(copied)}
+    options = options_of(words)
+    if "main_runs" in words[1]:
+        return {
+            options.out / name for run in options.runs for name in (RUNS[run].summary, *RUNS[run].pictures.values())
+        }
+    out = getattr(options, "file", options.out)
+    return {out} | {with_ending(out, ending) for ending in endings(ROOT / words[1])}
+
+
+def options_of(words):
+    python, script, *arguments = words
+    assert python == "python"
+    assert (ROOT / script).is_file()
+    return parse(importlib.import_module(script.removesuffix(".py").replace("/", ".")).Config, arguments=arguments)
 
 
 def test_every_file_is_listed_once_and_no_other():
-    listed = Counter(row["file"] for row in TABLE)
+    listed = Counter(itertools.chain.from_iterable(files for files, _ in TABLE))
     assert listed == Counter(path.name for path in RESULTS.iterdir() if path.name != "README.md")
 
 
-@pytest.mark.parametrize("row", TABLE, ids=[row["file"] for row in TABLE])
-def test_the_script_of_its_command_writes_the_file(row):
-    script = ROOT / row["script"]
-    assert script.is_file()
-    file = row["file"]
-    stem = file.rsplit(".", 1)[0]  # scripts that write several kinds name the stem
-    in_command = row["command"].split("/")[-1] in (file, stem)
-    assert in_command or any(re.fullmatch(name, each) for name in names_in(script) for each in (file, stem))
+@pytest.mark.parametrize(("files", "command"), TABLE, ids=[files[0] for files, _ in TABLE])
+def test_the_command_writes_the_files(files, command):
+    assert {RESULTS / file for file in files} <= {ROOT / path for path in written_by(command)}
 
 
 def test_every_named_run_of_the_main_job_exists():
-    from experiments.studies.main_runs import RUNS
-
-    named = {
-        name for row in TABLE for name in re.findall(r"--runs (\S+)", row["command"]) if "main_runs" in row["script"]
-    }
-    assert named == set(RUNS)
-    written = [name for run in RUNS.values() for name in (run.summary, *run.pictures.values())]
-    assert sorted(written) == sorted(row["file"] for row in TABLE if "main_runs" in row["script"])
+    named = [name for _, command in TABLE if "main_runs" in command for name in re.findall(r"--runs (\S+)", command)]
+    assert sorted(named) == sorted(RUNS)

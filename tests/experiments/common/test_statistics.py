@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from experiments.common.statistics import Estimate, estimate, mean_and_sd, mean_of
+from experiments.common.statistics import Estimate, estimate, mean_and_sd, mean_of, ratio_of_means
 
 
 def test_equal_values_have_an_interval_of_no_width():
@@ -42,6 +42,47 @@ def test_runs_are_resampled_in_pairs():
     second = first + 0.25
     found = estimate(lambda runs: second[runs].mean(axis=1) - first[runs].mean(axis=1), 10)
     assert found == pytest.approx((0.25, 0.25, 0.25))
+
+
+def pairs_of(seeds, rng, *, mean=0.1):
+    """Return paired accuracies of as many seeds; those of ours have one and a half times the mean of theirs."""
+    hard = rng.normal(0, 0.02, seeds)
+    return 1.5 * mean + hard + rng.normal(0, 0.01, seeds), mean + hard + rng.normal(0, 0.01, seeds)
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 9])
+def test_a_ratio_of_few_runs_is_in_the_interval_if_the_t_test_allows_it(seeds):
+    ours, theirs = pairs_of(seeds, np.random.default_rng(3), mean=0.5)
+    value, low, high = ratio_of_means(ours, theirs)
+    assert value == pytest.approx(ours.mean() / theirs.mean())
+    ratios = np.linspace(-1, 4, 5001)
+    allowed = [ratio for ratio in ratios if scipy.stats.ttest_1samp(ours - ratio * theirs, 0).pvalue > 0.05]
+    assert (low, high) == pytest.approx((min(allowed), max(allowed)), abs=0.002)
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_the_interval_of_few_ratios_has_the_true_one_in_95_percent(seeds):
+    rng = np.random.default_rng(0)
+    found = [ratio_of_means(*pairs_of(seeds, rng)) for _ in range(2000)]
+    assert np.mean([low <= 1.5 <= high for _, low, high in found]) == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_interval_of_a_ratio_has_no_end_where_the_divisor_may_be_0():
+    ours, theirs = np.array([0.2, 0.3, 0.1]), np.array([0.1, -0.05, 0.02])
+    assert ratio_of_means(ours, theirs) == (ours.mean() / theirs.mean(), -math.inf, math.inf)
+    assert ratio_of_means(ours[:1], theirs[:1]) == (ours[0] / theirs[0], -math.inf, math.inf)
+
+
+def test_runs_that_are_compared_with_themselves_have_the_ratio_1():
+    values = 1 + np.random.default_rng(0).random(5)
+    assert ratio_of_means(values, values) == pytest.approx((1, 1, 1))
+
+
+def test_a_ratio_of_ten_runs_is_bootstrapped():
+    ours, theirs = pairs_of(10, np.random.default_rng(0))
+    assert ratio_of_means(ours, theirs) == estimate(
+        lambda runs: ours[runs].mean(axis=1) / theirs[runs].mean(axis=1), 10
+    )
 
 
 def test_an_infinite_end_of_an_interval_stays_infinite():

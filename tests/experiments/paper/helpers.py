@@ -1,7 +1,4 @@
-"""What the tests of the figures share: small options, a policy learned across runs, and whether a file is a picture."""
-
-import numpy as np
-from PIL import Image
+"""What the tests of the figures share: small options, and a policy learned across runs."""
 
 from experiments import across_runs
 from tests.experiments.helpers import small
@@ -23,9 +20,3 @@ def learned_policy(folder, **env):
         )
     )
     return folder
-
-
-def is_a_picture(path):
-    """Tell whether a file is a picture with many colours."""
-    with Image.open(path) as picture:
-        return len(np.unique(np.asarray(picture))) > 30

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from experiments.paper import figure_6
-from tests.experiments.paper.helpers import is_a_picture, options
+from tests.experiments.paper.helpers import options
 
 FEW = {"num_scenes": 40, "num_clips": 16, "total_updates": 2}
 
 
-def test_the_errors_of_the_joint_task_are_compared(tmp_path, capsys):
+def test_the_errors_of_the_joint_task_are_compared(tmp_path, saved_figure, capsys):
     config = options(figure_6.Config, tmp_path, env=FEW)
     report = figure_6.main(config)
     assert json.loads(config.out.read_text())["validated"] == [0, 2, 4]
@@ -22,7 +22,13 @@ def test_the_errors_of_the_joint_task_are_compared(tmp_path, capsys):
         assert 0 <= row["error_end"].value <= 1
     first, second = (np.array(report["networks"][name]["by_seed"]["error"])[:, 1] for name in ("S+T+P", "S+T"))
     assert report["differences"]["error_end"].value == pytest.approx((first - second).mean())
-    assert is_a_picture(config.out.with_suffix(".png"))
+    *axes, _ = saved_figure(config.out.with_suffix(".png")).axes
+    assert [axis.get_title(loc="left") for axis in axes] == list(report["networks"])
+    for axis in axes:
+        rows = axis.images[0].get_array()
+        assert rows.shape[1] == 3, "a column a validation"
+        assert (np.diff(rows.mean(axis=1)) <= 0).all()
+        assert rows.max() > 0
     assert "| S+T+P | 0." in capsys.readouterr().out
 
 

@@ -8,23 +8,28 @@ import pytest
 from experiments.paper import figure_c1
 from permenv import ConfigurationError
 from permenv.validation import validate
-from tests.experiments.paper.helpers import is_a_picture, options
+from tests.experiments.paper.helpers import options
 from tests.helpers import small_run
 
 FEW = {"sizes": (2, 5), "draws": 3, "env": {"num_scenes": 40, "total_updates": 4}}
 
 
-def test_the_deviation_is_compared_with_two_predictions(tmp_path, capsys):
+def test_the_deviation_is_compared_with_two_predictions(tmp_path, saved_figure, capsys):
     config = options(figure_c1.Config, tmp_path, **FEW)
     report = figure_c1.main(config)
     assert json.loads(config.out.read_text())["checkpoints"] == [1, 2, 3, 5, 6, 7, 8]
     assert [row["size"] for row in report["sizes"]] == [2, 5]
     for row in report["sizes"]:
         assert np.shape(row["mean"]) == np.shape(row["sd"]) == (2, 7)
-        assert row["ratio"]["between samples"].value == pytest.approx(
+        assert row["ratio"]["between samples"]["ratio"] == pytest.approx(
             row["sd_all"] / row["predicted"]["between samples"]
         )
-    assert is_a_picture(config.out.with_suffix(".png"))
+    left, right = saved_figure(config.out.with_suffix(".png")).axes
+    for bars, row in zip(left.containers, report["sizes"], strict=True):
+        assert bars[0].get_ydata() == pytest.approx(row["mean"][0])
+    found = {line.get_label(): line.get_ydata().tolist() for line in right.lines}
+    assert found["measured"] == [row["sd_all"] for row in report["sizes"]]
+    assert found["predicted, binomial"] == [row["predicted"]["binomial"] for row in report["sizes"]]
     assert "| 5 | 0." in capsys.readouterr().out
 
 

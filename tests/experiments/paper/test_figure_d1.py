@@ -8,12 +8,12 @@ import pytest
 from experiments.paper import figure_d1
 from permenv import ConfigurationError
 from permenv.state import group_permutations
-from tests.experiments.paper.helpers import is_a_picture, options
+from tests.experiments.paper.helpers import options
 
 FEW = {"counts": (3, 5), "env": {"num_scenes": 40, "total_updates": 4}}
 
 
-def test_pairs_of_groups_are_tested_at_three_checkpoints(tmp_path, capsys):
+def test_pairs_of_groups_are_tested_at_three_checkpoints(tmp_path, saved_figure, capsys):
     config = options(figure_d1.Config, tmp_path, **FEW)
     report = figure_d1.main(config)
     assert json.loads(config.out.read_text())["checkpoints"] == [3, 6, 8]
@@ -21,7 +21,12 @@ def test_pairs_of_groups_are_tested_at_three_checkpoints(tmp_path, capsys):
     for count, row in report["counts"].items():
         assert np.shape(row["p_values"]) == (3, int(count), int(count))
         assert all(0 <= shares[kind].value <= 1 for shares in row["indistinct"] for kind in figure_d1.KINDS)
-    assert is_a_picture(config.out.with_suffix(".png"))
+    histogram, *cells, _ = saved_figure(config.out.with_suffix(".png")).axes
+    assert histogram.patches[0].get_data().values.tolist() == report["histogram"]["counts"]
+    tables = [table for row in report["counts"].values() for table in row["p_values"]]
+    for cell, table in zip(cells, tables, strict=True):
+        shown = np.log10(np.clip(np.array(table, dtype=float), 1e-6, 1))
+        np.testing.assert_array_equal(cell.images[0].get_array().filled(np.nan), shown)
     assert "| 5 | 8 |" in capsys.readouterr().out
 
 

@@ -8,7 +8,6 @@ from experiments.paper import figure_h1
 from permenv import Config as Numbers
 from permenv import ConfigurationError
 from tests.experiments.helpers import small
-from tests.experiments.paper.helpers import is_a_picture
 
 CURVES = {
     "numbers": {"num_permutations": 100, "num_validation": 50, "batch_size": 20},
@@ -40,7 +39,7 @@ def test_the_paper_counts_40_percent():
     assert figure_h1.passes_of_validation(Numbers().as_dict(), "exact") < 1
 
 
-def test_passes_of_validations_are_added(options, capsys):
+def test_passes_of_validations_are_added(options, saved_figure, capsys):
     config = options()
     report = figure_h1.main(config)
     assert json.loads(config.out.read_text())["curves"] == report["curves"]
@@ -48,7 +47,12 @@ def test_passes_of_validations_are_added(options, capsys):
     assert curve["naive"] == [20 + 4 * 250, 40 + 6 * 250]
     assert curve["exact"] == [20 + 4 * 2.5, 40 + 6 * 2.5]
     assert report["curves"]["S"]["naive"] == report["curves"]["S"]["exact"] == [10, 20]
-    assert is_a_picture(config.out.with_suffix(".png"))
+    left, right = saved_figure(config.out.with_suffix(".png")).axes
+    drawn = {tuple(line.get_xdata()): line.get_ydata().tolist() for line in left.lines}
+    for curve, top1 in zip(report["curves"].values(), ([25, 35], [30, 45]), strict=True):
+        assert drawn[tuple(curve["naive"])] == drawn[tuple(curve["exact"])] == pytest.approx(top1)
+    seconds = [report["seconds"][str(each)][part] for part in figure_h1.PARTS for each in figure_h1.UPDATES]
+    assert [bar.get_height() for bar in right.patches] == pytest.approx(seconds)
     assert "| S+T+P | 45.0 [-18.5, 108.5] | 1540 | 55 |" in capsys.readouterr().out
 
 

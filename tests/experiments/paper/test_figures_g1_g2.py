@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from experiments.paper import figures_g1_g2
-from tests.experiments.paper.helpers import is_a_picture, learned_policy, options
+from tests.experiments.paper.helpers import learned_policy, options
 
 EPISODE = {"total_updates": 4, "num_scenes": 40}
 
 
-def test_the_chosen_permutations_are_counted_by_distance(tmp_path, capsys):
+def test_the_chosen_permutations_are_counted_by_distance(tmp_path, saved_figure, capsys):
     config = options(figures_g1_g2.Config, tmp_path, env=EPISODE)
     report = figures_g1_g2.main(config)
     assert json.loads(config.out.read_text())["iterations_before"] == [0, 2, 4, 6]
@@ -22,7 +22,12 @@ def test_the_chosen_permutations_are_counted_by_distance(tmp_path, capsys):
     expected = [sum(distance * (row[distance] - random[distance]) for distance in range(10)) for row in chosen]
     assert [each.value for each in report["excess_distance"]] == pytest.approx(expected)
     assert np.shape(report["high"]) == np.shape(report["low"]) == (2, 4, 3)
-    assert is_a_picture(config.out.with_suffix(".png"))
+    axis, *cells = saved_figure(config.out.with_suffix(".png")).axes
+    heights = np.array([bar.get_height() for bar in axis.patches]).reshape(5, 10)
+    assert heights == pytest.approx(np.array([random, *chosen]))
+    pictures = [cell.images[0].get_array() for cell in cells]
+    assert len(pictures) == 4 * 6
+    assert all(picture.std() > 0 for picture in pictures)
     assert "| 6 | " in capsys.readouterr().out
 
 

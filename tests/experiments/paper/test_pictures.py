@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from experiments.paper import figure_3, figure_i3, figures_i1_i2, shared
 from permenv import ConfigurationError
@@ -24,16 +23,18 @@ def state_dict(path, seed):
     return str(path)
 
 
-def is_a_picture(path):
-    with Image.open(path) as picture:
-        return len(np.unique(np.asarray(picture))) > 50
+def images_of(figure):
+    """Return the pixels of all images that a figure shows."""
+    return [image.get_array() for axis in figure.axes for image in axis.images]
 
 
-def test_figure_3_draws_the_neighbours_of_each_network(voc, tmp_path):
+def test_figure_3_draws_the_neighbours_of_each_network(voc, saved_figure, tmp_path):
     sources = (state_dict(tmp_path / "one.pt", 1), "random")
     found = figure_3.main(figure_3.Config(sources=sources, voc=voc, queries=3, out=tmp_path / "figure.png"))
     assert {name: rows.shape for name, rows in found.items()} == {"one": (3, 5), "random": (3, 5)}
-    assert is_a_picture(tmp_path / "figure.png")
+    images = images_of(saved_figure(tmp_path / "figure.png"))
+    assert len(images) >= 2 * 3 * 5 + 3, "the neighbours of both, and the queries"
+    assert all(image.std() > 0 for image in images)
 
 
 def test_one_of_each_class_comes_before_a_second_one_of_any():
@@ -44,7 +45,7 @@ def test_one_of_each_class_comes_before_a_second_one_of_any():
     assert set(labels[order[3:5]]) == {0, 2}
 
 
-def test_figures_i1_and_i2_draw_units_in_several_sets(tmp_path):
+def test_figures_i1_and_i2_draw_units_in_several_sets(saved_figure, tmp_path):
     train, val = releases.imagenet(tmp_path / "imagenet", each=4)
     source = state_dict(tmp_path / "one.pt", 1)
     config = figures_i1_i2.Config(source=source, images=(train, val), units=(5, 2), top=3, out=tmp_path / "figure.png")
@@ -54,7 +55,9 @@ def test_figures_i1_and_i2_draw_units_in_several_sets(tmp_path):
     assert set(found.images[[0, 2]].ravel()) <= set(range(8))
     assert set(found.images[[1, 3]].ravel()) <= set(range(8, 16)), "the second set's images come after the first's"
     assert (np.diff(found.values) <= 0).all()
-    assert is_a_picture(tmp_path / "figure.png")
+    images = images_of(saved_figure(tmp_path / "figure.png"))
+    assert len(images) == 4 * 3
+    assert all(image.std() > 0 for image in images)
 
 
 def test_units_that_stand_out_are_found(tmp_path):
@@ -67,14 +70,17 @@ def test_units_that_stand_out_are_found(tmp_path):
     assert len(set(found.units)) == 2
 
 
-def test_figure_i3_fine_tunes_and_draws_saliency(voc, tmp_path):
+def test_figure_i3_fine_tunes_and_draws_saliency(voc, saved_figure, tmp_path):
     config = figure_i3.Config(
         sources=("random",), voc=voc, count=2, share=0.004, backbone=BACKBONE, device="cpu", out=tmp_path / "figure.png"
     )
     maps = figure_i3.main(config)
     assert [each.shape for each in maps["random"]] == [(96, 96), (96, 96)]
     assert all((each >= 0).all() and each.max() > 0 for each in maps["random"])
-    assert is_a_picture(tmp_path / "figure.png")
+    photo, saliency, *_ = images = images_of(saved_figure(tmp_path / "figure.png"))
+    assert len(images) == 2 * 2, "of each image itself and the map of the network"
+    assert photo.ndim == 3
+    np.testing.assert_array_equal(saliency, maps["random"][0])
 
 
 def test_what_is_missing_is_named(tmp_path):

@@ -10,7 +10,6 @@ from experiments.paper.table_5_figure_5 import Network
 from permenv import ConfigurationError
 from tests.experiments import releases
 from tests.experiments.helpers import small
-from tests.experiments.paper.helpers import is_a_picture
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -45,7 +44,7 @@ def options(tmp_path, folders, monkeypatch):
 
 
 @pytest.mark.ci
-def test_all_networks_are_compared(options, capsys):
+def test_all_networks_are_compared(options, saved_figure, capsys):
     config = options()
     report = table_5.main(config)
     assert json.loads(config.out.read_text())["curves"] == report["curves"]
@@ -59,7 +58,14 @@ def test_all_networks_are_compared(options, capsys):
     assert set(report["measures"]) == {table_5.DURING, table_5.AT_END, "classification", "actions"}
     assert all(len(pairs) == 21 for pairs in report["differences"].values())
     assert {len(values) for values in report["lines"].values()} == {2}
-    assert is_a_picture(config.out.with_suffix(".png"))
+    (axis,) = saved_figure(config.out.with_suffix(".png")).axes
+    for line, (name, curve) in zip(axis.lines, report["curves"].items(), strict=False):
+        assert line.get_label() == name
+        assert line.get_xdata().tolist() == curve["iterations"]
+        assert line.get_ydata() == pytest.approx(100 * np.mean(curve["top1"], axis=0))
+    assert [line.get_ydata()[0] for line in axis.lines[-len(report["lines"]) :]] == pytest.approx(
+        [100 * np.mean(values) for values in report["lines"].values()]
+    )
     assert "| S+T+P | " in capsys.readouterr().out
 
 

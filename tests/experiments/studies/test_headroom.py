@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from experiments.common.effect import Curves
+from experiments.common.statistics import mean_of
 from experiments.studies import headroom
 from permenv import ConfigurationError, DataError, make_config
 from tests.experiments.helpers import small
@@ -32,8 +34,36 @@ def test_it_compares_the_best_curriculum_with_tuned_random_permutations(options,
         assert set(tuning) == {"0.5", "1.0"}
         assert row["learning_rate_multiple"] in (0.5, 1.0)
         assert np.shape(row["errors"]["random"]) == (2, 5)
+        assert row["chance"] == 1 / 24
+        random, curriculum = (1 - np.array(row["errors"][kind])[:, -1] for kind in ("random", "curriculum"))
+        assert row["more_at_end"] == pytest.approx((curriculum - random).mean())
     assert "| permutation set: near twins |" in capsys.readouterr().out
     assert (tmp_path / "headroom.png").is_file()
+
+
+def curves(*accuracies):
+    """Return runs of these accuracies before, at half and at the end."""
+    return Curves(np.array([0, 5, 10]), 1 - np.array(accuracies))
+
+
+def test_a_ratio_to_random_permutations_is_left_out_where_they_are_close_to_chance():
+    random = curves([0, 0.002, 0.1], [0, 0.003, 0.2])
+    row = headroom.compare(curves([0, 0.04, 0.4], [0, 0.06, 0.2]), random, chance=0.001)
+    assert row["at_half"] is None
+    assert row["at_end"].value == pytest.approx(2)
+    assert (row["random_at_half"], row["curriculum_at_half"]) == pytest.approx((0.0025, 0.05))
+    assert row["more_at_half"] == pytest.approx(mean_of([0.038, 0.057]))
+    assert headroom.compare(random, random, chance=0.0008)["at_half"].value == pytest.approx(1)
+
+
+def test_the_picture_shows_differences_of_all_cells_and_says_each_thing_once():
+    random, ours = curves([0, 0.002, 0.1], [0, 0.004, 0.2]), curves([0, 0.04, 0.4], [0, 0.06, 0.2])
+    row = headroom.compare(ours, random, chance=0.002)
+    cells = [{"cell": name, "factor": headroom.CELLS[name].factor, **row} for name in ("100 permutations", "frames")]
+    (axis,) = headroom._picture(cells).axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["100 permutations", "task: frames"]
+    assert [bar.get_width() for bar in axis.patches] == pytest.approx([4.7, 15, 4.7, 15])
+    assert [text.get_text().strip() for text in axis.texts] == 2 * ["0.3% → 5.0%", "15.0% → 30.0%"]
 
 
 def test_a_later_phase_is_compared_from_there_on(options, monkeypatch):

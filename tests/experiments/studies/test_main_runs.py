@@ -86,10 +86,10 @@ def test_paths_of_this_machine_are_left_out(tmp_path):
     run, data = main_runs.RUNS["imagenette"], Path("/somewhere/data")
     summary = {"folder": str(tmp_path), "tasks": {"spatial": {"queries": "/somewhere/data/imagenette/val"}}}
     write_json(tmp_path / "summary.json", summary)
-    (tmp_path / "out").mkdir()
-    main_runs.copy(run, tmp_path, tmp_path / "out", data)
-    assert json.loads((tmp_path / "out" / "imagenette.json").read_text()) == {
-        "tasks": {"spatial": {"queries": "imagenette/val"}}
+    main_runs.copy(run, tmp_path, options(tmp_path, "imagenette", data=data, arguments=""))
+    assert json.loads((tmp_path / "results" / "imagenette.json").read_text()) == {
+        "command": "python experiments/reinforce.py --images data/imagenette/train",
+        "tasks": {"spatial": {"queries": "imagenette/val"}},
     }
 
 

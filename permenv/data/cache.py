@@ -118,9 +118,43 @@ def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple
     return rows, metadata
 
 
-def discard(key: str) -> None:
-    """Delete the entry of this key if there is one, so that it is made again."""
-    _discard(cache_folder() / key)
+def find_rows(key: str, row: tuple[int, ...]) -> np.ndarray | None:
+    """Open the entry of this key.
+
+    Args:
+        key: See `cached_rows`.
+        row: Shape of a row.
+
+    Returns:
+        (rows, *row) uint8 as a read-only memory map. None if there is no entry, or it was damaged and has been deleted.
+
+    Raises:
+        CacheError: If the cache cannot be read, or is not to be trusted.
+    """
+    cache = cache_folder()
+    require_trust(cache)
+    found = _open_intact(cache / key, row)
+    return None if found is None else found[0]
+
+
+def replace_rows(key: str, rows: np.ndarray) -> None:
+    """Let an entry hold these rows from now on. The caller holds its lock.
+
+    Args:
+        key: See `cached_rows`.
+        rows: (rows, *row) uint8, at least one.
+
+    Raises:
+        CacheError: If the cache cannot be written, or is full.
+    """
+
+    def build(append: Append) -> dict[str, Any]:
+        append(rows)
+        return {}
+
+    entry = cache_folder() / key
+    _discard(entry)
+    _make(entry, rows.shape, build)
 
 
 def cache_folder() -> Path:

@@ -1,7 +1,8 @@
 """A folder of videos as clips of square frames, decoded once and kept in the cache.
 
 A clip is a video file or a folder of image files. The first start reads all files for their digests, and decodes them.
-A later one reads only what has changed by its size or time, and decodes only what the cache does not hold.
+A later one reads only the clips whose files have another size or time. Where the cache does not hold the frames of
+exactly these clips, because one has changed, was added or is gone, all of them are read and decoded again.
 
 A video file is opened here and FFmpeg is given the descriptor, so what is decoded is what was opened. FFmpeg chooses
 the format by the content, and some formats, such as playlists, name other files or addresses to be opened. So only
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from permenv.data.cache import Append, cached_rows, discard
+from permenv.data.cache import Append, cache_folder, cached_rows, find_rows, locked, replace_rows
 from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.files import (
+    DIGEST_BYTES,
     UNSETTLED,
     VIDEO_EXTENSIONS,
     content_digest,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     import cv2
 
 RECIPE = 3  # increase it when the same files give other frames, so that their cache entries are made again
+UNREADABLE = bytes(DIGEST_BYTES)  # kept instead of the digest of a clip that could not be read
 IN_FLIGHT = 32  # clips submitted to the threads before the frames of the first are written
 READ_BYTES = 2**20  # a video is hashed in pieces of this size
 FEWER_AT_LEAST, FEWER_SHARE = 2, 0.05  # missing frames, in number or as a share, that are not worth a remark
@@ -109,7 +112,7 @@ def video_folder(
     found = _find(folder)
     lists = _choose_lists(folder, found, split, part)
     clips, missing = (found, []) if lists is None else _listed(folder, found, lists, part)
-    digests = _digests(folder, clips, verify, progress)
+    digests = _digests(folder, found, clips, verify, progress)
     recipe = f"permenv video folder, recipe {RECIPE}, size {size}, {min_frames} to {max_frames} frames"
     key = fingerprint(recipe, [clip.name for clip in clips], digests)
 
@@ -255,28 +258,47 @@ def _listed(root: Path, found: Sequence[_Clip], lists: Split, part: str) -> tupl
     return clips, [(name, f"in the {part} list, but missing") for key, name in wanted.items() if key not in there]
 
 
-def _digests(root: Path, clips: Sequence[_Clip], verify: bool, progress: bool) -> list[bytes]:
-    """Digests of clips, kept in the cache under the sizes and times of their files."""
+def _digests(root: Path, found: Sequence[_Clip], clips: Sequence[_Clip], verify: bool, progress: bool) -> list[bytes]:
+    """Digests of clips. Those whose files have the sizes and times of an earlier start are not read again."""
     since = time.time_ns() - UNSETTLED
-    states = [[(path.name, *state_of(path)) for path in clip.paths] for clip in clips]
-    described = [content_digest("\0".join(f"{name}/{size}/{when}" for name, size, when in own)) for own in states]
-    recipe = f"permenv digests of clips, recipe {RECIPE}, {root.resolve()}"
-    key = fingerprint(recipe, [clip.name for clip in clips], described)
+    files = [[(path.name, *state_of(path)) for path in clip.paths] for clip in clips]
+    states = [content_digest("\0".join(f"{name}/{size}/{when}" for name, size, when in own)) for own in files]
+    settled = [max(when for _, _, when in own) < since for own in files]  # a new file may still be written
+    names = [content_digest(clip.name) for clip in clips]
+    key = fingerprint(f"permenv known clips, recipe {RECIPE}, {root.resolve()}", [], [])
 
-    def build(append: Append) -> dict[str, Any]:
-        digests = list(in_parallel(lambda clip: clip.identify(), clips, "reading", progress, "clip", IN_FLIGHT))
-        append(np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
-        # a file that cannot be read may be readable the next time, and a new one may still be written
-        new = [max(when for _, _, when in own) >= since for own in states]
-        return {"again": [place for place, clip in enumerate(clips) if new[place] or not clip.was_readable]}
+    def recorded(known: dict[bytes, tuple[bytes, bytes]], index: int) -> bytes | None:
+        state, digest = known.get(names[index], (b"", b""))
+        return digest if state == states[index] else None
 
-    if verify:
-        discard(key)
-    rows, metadata = cached_rows(key, (len(clips), len(described[0])), build)
-    digests = [row.tobytes() for row in rows]
-    for place in metadata["again"]:
-        digests[place] = clips[place].digest or clips[place].identify()
-    return digests
+    def new(known: dict[bytes, tuple[bytes, bytes]]) -> list[int]:
+        return [index for index in range(len(clips)) if settled[index] and (verify or recorded(known, index) is None)]
+
+    def identify(numbers: Sequence[int]) -> dict[int, bytes]:
+        def digest(index: int) -> bytes:
+            return clips[index].digest or clips[index].identify()
+
+        read = in_parallel(digest, numbers, "reading", progress, "clip", IN_FLIGHT) if numbers else ()
+        return dict(zip(numbers, read, strict=True))
+
+    known = _known_clips(key)
+    if new(known):
+        with locked(cache_folder() / key):  # processes that start together read the clips once
+            known = _known_clips(key)
+            for index, digest in identify(new(known)).items():
+                known[names[index]] = (states[index], digest if clips[index].was_readable else UNREADABLE)
+            present = {content_digest(clip.name) for clip in found}
+            rows = [name + state + digest for name, (state, digest) in known.items() if name in present]
+            replace_rows(key, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 3, DIGEST_BYTES))
+    # a file that could not be read may be readable by now
+    again = identify([index for index in range(len(clips)) if recorded(known, index) in (None, UNREADABLE)])
+    return [again[index] if index in again else known[name][1] for index, name in enumerate(names)]
+
+
+def _known_clips(key: str) -> dict[bytes, tuple[bytes, bytes]]:
+    """What earlier starts have read: by the digest of a clip's name, that of its files' states, and its own."""
+    rows = find_rows(key, (3, DIGEST_BYTES))
+    return {} if rows is None else {name.tobytes(): (state.tobytes(), own.tobytes()) for name, state, own in rows}
 
 
 class _VideoFile:

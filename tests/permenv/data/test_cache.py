@@ -17,7 +17,7 @@ import platformdirs
 import pytest
 
 from permenv.data import cache
-from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, discard
+from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, find_rows, replace_rows
 from permenv.data.source import DataError
 from permenv.locks import locked
 from tests.helpers import fail_to_lock
@@ -83,6 +83,22 @@ def test_different_keys_are_different_entries():
     rows, _ = cached_rows("other", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
     assert rows.shape == (1, 2)
     open_rows(fail)
+
+
+def test_rows_that_are_looked_for_are_not_made(folder):
+    assert find_rows("key", ROW) is None
+    open_rows(Builder())
+    np.testing.assert_array_equal(find_rows("key", ROW), ROWS)
+    flip_bit(folder / "key")
+    assert find_rows("key", ROW) is None
+    assert contents(folder) == []
+
+
+def test_rows_are_replaced(folder):
+    for rows in (ROWS, ROWS[1:3]):
+        with cache.locked(folder / "key"):
+            replace_rows("key", rows)
+        np.testing.assert_array_equal(find_rows("key", ROW), rows)
 
 
 def test_rows_of_another_shape_or_type_are_refused():
@@ -507,6 +523,6 @@ def test_rows_are_pickled_as_the_name_of_their_file(folder):
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(pickle.loads(content))), rows)
     for some in (rows[1:3], rows[::2], rows[[2, 0]], rows.reshape(-1), rows.copy()):  # are pickled as they are
         np.testing.assert_array_equal(pickle.loads(pickle.dumps(some)), some)
-    discard("key")
+    shutil.rmtree(folder / "key")
     with pytest.raises(CacheError, match=r"array\.bin, which another process uses, cannot be read"):
         pickle.loads(content)

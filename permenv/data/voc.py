@@ -118,17 +118,17 @@ def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"
 
 
 def load_voc_image(record: VocImage) -> np.ndarray | str:
-    """Decode an image.
+    """Decode an image. An EXIF orientation is ignored: boxes and masks are of the pixels as they are stored.
 
     Returns:
         (height, width, 3) uint8 RGB; or a str that says why the file cannot be used.
     """
     try:
-        pixels = decode(read_regular(record.path, MAX_BYTES))
+        pixels = decode(read_regular(record.path, MAX_BYTES), upright=False)
     except OSError as fault:
         return str(fault.strerror)
     if not isinstance(pixels, str) and pixels.shape[:2] != (record.height, record.width):
-        return f"its EXIF orientation turns it to {pixels.shape[1]} × {pixels.shape[0]}, so that boxes do not fit"
+        return f"it has been replaced by an image of {pixels.shape[1]} × {pixels.shape[0]} since its header was read"
     return pixels
 
 

@@ -175,6 +175,31 @@ def test_a_truncated_image_is_said_when_it_is_decoded(release):
     assert "damaged or unsupported" in load_voc_image(record)
 
 
+@pytest.mark.parametrize("shape", [(30, 40, 3), (30, 30, 3)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_as_it_is_stored_like_its_boxes_and_its_mask(release, orientation, shape):
+    height, width, _ = shape
+    stored = np.zeros(shape, np.uint8)
+    stored[2:10, 3:17] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(release / "JPEGImages" / "a.jpg", quality=95, exif=exif)
+    xml = annotation(("dog", 4, 3, 17, 10, 0), width=width, height=height)
+    (release / "Annotations" / "a.xml").write_text(xml)
+    record = voc_images(release, "trainval")[0]
+    left, top, right, bottom = map(int, record.objects[0].box)
+    light = load_voc_image(record)[..., 0] > 128
+    assert light.shape == (height, width)
+    assert light[top:bottom, left:right].all()
+    assert light.sum() == record.objects[0].area
+
+
+def test_an_image_that_was_replaced_by_one_of_another_size_is_said(release):
+    record = voc_images(release, "trainval")[0]
+    Image.fromarray(np.zeros((20, 50, 3), np.uint8)).save(record.path)
+    assert load_voc_image(record) == "it has been replaced by an image of 50 × 20 since its header was read"
+
+
 @pytest.mark.parametrize("line", ["../../secret", "a 1", "/etc/passwd"])
 def test_a_list_holds_names_only(release, line):
     write_lists(release, "a", line)

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from permenv.data.files import data_folder, is_folder, listing, read_regular, summary
+from permenv.data.files import data_folder, is_folder, listing, open_regular, read_regular, summary
 from permenv.data.folder import MAX_BYTES, MAX_PIXELS, decode
 from permenv.data.source import DataError, log
 
@@ -237,12 +237,13 @@ def _size(path: Path) -> tuple[int, int] | str:
     from PIL.JpegImagePlugin import JpegImageFile
 
     try:
-        image = JpegImageFile(BytesIO(read_regular(path, MAX_BYTES)))
+        with open_regular(path) as file:
+            width, height = JpegImageFile(file).size
     except (EOFError, OSError, SyntaxError, ValueError) as fault:
         return f"its JPEG cannot be read: {getattr(fault, 'strerror', None) or fault}"
-    if image.width * image.height > MAX_PIXELS:
-        return f"{image.width * image.height} pixels are more than the {MAX_PIXELS} allowed"
-    return image.size
+    if width * height > MAX_PIXELS:
+        return f"{width * height} pixels are more than the {MAX_PIXELS} allowed"
+    return width, height
 
 
 def _annotation(path: Path) -> ElementTree.Element | str:

@@ -1,12 +1,13 @@
 """The VOC devkit: lists, annotations, masks; faults are named and counted."""
 
+import io
 import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from permenv.data import DataError
+from permenv.data import DataError, voc
 from permenv.data.voc import VOC_CLASSES, VocObject, find_release, load_voc_image, load_voc_mask, voc_images
 
 
@@ -167,6 +168,33 @@ def test_faults_of_masks_are_said(release):
     Image.fromarray(np.zeros((30, 40), np.uint8)).save(record.mask)
     record.mask.write_bytes(record.mask.read_bytes()[:50])
     assert "damaged mask" in load_voc_mask(record)
+
+
+class CountedFile(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    count = 0
+
+    def readinto(self, buffer):
+        """Read and count."""
+        number = super().readinto(buffer)
+        CountedFile.count += number
+        return number
+
+
+@pytest.mark.parametrize("header", [0, 100_000])
+def test_of_an_image_only_the_header_is_read(release, monkeypatch, header):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    path = release / "JPEGImages" / "a.jpg"
+    Image.fromarray(noise).save(path, quality=100, icc_profile=bytes(header))  # a profile stands in the header
+    (release / "Annotations" / "a.xml").write_text(annotation(width=400, height=300))
+    write_lists(release, "a")
+    monkeypatch.setattr(CountedFile, "count", 0)
+    monkeypatch.setattr(voc, "open_regular", lambda path: io.BufferedReader(CountedFile(path)))
+    [record] = voc_images(release, "trainval")
+    assert (record.width, record.height) == (400, 300)
+    assert path.stat().st_size - header > 150_000
+    assert header <= CountedFile.count < header + 50_000
 
 
 def test_a_truncated_image_is_said_when_it_is_decoded(release):

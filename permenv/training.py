@@ -268,14 +268,20 @@ class Trainer:
 
     @torch.no_grad()
     def _update_averages(self) -> None:
-        """Do what `AveragedModel.update_parameters` does, without stepping through the modules again."""
+        """Do what `AveragedModel.update_parameters` does, without stepping through the modules again.
+
+        Integer buffers, such as batch normalisation's counters, are copied: torch would average and truncate them.
+        """
         if self._averaged is None:
             return
         if self._averaged.n_averaged == 0:  # the first time it copies the weights
             self._averaged.update_parameters(self.network)
             return
         for averages, values in self._averages:
-            self._average(averages, values, self._averaged.n_averaged)
+            if averages[0].is_floating_point() or averages[0].is_complex():
+                self._average(averages, values, self._averaged.n_averaged)
+            else:
+                torch._foreach_copy_(averages, values)
         self._averaged.n_averaged += 1
 
     def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:

@@ -239,7 +239,7 @@ class Trainer:
         if self._ranks.size == 1:
             return
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        means = self._ranks.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        means = self._ranks.mean_(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(mean.view(gradient.shape))
 

@@ -108,12 +108,13 @@ def file_names(images: StillImages) -> list[str]:
     """List the files of what `image_folder` returned: (N,), the path of each image within the folder, with slashes.
 
     Raises:
-        DataError: If it is another set of images, or its pixels have been moved to a GPU.
+        DataError: If it is another set of images.
     """
-    if not isinstance(images.pixels, KeptImages):
+    pixels = images.pixels if images.moved_from is None else images.moved_from.pixels
+    if not isinstance(pixels, KeptImages):
         raise DataError(f"{images.name} is not what image_folder returned, so its images have no files")
     skipped = {name for name, _ in images.skipped}
-    return [name for name in images.pixels.files if name not in skipped]
+    return [name for name in pixels.files if name not in skipped]
 
 
 @dataclass(frozen=True)

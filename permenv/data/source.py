@@ -76,8 +76,8 @@ class StillImages:
     shares the pixels. A set that `to` has moved is pickled as what it was before, and moved again when it is unpickled.
 
     Args:
-        pixels: (N, S, S, 3) uint8 RGB; a tensor, a read-only array such as a memory map of a file, or for a folder
-            what is read from a store when it is indexed; `np.asarray` reads all.
+        pixels: (N, S, S, 3) uint8 RGB; a tensor, a read-only array such as a memory map of a file, or what is
+            read from the cache when it is indexed; `np.asarray` reads all.
         labels: (N,) int64 indices into `classes`, -1 = unlabelled; None where nothing is labelled.
             They are for evaluation only and never used in training.
         classes: The classes' names; the index is the label.

@@ -94,12 +94,13 @@ def video_folder(
         split: Number of the official split, from 1 on. None means split 1 if there are lists, otherwise all clips;
             0 means all clips in any case.
         part: Part of the split.
-        verify: Read all files again. It finds what a start does not see: files changed under the same size and time.
+        verify: Read all files and all that is kept of them again. It finds what a start does not see: files changed
+            under the same size and time.
         progress: Show progress bars, see `permenv.progress`.
 
     Returns:
-        The clips, memory-mapped from the cache. Their `frames.name` contains the part and the number of the split. The
-        fingerprint is a digest of paths, files, `size`, `max_frames` and `min_frames`. A class has the same
+        The clips, read from the cache when they are needed. Their `frames.name` contains the part and the number of the
+        split. The fingerprint is a digest of paths, files, `size`, `max_frames` and `min_frames`. A class has the same
         number in all parts of all splits.
 
     Raises:
@@ -139,7 +140,7 @@ def video_folder(
             raise DataError(f"{folder} contains no usable clip: {summary(skipped)}; {_expected()}")
         return {"folder": str(folder.resolve()), "lengths": lengths, "skipped": skipped, "irregular": irregular}
 
-    pixels, metadata = cached_rows(key, (len(clips) * max_frames, size, size, 3), build)
+    pixels, metadata = cached_rows(key, (len(clips) * max_frames, size, size, 3), build, verify=verify)
     unusable = [(name, reason) for name, reason in metadata["skipped"]]
     irregular = [(name, remark) for name, remark in metadata["irregular"]]
     skipped = sorted(unusable + missing)
@@ -411,10 +412,15 @@ class _FrameFolder:
 
     def __init__(self, root: Path, name: str, files: Sequence[str]) -> None:
         self.name = name
-        self.paths: Sequence[Path] = [root / name / file for file in files]
         self.digest: bytes | None = None
         self.was_readable = True
+        self._folder, self._files = root / name, files
         self._digests: list[bytes] = []
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """Its files. They are not kept: of a million frames they take more memory than their names."""
+        return [self._folder / file for file in self._files]
 
     def identify(self) -> bytes:
         """Read its frames and return the digest of their names and contents."""
@@ -423,7 +429,7 @@ class _FrameFolder:
             content = read(path)
             self._digests.append(content_digest(content))
             self.was_readable &= isinstance(content, bytes)
-        self.digest = bytes.fromhex(fingerprint("frames", [path.name for path in self.paths], self._digests))
+        self.digest = bytes.fromhex(fingerprint("frames", self._files, self._digests))
         return self.digest
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
@@ -435,8 +441,9 @@ class _FrameFolder:
         Raises:
             DataError: If a frame has changed since it was identified.
         """
-        places = spread(len(self.paths), max_frames)
-        loaded = [(self.paths[place].name, load(self.paths[place], self._digests[place], size)) for place in places]
+        paths = self.paths
+        places = spread(len(paths), max_frames)
+        loaded = [(paths[place].name, load(paths[place], self._digests[place], size)) for place in places]
         broken = [(name, square) for name, square in loaded if isinstance(square, str)]
         squares = [square for _, square in loaded if not isinstance(square, str)]
         remark = f"{len(broken)} of {len(places)} frames broken, the first: {summary(broken[:1])}" if broken else ""

@@ -16,6 +16,7 @@ from PIL import Image
 from permenv.data import folder, videos
 from permenv.data.files import Budget
 from permenv.data.folder import image_folder
+from permenv.data.rows import CachedRows
 from permenv.data.source import DataError, StillImages, VideoClips
 from permenv.data.videos import video_folder
 from tests.permenv.data.helpers import Crowd, fail_to_open
@@ -507,7 +508,7 @@ def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
     np.testing.assert_array_equal(first.frames.labels, second.frames.labels)
     assert first.frames.fingerprint == second.frames.fingerprint
     assert (first.names, first.irregular) == (second.names, second.irregular)
-    assert isinstance(second.frames.pixels, np.memmap)
+    assert isinstance(second.frames.pixels, CachedRows)
 
 
 @pytest.fixture
@@ -650,6 +651,30 @@ def test_a_change_under_the_same_size_and_time_is_found_on_request(tmp_path, mon
         video_folder(tmp_path, 8, 64)
     assert clip(video_folder(tmp_path, 16, 64, verify=True), 0)[0] == 40
     assert clip(read(tmp_path), 0)[0] == 40, "a later start knows"
+
+
+def flip_bit_of_the_last_frame(cache):
+    """Damage the pixels of the only set that the cache holds."""
+    [path] = [path for path in cache.glob("*/array.bin") if path.stat().st_size > 2 * 48]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_frame_is_decoded_again_before_it_is_used(tmp_path, cache, caplog):
+    film(tmp_path / "set" / "a.avi")
+    sequence(tmp_path / "set" / "b", ["1.png", "2.png"])
+    expected = np.array(read(tmp_path / "set").frames.pixels)
+    flip_bit_of_the_last_frame(cache)
+    clips = read(tmp_path / "set")
+    np.testing.assert_array_equal(clips.take(np.array([0]), np.array([[3]]), CPU)[0, 0], expected[3])
+    assert caplog.records == []
+    np.testing.assert_array_equal(clips.take(np.array([1]), np.array([[1]]), CPU)[0, 0], expected[-1])
+    assert "cannot be used and will be made again: the checksum of row 13 of array.bin does not match" in caplog.text
+    flip_bit_of_the_last_frame(cache)
+    caplog.clear()
+    read(tmp_path / "set", verify=True)
+    assert "cannot be used and will be made again" in caplog.text
 
 
 CHANGES = {

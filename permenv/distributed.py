@@ -59,16 +59,22 @@ class Ranks:
         Raises:
             RankError: If another rank has ended or does not answer.
         """
-        if self.size == 1:
-            return tensor
-        tensor = tensor.detach().clone(memory_format=torch.contiguous_format)
-        with _rank_errors():
-            dist.all_reduce(tensor)
-        return tensor
+        return tensor if self.size == 1 else self._sum(_copy(tensor))
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean of a tensor over all ranks, see `total`."""
-        return tensor if self.size == 1 else self.total(tensor) / self.size
+        """The mean of a floating-point tensor over all ranks, see `total`."""
+        return tensor if self.size == 1 else self.mean_(_copy(tensor))
+
+    def mean_(self, tensor: Tensor) -> Tensor:
+        """Replace a floating-point tensor, contiguous and without gradient, by its mean over all ranks.
+
+        Returns:
+            The tensor itself, bitwise identical on all ranks.
+
+        Raises:
+            RankError: If another rank has ended or does not answer.
+        """
+        return tensor if self.size == 1 else self._sum(tensor).div_(self.size)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, of which this rank has those that `shard` gave it.
@@ -134,6 +140,16 @@ class Ranks:
                 f"num_validation={config.num_validation} on {self.size} ranks: each needs a sample; raise "
                 f"num_validation or start fewer ranks"
             )
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """Replace a contiguous tensor by its sum over all ranks."""
+        with _rank_errors():
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 ALONE = Ranks()

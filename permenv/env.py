@@ -27,7 +27,7 @@ from permenv.streams import restored
 from permenv.validation import Validation
 
 if TYPE_CHECKING:
-    from permenv.render import Renderer
+    from permenv.window import Renderer
 
 
 _SEED = Either(OneOf((None,)), Number(int, Range(-1)))  # Gymnasium's -1 is a seed that it does not know
@@ -449,7 +449,7 @@ def _over(episode: Episode) -> str:
 def _make_renderer(title: str, mode: str | None) -> Renderer | None:
     if mode is None:
         return None
-    from permenv.render import Renderer  # matplotlib takes its time to import
+    from permenv.window import Renderer  # matplotlib takes its time to import
 
     return Renderer(title, mode)
 

@@ -75,7 +75,7 @@ class Pretraining:
         losses: By task, the cross-entropy of the last iteration; log |Ψ|, that of a uniform guess, before the first.
         choices: (tasks, |C|) int64, how often each group was chosen since the last validation.
         diverged: Whether a loss or a validation was not finite.
-        seconds: Wall-clock seconds spent by this object on "training", "validation" and "grouping".
+        seconds: Wall-clock seconds spent by this object on "training", "validation" and "grouping"; a fork begins at 0.
         ranks: The processes that train it together, those that this one had joined when the run was made. All
             methods that move the run are called by all of them.
 
@@ -319,7 +319,7 @@ class Pretraining:
         twin.trainer = self.trainer.copy()
         twin.validation, twin.groups, twin._members = copy.deepcopy((self.validation, self.groups, self._members))
         twin.records, twin.choices = copy.deepcopy((self.records, self.choices))
-        twin.losses, twin.seconds = dict(self.losses), dict(self.seconds)
+        twin.losses, twin.seconds = dict(self.losses), dict.fromkeys(_SPENT_ON, 0.0)
         twin._announced = {}  # with another seed it draws other samples
         return twin
 

@@ -239,7 +239,7 @@ class Trainer:
         if self._ranks.size == 1:
             return
         gradients = [p.grad for p in self._parameters.values() if p.grad is not None]
-        means = self._ranks.mean(torch.cat([gradient.flatten() for gradient in gradients]))
+        means = self._ranks.mean_(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, mean in zip(gradients, means.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(mean.view(gradient.shape))
 
@@ -268,14 +268,20 @@ class Trainer:
 
     @torch.no_grad()
     def _update_averages(self) -> None:
-        """Do what `AveragedModel.update_parameters` does, without stepping through the modules again."""
+        """Do what `AveragedModel.update_parameters` does, without stepping through the modules again.
+
+        Integer buffers, such as batch normalisation's counters, are copied: torch would average and truncate them.
+        """
         if self._averaged is None:
             return
         if self._averaged.n_averaged == 0:  # the first time it copies the weights
             self._averaged.update_parameters(self.network)
             return
         for averages, values in self._averages:
-            self._average(averages, values, self._averaged.n_averaged)
+            if averages[0].is_floating_point() or averages[0].is_complex():
+                self._average(averages, values, self._averaged.n_averaged)
+            else:
+                torch._foreach_copy_(averages, values)
         self._averaged.n_averaged += 1
 
     def _losses(self, batches: Mapping[str, Batch]) -> dict[str, Tensor]:

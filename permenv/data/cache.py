@@ -1,17 +1,18 @@
 """Arrays that were expensive to make, kept on disk between runs.
 
 An entry is a folder `<cache>/<key>/`: `array.bin`, the raw uint8 rows, and `index.json`, which describes
-them and carries a checksum over both. It is built under a temporary name, renamed when it is complete, and
-verified in full whenever it is opened. Whatever happens to an entry (a kill, a full disk, a flipped bit, an
-edit), it is either used as it was made or made again. Only where reading it fails, which may pass, it is left as it is
-and an error says so. Any entry may be deleted at any time.
+them, with a checksum of each row and one of itself. It is built under a temporary name, renamed when it is complete,
+and then read back in full. Later starts read the index, and verify a row when it is read for the first time, see
+`permenv.data.rows`. Whatever happens to an entry (a kill, a full disk, a flipped bit, an edit), it is either used as it
+was made or made again. Only where reading it fails, which may pass, it is left as it is and an error says so. Any entry
+may be deleted at any time.
 
 The file `<cache>/<key>.lock` is locked by the process that builds the entry; others wait for it. The operating
 system releases the lock of a process that ends, also of one that is killed.
 
 The cache is the user's cache folder, or the folder named by the environment variable PERMENV_CACHE.
 
-What is trusted: whoever may write to the cache decides which pixels are trained on. The checksum (CRC-32) finds
+What is trusted: whoever may write to the cache decides which pixels are trained on. The checksums (CRC-32) find
 damage, not forgery. So the user's cache folder is used only if it belongs to this user and not everybody may write to
 it; a folder named by PERMENV_CACHE is trusted because it was named. Nothing in a cache is executed or unpickled: rows
 are bytes, the index is JSON, and only regular files are opened.
@@ -38,12 +39,13 @@ import numpy as np
 
 from permenv import locks
 from permenv.data.files import UnusableFileError, open_regular, read_regular
+from permenv.data.rows import CachedRows, Opened
 from permenv.data.source import DataError, log
 
-FORMAT = 2  # of an entry's two files; entries of another format are made again
+FORMAT = 3  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
+CHECKSUM = np.dtype("<u4")  # of a row
 MAX_INDEX_BYTES = 2**30
-READ_BYTES = 2**18  # a checksum is computed in pieces of this size, which stay in the processor's cache
 LOCK = "lock"  # in a temporary folder
 ABANDONED_SECONDS = 24 * 3600  # without a lock, a build that has written nothing for this long has ended
 ATTEMPTS = 3  # one is enough unless other processes break or delete the entry meanwhile
@@ -56,7 +58,9 @@ class CacheError(DataError):
     """The cache cannot be used. The message names the folder and the remedy."""
 
 
-def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndarray, dict[str, Any]]:
+def cached_rows(
+    key: str, shape: tuple[int, ...], build: Build, *, verify: bool = False
+) -> tuple[CachedRows, dict[str, Any]]:
     """Open the entry of this key; make it first if there is none, or none that is intact.
 
     If several processes need the same entry at the same time, one builds it and the others wait.
@@ -66,10 +70,11 @@ def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndar
         shape: (largest number of rows, *shape of a row). The free disk space is checked for this many rows
             before the work starts; fewer may be written.
         build: Makes the rows. It receives `append`, which writes (n, *row) uint8 arrays, and returns metadata
-            that JSON can represent.
+            that JSON can represent. It is called again if a row turns out to be damaged later.
+        verify: Read all rows of an entry that is there; else each is verified when it is read.
 
     Returns:
-        (rows, *row) uint8 as a read-only memory map, and the metadata as read back from JSON.
+        (rows, *row) uint8, read from a memory map, and the metadata as read back from JSON.
 
     Raises:
         CacheError: If the cache cannot be read or written, is full, or is not to be trusted.
@@ -78,14 +83,23 @@ def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndar
     cache = cache_folder()
     require_trust(cache)
     entry = cache / key
-    found = _open_intact(entry, shape[1:])
+    opened, metadata = _open_or_make(entry, shape, build, verify)
+
+    def again() -> Opened:
+        return _open_or_make(entry, shape, build, verify=True)[0]
+
+    return CachedRows(str(entry), opened, again, (_open_again, (entry, shape[1:]))), metadata
+
+
+def _open_or_make(entry: Path, shape: tuple[int, ...], build: Build, verify: bool) -> tuple[Opened, dict[str, Any]]:
+    found = _open_intact(entry, shape[1:], verify)
     for _ in range(ATTEMPTS):
         if found is None:
             with locked(entry):
-                found = _open_intact(entry, shape[1:])  # another process may have built it meanwhile
+                found = _open_intact(entry, shape[1:], verify)  # another process may have built it meanwhile
                 if found is None:
                     _make(entry, shape, build)
-                    found = _open_intact(entry, shape[1:])
+                    found = _open_intact(entry, shape[1:], verify=True)
     if found is None:
         raise CacheError(
             f"cache entry {entry} was written {ATTEMPTS} times and each time read back differently or not at all; "
@@ -94,7 +108,9 @@ def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndar
     return found
 
 
-def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple[np.ndarray, dict[str, Any]]:
+def cached_or_in_memory(
+    key: str, shape: tuple[int, ...], build: Build
+) -> tuple[CachedRows | np.ndarray, dict[str, Any]]:
     """Like `cached_rows`, but make the rows in memory, with a warning, if the cache cannot be used.
 
     For rows that are quick to make and fit into memory.
@@ -105,7 +121,7 @@ def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple
         build: See `cached_rows`.
 
     Returns:
-        (rows, *row) uint8, read-only: a memory map, or an array in memory. And the metadata.
+        (rows, *row) uint8, read-only: as `cached_rows` returns it, or an array in memory. And the metadata.
     """
     try:
         return cached_rows(key, shape, build)
@@ -118,9 +134,43 @@ def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> tuple
     return rows, metadata
 
 
-def discard(key: str) -> None:
-    """Delete the entry of this key if there is one, so that it is made again."""
-    _discard(cache_folder() / key)
+def find_rows(key: str, row: tuple[int, ...]) -> np.ndarray | None:
+    """Open the entry of this key.
+
+    Args:
+        key: See `cached_rows`.
+        row: Shape of a row.
+
+    Returns:
+        (rows, *row) uint8 as a read-only memory map. None if there is no entry, or it was damaged and has been deleted.
+
+    Raises:
+        CacheError: If the cache cannot be read, or is not to be trusted.
+    """
+    cache = cache_folder()
+    require_trust(cache)
+    found = _open_intact(cache / key, row, verify=True)
+    return None if found is None else found[0][0]
+
+
+def replace_rows(key: str, rows: np.ndarray) -> None:
+    """Let an entry hold these rows from now on. The caller holds its lock.
+
+    Args:
+        key: See `cached_rows`.
+        rows: (rows, *row) uint8, at least one.
+
+    Raises:
+        CacheError: If the cache cannot be written, or is full.
+    """
+
+    def build(append: Append) -> dict[str, Any]:
+        append(rows)
+        return {}
+
+    entry = cache_folder() / key
+    _discard(entry)
+    _make(entry, rows.shape, build)
 
 
 def cache_folder() -> Path:
@@ -187,14 +237,14 @@ class _BrokenError(Exception):
     """The entry is not as it was written; the message says why."""
 
 
-def _open_intact(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]] | None:
+def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> tuple[Opened, dict[str, Any]] | None:
     """Open an entry; None if there is none, or it was broken and has been deleted.
 
     Raises:
         CacheError: If reading fails, which says nothing about the entry: a disk or a network may work again.
     """
     try:
-        return _open(entry, row) if os.path.lexists(entry) else None
+        return _open(entry, row, verify) if os.path.lexists(entry) else None
     except (_BrokenError, UnusableFileError, RecursionError) as fault:  # recursion: an index that is nested deeply
         log.warning("cache entry %s cannot be used and will be made again: %s", entry, fault)
         _discard(entry)
@@ -206,75 +256,62 @@ def _open_intact(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[st
         ) from fault
 
 
-def _open(entry: Path, row: tuple[int, ...]) -> tuple[np.ndarray, dict[str, Any]]:
+def _open(entry: Path, row: tuple[int, ...], verify: bool) -> tuple[Opened, dict[str, Any]]:
+    """Open an entry and check its index, and also all of its rows if they are to be verified."""
     try:
         index = json.loads(read_regular(entry / INDEX, MAX_INDEX_BYTES))
     except ValueError as fault:
         raise _BrokenError(f"{INDEX} is not JSON") from fault
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise _BrokenError(f"{INDEX} is not of format {FORMAT}")
+    if index.pop("checksum", None) != _checksum(index):
+        raise _BrokenError(f"the checksum of {INDEX} does not match")
+    try:
+        checksums = np.frombuffer(bytes.fromhex(index.get("checksums", "")), CHECKSUM)
+    except (TypeError, ValueError) as fault:
+        raise _BrokenError(f"the checksums in {INDEX} are not hexadecimal") from fault
+    shape = (len(checksums), *row)
+    if not len(checksums) or index != _index(entry.name, shape, index.get("metadata"), checksums):
+        raise _BrokenError(f"it holds rows of shape {index.get('shape')} under the key {index.get('key')}")
     with open_regular(entry / ARRAY) as file:
         size = os.fstat(file.fileno()).st_size
-        if size != index.get("bytes"):  # the checksum would differ too, but takes longer and says less
-            raise _BrokenError(f"{ARRAY} has {size} bytes instead of {index.get('bytes')}")
-        found = index.pop("checksum", None)
-        if found != _checksum(_checksum_of_file(file), index):
-            raise _BrokenError(f"the checksum of {ARRAY} and {INDEX} does not match")
-        shape = (size // math.prod(row), *row)
-        if not size or index != _index(entry.name, shape, index.get("metadata")):
-            raise _BrokenError(f"it holds rows of shape {index.get('shape')} under the key {index.get('key')}")
-        return _MappedRows(file, dtype=np.uint8, mode="r", shape=shape).of(entry / ARRAY), index["metadata"]
+        if size != math.prod(shape):
+            raise _BrokenError(f"{ARRAY} has {size} bytes instead of {math.prod(shape)}")
+        rows = np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
+    if verify:
+        for number, checksum in enumerate(checksums.tolist()):
+            if zlib.crc32(rows[number].data) != checksum:
+                raise _BrokenError(f"the checksum of row {number} of {ARRAY} does not match")
+    return (rows, checksums), index["metadata"]
 
 
-class _MappedRows(np.memmap):
-    """The rows of an entry. They are pickled as the name of their file, so that processes share its pages."""
+def _open_again(entry: Path, row: tuple[int, ...]) -> CachedRows:
+    """Open the entry that another process has open."""
 
-    _file: Path | None = None
+    def opened(verify: bool) -> Opened:
+        found = _open_intact(entry, row, verify)
+        if found is None:
+            raise CacheError(f"cache entry {entry}, which another process uses, is damaged or gone: start again")
+        return found[0]
 
-    def of(self, file: Path) -> _MappedRows:
-        """Say which file holds all of these rows."""
-        self._file = file
-        return self
-
-    def __array_finalize__(self, source: Any) -> None:
-        super().__array_finalize__(source)
-        self._file = None  # of some of the rows, or of a copy
-
-    def __reduce__(self) -> Any:
-        return np.asarray(self).__reduce__() if self._file is None else (_map_rows, (self._file, self.shape))
+    return CachedRows(str(entry), opened(verify=False), lambda: opened(verify=True), (_open_again, (entry, row)))
 
 
-def _map_rows(file: Path, shape: tuple[int, ...]) -> _MappedRows:
-    """Map an entry's file that another process has verified a moment ago."""
-    try:
-        return _MappedRows(file, dtype=np.uint8, mode="r", shape=shape).of(file)
-    except (OSError, ValueError) as fault:
-        raise CacheError(f"{file}, which another process uses, cannot be read ({fault}): start again") from fault
-
-
-def _index(key: str, shape: tuple[int, ...], metadata: Any) -> dict[str, Any]:
-    """Describe an entry, without the checksum."""
+def _index(key: str, shape: tuple[int, ...], metadata: Any, checksums: np.ndarray) -> dict[str, Any]:
+    """Describe an entry, without the checksum of the description."""
     return {
         "format": FORMAT,
         "key": key,
         "shape": list(shape),
         "dtype": "uint8",
-        "bytes": math.prod(shape),
         "metadata": metadata,
+        "checksums": checksums.tobytes().hex(),
     }
 
 
-def _checksum_of_file(file: BinaryIO) -> int:
-    """CRC-32 of a file. It finds damage, not forgery, and takes less than half the time of a cryptographic hash."""
-    checksum = 0
-    while piece := file.read(READ_BYTES):
-        checksum = zlib.crc32(piece, checksum)
-    return checksum
-
-
-def _checksum(array: int, index: dict[str, Any]) -> int:
-    """CRC-32 of the array's bytes, of which it is given, followed by the index (without the checksum itself)."""
-    return zlib.crc32(json.dumps(index, sort_keys=True).encode(), array)
+def _checksum(index: dict[str, Any]) -> int:
+    """CRC-32 of the index. It finds damage, not forgery, and takes less than half the time of a cryptographic hash."""
+    return zlib.crc32(json.dumps(index, sort_keys=True).encode())
 
 
 def _make(entry: Path, shape: tuple[int, ...], build: Build) -> None:
@@ -299,20 +336,20 @@ def _fill(entry: Path, cache: Path, row: tuple[int, ...], build: Build) -> None:
     finally:
         with writing(cache):
             file.close()
-    if not rows.count:
+    if not rows.checksums:
         raise DataError(f"cache entry {entry.name} would be empty: no rows were made")
-    index = _index(entry.name, (rows.count, *row), json.loads(json.dumps(metadata)))
-    index["checksum"] = _checksum(rows.checksum, index)
+    checksums = np.array(rows.checksums, CHECKSUM)
+    index = _index(entry.name, (len(checksums), *row), json.loads(json.dumps(metadata)), checksums)
+    index["checksum"] = _checksum(index)
     with writing(cache):
         (entry / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
 class _Rows:
-    """Appends rows to a file; keeps their number and their checksum."""
+    """Appends rows to a file; keeps their checksums."""
 
     def __init__(self, file: BinaryIO, row: tuple[int, ...], cache: Path) -> None:
-        self.count = 0
-        self.checksum = 0
+        self.checksums: list[int] = []
         self._file, self._row, self._cache = file, row, cache
 
     def append(self, rows: np.ndarray) -> None:
@@ -328,8 +365,7 @@ class _Rows:
         with writing(self._cache):
             self._file.write(content.data)
             self._file.flush()  # so that a full disk is noticed here, not at the end
-        self.checksum = zlib.crc32(content.data, self.checksum)
-        self.count += len(rows)
+        self.checksums += [zlib.crc32(row.data) for row in content]
 
 
 def _rename_unless_there(temporary: Path, entry: Path) -> None:

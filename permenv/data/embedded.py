@@ -7,6 +7,7 @@ import functools
 import numpy as np
 
 from permenv.data.cache import Append, cached_or_in_memory
+from permenv.data.rows import CachedRows
 from permenv.data.scenes import CLASSES, RECIPE, check, deal_labels, render_clip
 from permenv.data.source import StillImages, VideoClips
 from permenv.progress import progress_bar
@@ -25,7 +26,7 @@ def embedded_scenes(count: int, size: int, seed: int = 0) -> StillImages:
         seed: Non-negative; another seed gives other scenes of the same kind.
 
     Returns:
-        The images, memory-mapped from the cache, shared by all callers with equal arguments.
+        The images, read from the cache when they are needed, shared by all callers with equal arguments.
 
     Raises:
         ValueError: If an argument is too small.
@@ -46,7 +47,7 @@ def embedded_clips(count: int, frames: int, size: int, seed: int = 0) -> VideoCl
         seed: Non-negative; another seed gives other scenes of the same kind.
 
     Returns:
-        The clips, memory-mapped from the cache, shared by all callers with equal arguments.
+        The clips, read from the cache when they are needed, shared by all callers with equal arguments.
 
     Raises:
         ValueError: If an argument is too small.
@@ -60,7 +61,7 @@ def embedded_clips(count: int, frames: int, size: int, seed: int = 0) -> VideoCl
     )
 
 
-def _rendered(key: str, count: int, frames: int, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _rendered(key: str, count: int, frames: int, size: int, seed: int) -> tuple[CachedRows | np.ndarray, np.ndarray]:
     """Pixels (count * frames, size, size, 3) from the cache, and labels (count,)."""
     check(count, frames, size, seed)
     labels = deal_labels(count, seed)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".gif", ".mov", ".mpg", ".mpeg", ".m4v")
 UNLABELLED = -1
+DIGEST_BYTES = 16
 UNSETTLED = 2 * 10**9  # ns; within that of its last change a file may change again and still have the same time
 UNKNOWN_TIME = -1  # of a file that cannot be reached
 NAMED_IN_LOG = 5  # names in a warning; the others are counted
@@ -225,7 +226,7 @@ def encoded(names: Sequence[str]) -> list[bytes]:
 def content_digest(content: bytes | str) -> bytes:
     """16 bytes that identify the content of a file, or the reason why there is none."""
     given = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
-    return hashlib.blake2b(given, digest_size=16).digest()
+    return hashlib.blake2b(given, digest_size=DIGEST_BYTES).digest()
 
 
 def first_of_each(digests: Sequence[bytes]) -> list[int]:

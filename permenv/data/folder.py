@@ -108,12 +108,13 @@ def file_names(images: StillImages) -> list[str]:
     """List the files of what `image_folder` returned: (N,), the path of each image within the folder, with slashes.
 
     Raises:
-        DataError: If it is another set of images, or its pixels have been moved to a GPU.
+        DataError: If it is another set of images.
     """
-    if not isinstance(images.pixels, KeptImages):
+    pixels = images.pixels if images.moved_from is None else images.moved_from.pixels
+    if not isinstance(pixels, KeptImages):
         raise DataError(f"{images.name} is not what image_folder returned, so its images have no files")
     skipped = {name for name, _ in images.skipped}
-    return [name for name in images.pixels.files if name not in skipped]
+    return [name for name in pixels.files if name not in skipped]
 
 
 @dataclass(frozen=True)
@@ -198,14 +199,15 @@ def load(path: Path, expected: bytes, size: int) -> np.ndarray | str:
     return decode(content, size)
 
 
-def decode(content: bytes, size: int | None = None) -> np.ndarray | str:
-    """Decode to uint8 RGB, upright, or say why the content cannot be decoded.
+def decode(content: bytes, size: int | None = None, *, upright: bool = True) -> np.ndarray | str:
+    """Decode to uint8 RGB, or say why the content cannot be decoded.
 
     Threads that decode wait for each other where their images have too many pixels, see `decoding`.
 
     Args:
         content: Of a file.
         size: S, side of the centre square that is cut out and resized; None for the whole image.
+        upright: Rotate and mirror the pixels according to their EXIF orientation.
 
     Returns:
         (S, S, 3) or (H, W, 3) uint8, or a str that says why there is none.
@@ -228,7 +230,8 @@ def decode(content: bytes, size: int | None = None) -> np.ndarray | str:
         if pixels > MAX_PIXELS:
             return f"{pixels} pixels are more than the {MAX_PIXELS} allowed"
         with decoding.using(pixels):
-            rgb = _upright(_jpeg(content) if image.format == "JPEG" else _png_or_webp(content, image), image)
+            rgb = _jpeg(content) if image.format == "JPEG" else _png_or_webp(content, image)
+            rgb = _upright(rgb, image) if upright else rgb
             return rgb if size is None else centre_square(rgb, size)
     except Image.DecompressionBombError as fault:  # from Pillow 13 on, of a WebP above twice Pillow's own limit
         limit = Image.MAX_IMAGE_PIXELS

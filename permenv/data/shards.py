@@ -25,11 +25,10 @@ import safetensors
 import safetensors.numpy
 
 from permenv.data.cache import writing
-from permenv.data.files import UnusableFileError, open_regular, read_regular
+from permenv.data.files import DIGEST_BYTES, UnusableFileError, open_regular, read_regular
 from permenv.data.source import DataError
 
 MAX_INDEX_BYTES = 2**30
-DIGEST_BYTES = 16
 # not tracked, a map takes no file descriptor, of which a process has few
 _UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 

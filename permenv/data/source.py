@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -73,11 +73,11 @@ class StillImages:
     """A set of square still images, X in the paper's section 3.
 
     A set is immutable. `copy.deepcopy` returns the set itself, so that a copied specification of an environment
-    shares the pixels.
+    shares the pixels. A set that `to` has moved is pickled as what it was before, and moved again when it is unpickled.
 
     Args:
-        pixels: (N, S, S, 3) uint8 RGB; a tensor, a read-only array such as a memory map of a file, or for a folder
-            what is read from a store when it is indexed; `np.asarray` reads all.
+        pixels: (N, S, S, 3) uint8 RGB; a tensor, a read-only array such as a memory map of a file, or what is
+            read from the cache when it is indexed; `np.asarray` reads all.
         labels: (N,) int64 indices into `classes`, -1 = unlabelled; None where nothing is labelled.
             They are for evaluation only and never used in training.
         classes: The classes' names; the index is the label.
@@ -85,6 +85,9 @@ class StillImages:
         fingerprint: Digest of the content; equal fingerprints mean equal images in equal order, if they were decoded by
             the same versions of the libraries.
         skipped: (relative path or item, reason) of everything that was found but is not used.
+
+    Attributes:
+        moved_from: Of a set that `to` has moved to a GPU, the set whose pixels are in files; else None.
     """
 
     pixels: torch.Tensor | np.ndarray | Kept
@@ -93,12 +96,18 @@ class StillImages:
     name: str
     fingerprint: str
     skipped: tuple[tuple[str, str], ...] = ()
+    moved_from: StillImages | None = field(default=None, init=False, repr=False)  # a set with other pixels has none
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> StillImages:
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.moved_from is None or not isinstance(self.pixels, torch.Tensor):
+            return super().__reduce_ex__(protocol)
+        return StillImages.to, (self.moved_from, self.pixels.device)
 
     @property
     def size(self) -> int:
@@ -161,7 +170,10 @@ class StillImages:
             pixels = self.pixels
             there = pixels.to(device) if isinstance(pixels, torch.Tensor) else _copy_to(pixels, device)
             _ON_DEVICES[key] = there
-        return replace(self, pixels=there)
+        moved = replace(self, pixels=there)
+        origin = self.moved_from if isinstance(self.pixels, torch.Tensor) else self
+        object.__setattr__(moved, "moved_from", origin)  # the set is frozen
+        return moved
 
 
 @dataclass(frozen=True, eq=False)

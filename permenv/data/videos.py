@@ -1,7 +1,8 @@
 """A folder of videos as clips of square frames, decoded once and kept in the cache.
 
 A clip is a video file or a folder of image files. The first start reads all files for their digests, and decodes them.
-A later one reads only what has changed by its size or time, and decodes only what the cache does not hold.
+A later one reads only the clips whose files have another size or time. Where the cache does not hold the frames of
+exactly these clips, because one has changed, was added or is gone, all of them are read and decoded again.
 
 A video file is opened here and FFmpeg is given the descriptor, so what is decoded is what was opened. FFmpeg chooses
 the format by the content, and some formats, such as playlists, name other files or addresses to be opened. So only
@@ -20,9 +21,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from permenv.data.cache import Append, cached_rows, discard
+from permenv.data.cache import Append, cache_folder, cached_rows, find_rows, locked, replace_rows
 from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.files import (
+    DIGEST_BYTES,
     UNSETTLED,
     VIDEO_EXTENSIONS,
     content_digest,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     import cv2
 
 RECIPE = 3  # increase it when the same files give other frames, so that their cache entries are made again
+UNREADABLE = bytes(DIGEST_BYTES)  # kept instead of the digest of a clip that could not be read
 IN_FLIGHT = 32  # clips submitted to the threads before the frames of the first are written
 READ_BYTES = 2**20  # a video is hashed in pieces of this size
 FEWER_AT_LEAST, FEWER_SHARE = 2, 0.05  # missing frames, in number or as a share, that are not worth a remark
@@ -91,12 +94,13 @@ def video_folder(
         split: Number of the official split, from 1 on. None means split 1 if there are lists, otherwise all clips;
             0 means all clips in any case.
         part: Part of the split.
-        verify: Read all files again. It finds what a start does not see: files changed under the same size and time.
+        verify: Read all files and all that is kept of them again. It finds what a start does not see: files changed
+            under the same size and time.
         progress: Show progress bars, see `permenv.progress`.
 
     Returns:
-        The clips, memory-mapped from the cache. Their `frames.name` contains the part and the number of the split. The
-        fingerprint is a digest of paths, files, `size`, `max_frames` and `min_frames`. A class has the same
+        The clips, read from the cache when they are needed. Their `frames.name` contains the part and the number of the
+        split. The fingerprint is a digest of paths, files, `size`, `max_frames` and `min_frames`. A class has the same
         number in all parts of all splits.
 
     Raises:
@@ -109,7 +113,7 @@ def video_folder(
     found = _find(folder)
     lists = _choose_lists(folder, found, split, part)
     clips, missing = (found, []) if lists is None else _listed(folder, found, lists, part)
-    digests = _digests(folder, clips, verify, progress)
+    digests = _digests(folder, found, clips, verify, progress)
     recipe = f"permenv video folder, recipe {RECIPE}, size {size}, {min_frames} to {max_frames} frames"
     key = fingerprint(recipe, [clip.name for clip in clips], digests)
 
@@ -136,7 +140,7 @@ def video_folder(
             raise DataError(f"{folder} contains no usable clip: {summary(skipped)}; {_expected()}")
         return {"folder": str(folder.resolve()), "lengths": lengths, "skipped": skipped, "irregular": irregular}
 
-    pixels, metadata = cached_rows(key, (len(clips) * max_frames, size, size, 3), build)
+    pixels, metadata = cached_rows(key, (len(clips) * max_frames, size, size, 3), build, verify=verify)
     unusable = [(name, reason) for name, reason in metadata["skipped"]]
     irregular = [(name, remark) for name, remark in metadata["irregular"]]
     skipped = sorted(unusable + missing)
@@ -255,28 +259,47 @@ def _listed(root: Path, found: Sequence[_Clip], lists: Split, part: str) -> tupl
     return clips, [(name, f"in the {part} list, but missing") for key, name in wanted.items() if key not in there]
 
 
-def _digests(root: Path, clips: Sequence[_Clip], verify: bool, progress: bool) -> list[bytes]:
-    """Digests of clips, kept in the cache under the sizes and times of their files."""
+def _digests(root: Path, found: Sequence[_Clip], clips: Sequence[_Clip], verify: bool, progress: bool) -> list[bytes]:
+    """Digests of clips. Those whose files have the sizes and times of an earlier start are not read again."""
     since = time.time_ns() - UNSETTLED
-    states = [[(path.name, *state_of(path)) for path in clip.paths] for clip in clips]
-    described = [content_digest("\0".join(f"{name}/{size}/{when}" for name, size, when in own)) for own in states]
-    recipe = f"permenv digests of clips, recipe {RECIPE}, {root.resolve()}"
-    key = fingerprint(recipe, [clip.name for clip in clips], described)
+    files = [[(path.name, *state_of(path)) for path in clip.paths] for clip in clips]
+    states = [content_digest("\0".join(f"{name}/{size}/{when}" for name, size, when in own)) for own in files]
+    settled = [max(when for _, _, when in own) < since for own in files]  # a new file may still be written
+    names = [content_digest(clip.name) for clip in clips]
+    key = fingerprint(f"permenv known clips, recipe {RECIPE}, {root.resolve()}", [], [])
 
-    def build(append: Append) -> dict[str, Any]:
-        digests = list(in_parallel(lambda clip: clip.identify(), clips, "reading", progress, "clip", IN_FLIGHT))
-        append(np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1))
-        # a file that cannot be read may be readable the next time, and a new one may still be written
-        new = [max(when for _, _, when in own) >= since for own in states]
-        return {"again": [place for place, clip in enumerate(clips) if new[place] or not clip.was_readable]}
+    def recorded(known: dict[bytes, tuple[bytes, bytes]], index: int) -> bytes | None:
+        state, digest = known.get(names[index], (b"", b""))
+        return digest if state == states[index] else None
 
-    if verify:
-        discard(key)
-    rows, metadata = cached_rows(key, (len(clips), len(described[0])), build)
-    digests = [row.tobytes() for row in rows]
-    for place in metadata["again"]:
-        digests[place] = clips[place].digest or clips[place].identify()
-    return digests
+    def new(known: dict[bytes, tuple[bytes, bytes]]) -> list[int]:
+        return [index for index in range(len(clips)) if settled[index] and (verify or recorded(known, index) is None)]
+
+    def identify(numbers: Sequence[int]) -> dict[int, bytes]:
+        def digest(index: int) -> bytes:
+            return clips[index].digest or clips[index].identify()
+
+        read = in_parallel(digest, numbers, "reading", progress, "clip", IN_FLIGHT) if numbers else ()
+        return dict(zip(numbers, read, strict=True))
+
+    known = _known_clips(key)
+    if new(known):
+        with locked(cache_folder() / key):  # processes that start together read the clips once
+            known = _known_clips(key)
+            for index, digest in identify(new(known)).items():
+                known[names[index]] = (states[index], digest if clips[index].was_readable else UNREADABLE)
+            present = {content_digest(clip.name) for clip in found}
+            rows = [name + state + digest for name, (state, digest) in known.items() if name in present]
+            replace_rows(key, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 3, DIGEST_BYTES))
+    # a file that could not be read may be readable by now
+    again = identify([index for index in range(len(clips)) if recorded(known, index) in (None, UNREADABLE)])
+    return [again[index] if index in again else known[name][1] for index, name in enumerate(names)]
+
+
+def _known_clips(key: str) -> dict[bytes, tuple[bytes, bytes]]:
+    """What earlier starts have read: by the digest of a clip's name, that of its files' states, and its own."""
+    rows = find_rows(key, (3, DIGEST_BYTES))
+    return {} if rows is None else {name.tobytes(): (state.tobytes(), own.tobytes()) for name, state, own in rows}
 
 
 class _VideoFile:
@@ -389,10 +412,15 @@ class _FrameFolder:
 
     def __init__(self, root: Path, name: str, files: Sequence[str]) -> None:
         self.name = name
-        self.paths: Sequence[Path] = [root / name / file for file in files]
         self.digest: bytes | None = None
         self.was_readable = True
+        self._folder, self._files = root / name, files
         self._digests: list[bytes] = []
+
+    @property
+    def paths(self) -> Sequence[Path]:
+        """Its files. They are not kept: of a million frames they take more memory than their names."""
+        return [self._folder / file for file in self._files]
 
     def identify(self) -> bytes:
         """Read its frames and return the digest of their names and contents."""
@@ -401,7 +429,7 @@ class _FrameFolder:
             content = read(path)
             self._digests.append(content_digest(content))
             self.was_readable &= isinstance(content, bytes)
-        self.digest = bytes.fromhex(fingerprint("frames", [path.name for path in self.paths], self._digests))
+        self.digest = bytes.fromhex(fingerprint("frames", self._files, self._digests))
         return self.digest
 
     def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
@@ -413,8 +441,9 @@ class _FrameFolder:
         Raises:
             DataError: If a frame has changed since it was identified.
         """
-        places = spread(len(self.paths), max_frames)
-        loaded = [(self.paths[place].name, load(self.paths[place], self._digests[place], size)) for place in places]
+        paths = self.paths
+        places = spread(len(paths), max_frames)
+        loaded = [(paths[place].name, load(paths[place], self._digests[place], size)) for place in places]
         broken = [(name, square) for name, square in loaded if isinstance(square, str)]
         squares = [square for _, square in loaded if not isinstance(square, str)]
         remark = f"{len(broken)} of {len(places)} frames broken, the first: {summary(broken[:1])}" if broken else ""

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from permenv.data.files import data_folder, is_folder, listing, read_regular, summary
+from permenv.data.files import data_folder, is_folder, listing, open_regular, read_regular, summary
 from permenv.data.folder import MAX_BYTES, MAX_PIXELS, decode
 from permenv.data.source import DataError, log
 
@@ -118,17 +118,17 @@ def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"
 
 
 def load_voc_image(record: VocImage) -> np.ndarray | str:
-    """Decode an image.
+    """Decode an image. An EXIF orientation is ignored: boxes and masks are of the pixels as they are stored.
 
     Returns:
         (height, width, 3) uint8 RGB; or a str that says why the file cannot be used.
     """
     try:
-        pixels = decode(read_regular(record.path, MAX_BYTES))
+        pixels = decode(read_regular(record.path, MAX_BYTES), upright=False)
     except OSError as fault:
         return str(fault.strerror)
     if not isinstance(pixels, str) and pixels.shape[:2] != (record.height, record.width):
-        return f"its EXIF orientation turns it to {pixels.shape[1]} × {pixels.shape[0]}, so that boxes do not fit"
+        return f"it has been replaced by an image of {pixels.shape[1]} × {pixels.shape[0]} since its header was read"
     return pixels
 
 
@@ -237,12 +237,13 @@ def _size(path: Path) -> tuple[int, int] | str:
     from PIL.JpegImagePlugin import JpegImageFile
 
     try:
-        image = JpegImageFile(BytesIO(read_regular(path, MAX_BYTES)))
+        with open_regular(path) as file:
+            width, height = JpegImageFile(file).size
     except (EOFError, OSError, SyntaxError, ValueError) as fault:
         return f"its JPEG cannot be read: {getattr(fault, 'strerror', None) or fault}"
-    if image.width * image.height > MAX_PIXELS:
-        return f"{image.width * image.height} pixels are more than the {MAX_PIXELS} allowed"
-    return image.size
+    if width * height > MAX_PIXELS:
+        return f"{width * height} pixels are more than the {MAX_PIXELS} allowed"
+    return width, height
 
 
 def _annotation(path: Path) -> ElementTree.Element | str:

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 def test_a_single_rank_returns_what_it_is_given():
     rows, values = torch.ones(3, 2), np.ones(3)
     assert current() == ALONE == Ranks(0, 1)
-    assert all(each(rows) is rows for each in (ALONE.total, ALONE.mean, ALONE.gather))
+    assert all(each(rows) is rows for each in (ALONE.total, ALONE.mean, ALONE.mean_, ALONE.gather))
     assert ALONE.broadcast(values) is values
     assert ALONE.shard(5) == slice(0, 5)
     ALONE.require_same("seed", 0)
@@ -107,9 +107,12 @@ def sums():
     """What the methods of two ranks return."""
     ranks = current()
     rows = torch.arange(10.0).view(5, 2)
+    own, replaced = (torch.tensor([1.0, float("inf") if ranks.rank else 2.0, ranks.rank]) for _ in range(2))
     found = {
-        "total": ranks.total(torch.tensor([1.0, ranks.rank])).tolist(),
-        "mean": ranks.mean(torch.tensor([1.0, float("inf") if ranks.rank else 2.0])).tolist(),
+        "total": ranks.total(own).tolist(),
+        "mean": ranks.mean(own).tolist(),
+        "own": own[2].item() == ranks.rank,  # a new tensor was returned
+        "replaced": ranks.mean_(replaced) is replaced and replaced.tolist(),
         "gathered": torch.equal(ranks.gather(rows[ranks.shard(5)]), rows),
         "broadcast": ranks.broadcast(np.array([ranks.rank + 5])).tolist(),
     }
@@ -118,7 +121,9 @@ def sums():
 
 
 def test_sums_means_and_gathered_rows():
-    expected = {"total": [2.0, 1.0], "mean": [1.0, float("inf")], "gathered": True, "broadcast": [5]}
+    mean = [1.0, float("inf"), 0.5]
+    expected = {"total": [2.0, float("inf"), 1.0], "mean": mean, "own": True, "replaced": mean}
+    expected |= {"gathered": True, "broadcast": [5]}
     assert run_ranks(2, sums) == [expected, expected]
 
 

@@ -22,6 +22,7 @@ permenv.memory
 permenv.pretraining
 permenv.episode
 permenv.render
+permenv.window
 permenv.env
 permenv.wrappers
 permenv
@@ -67,7 +68,8 @@ NARROWER = {
         *("training", "validation"),
     },
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
-    "permenv.render": {"config", "episode", "reward", "state", "tasks"},
+    "permenv.render": {"episode", "reward", "state", "tasks"},
+    "permenv.window": {"config", "episode", "render"},
     "permenv.wrappers": {"config", "env", "episode", "pretraining", "records", "reward", "state"},
 }
 """What the modules of permenv import of it, where that is narrower than their layer."""
@@ -163,7 +165,10 @@ def test_no_modules_import_one_another_in_a_circle():
 @pytest.mark.parametrize(
     ("module", "libraries"),
     [
-        *((f"permenv.{name}", {"gymnasium"}) for name in ("tasks", "training", "pretraining", "episode", "render")),
+        *(
+            (f"permenv.{name}", {"gymnasium"})
+            for name in ("tasks", "training", "pretraining", "episode", "render", "window")
+        ),
         *((f"permenv.{name}", {"gymnasium"}) for name in ("validation", "state", "transfer.retrieval", "checkpoint")),
         ("permenv.torch_state", {"gymnasium", "numpy"}),
         ("permenv.reward", {"gymnasium", "numpy", "torch"}),
@@ -180,7 +185,11 @@ def test_a_module_does_without_these_libraries(module, libraries):
 
 def test_matplotlib_is_imported_by_pictures_only():
     users = {name for name in MODULES if any(each.split(".")[0] == "matplotlib" for each in imports(name))}
-    assert {name for name in users if name.startswith("permenv")} == {"permenv.render", "permenv.transfer.pictures"}
+    assert {name for name in users if name.startswith("permenv")} == {
+        "permenv.render",
+        "permenv.window",
+        "permenv.transfer.pictures",
+    }
     assert not any(name.startswith("agents") for name in users)
 
 
@@ -268,7 +277,7 @@ def test_a_first_iteration_needs_neither_torchs_compiler_nor_matplotlib(started)
 def test_permenv_imports_this_library_inside_functions_only(module):
     """`import permenv` cannot show it of tqdm, which torch imports itself."""
     for name, path in MODULES.items():
-        if name.startswith("permenv") and name != "permenv.render":
+        if name.startswith("permenv") and name not in ("permenv.render", "permenv.window"):
             for node in ast.parse(path.read_text()).body:
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -413,10 +413,10 @@ def test_a_fork_shares_the_data_and_counts_its_own_seconds():
     fork = run.fork()
     assert fork.tasks["spatial"].data is run.tasks["spatial"].data
     before = dict(run.seconds)
-    assert fork.seconds == before
+    assert fork.seconds == dict.fromkeys(before, 0)
     fork.iterate()
     assert run.seconds == before
-    assert fork.seconds["training"] > before["training"]
+    assert fork.seconds["training"] > 0
 
 
 @joint_first

@@ -138,6 +138,9 @@ def test_averaged_weights_are_the_exponential_average_buffers_included(task):
     for name in average:
         if average[name].is_floating_point():
             torch.testing.assert_close(averaged[name], average[name], rtol=1e-5, atol=1e-7)
+        else:
+            assert torch.equal(averaged[name], live[name]), name
+    assert averaged["trunk.1.num_batches_tracked"] == 5
     assert not torch.equal(averaged["trunk.1.running_mean"], live["trunk.1.running_mean"])
 
 
@@ -183,6 +186,20 @@ def test_a_loss_that_is_not_finite_never_reaches_the_weights(task, broken):
 
 
 # State
+
+
+def test_a_state_that_holds_counters_of_other_values_is_continued():
+    """Those of checkpoints before averages took over the counters of batch normalisation."""
+    trainer, restored = make_trainer(ema_decay=0.9), make_trainer(ema_decay=0.9)
+    train(trainer, 3)
+    state = copy.deepcopy(trainer.state_dict())
+    state["averaged"]["module.trunk.1.num_batches_tracked"].fill_(2)
+    trainer.state_schema().check(state, "trainer")
+    restored.load_state_dict(state)
+    for each in (trainer, restored):
+        train(each, 1, seed=1)
+    for name, value in trainer.eval_network.state_dict().items():
+        assert torch.equal(restored.eval_network.state_dict()[name], value), name
 
 
 @joint_first

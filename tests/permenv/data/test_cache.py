@@ -17,7 +17,8 @@ import platformdirs
 import pytest
 
 from permenv.data import cache
-from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, discard
+from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, find_rows, replace_rows
+from permenv.data.rows import CachedRows
 from permenv.data.source import DataError
 from permenv.locks import locked
 from tests.helpers import fail_to_lock
@@ -68,9 +69,26 @@ def test_rows_and_metadata_come_back_on_the_first_and_the_second_start(folder):
         rows, metadata = open_rows(build)
         np.testing.assert_array_equal(rows, ROWS)
         assert metadata == METADATA
-        assert isinstance(rows, np.memmap)
-        assert not rows.flags.writeable
+        assert isinstance(rows, CachedRows)
+        assert not rows[:2].flags.writeable
+        assert (len(rows), rows.shape, rows.ndim, rows.dtype, rows.nbytes) == (5, (5, *ROW), 3, np.uint8, 60)
     assert contents(folder) == ["key"]
+
+
+KEYS = [2, -1, slice(1, 3), slice(None, None, 2), [2, 0, 0], np.array([-1, 4]), np.arange(5) > 2, np.array([], int)]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=str)
+def test_rows_are_read_like_those_of_an_array(key):
+    rows, _ = open_rows(Builder())
+    np.testing.assert_array_equal(rows[key], ROWS[key])
+
+
+def test_rows_are_read_into_tensors():
+    rows, _ = open_rows(Builder())
+    np.testing.assert_array_equal(rows.read(np.array([3, 0, 3])), ROWS[[3, 0, 3]])
+    with pytest.raises(IndexError):
+        rows.read(np.array([5]))
 
 
 def test_fewer_rows_than_planned():
@@ -83,6 +101,22 @@ def test_different_keys_are_different_entries():
     rows, _ = cached_rows("other", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
     assert rows.shape == (1, 2)
     open_rows(fail)
+
+
+def test_rows_that_are_looked_for_are_not_made(folder):
+    assert find_rows("key", ROW) is None
+    open_rows(Builder())
+    np.testing.assert_array_equal(find_rows("key", ROW), ROWS)
+    flip_bit(folder / "key")
+    assert find_rows("key", ROW) is None
+    assert contents(folder) == []
+
+
+def test_rows_are_replaced(folder):
+    for rows in (ROWS, ROWS[1:3]):
+        with cache.locked(folder / "key"):
+            replace_rows("key", rows)
+        np.testing.assert_array_equal(find_rows("key", ROW), rows)
 
 
 def test_rows_of_another_shape_or_type_are_refused():
@@ -168,7 +202,7 @@ DAMAGE = [
     edit(format=999),
     edit(shape=[4, 5, 3]),
     edit(metadata={"skipped": []}),
-    edit(bytes="many"),
+    edit(checksums="00"),
     edit(checksum=None),
     swap_with_other_key,
     nest_index,
@@ -505,8 +539,63 @@ def test_rows_are_pickled_as_the_name_of_their_file(folder):
     assert len(content) < 1000
     np.testing.assert_array_equal(pickle.loads(content), rows)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(pickle.loads(content))), rows)
-    for some in (rows[1:3], rows[::2], rows[[2, 0]], rows.reshape(-1), rows.copy()):  # are pickled as they are
-        np.testing.assert_array_equal(pickle.loads(pickle.dumps(some)), some)
-    discard("key")
-    with pytest.raises(CacheError, match=r"array\.bin, which another process uses, cannot be read"):
+    shutil.rmtree(folder / "key")
+    with pytest.raises(CacheError, match=r"key, which another process uses, is damaged or gone: start again"):
         pickle.loads(content)
+
+
+# Damage that is found later
+
+
+def test_a_row_is_checked_when_it_is_read_for_the_first_time(folder, caplog):
+    open_rows(Builder())
+    flip_bit(folder / "key")  # of row 1
+    again = Builder()
+    rows, _ = open_rows(again)
+    np.testing.assert_array_equal(rows[[0, 2, 4]], ROWS[[0, 2, 4]])
+    assert (again.calls, caplog.records) == (0, [])
+    np.testing.assert_array_equal(rows[1], ROWS[1])
+    assert again.calls == 1
+    [warning] = caplog.records
+    assert f"{folder / 'key'} cannot be used and will be made again: the checksum of row 1" in warning.getMessage()
+    np.testing.assert_array_equal(open_rows(fail)[0], ROWS)
+
+
+def test_of_an_entry_that_is_verified_all_rows_are_checked_at_once(folder):
+    open_rows(Builder())
+    flip_bit(folder / "key")
+    again = Builder()
+    cached_rows("key", (5, *ROW), again, verify=True)
+    assert again.calls == 1
+
+
+def test_an_entry_that_another_process_has_made_again_is_used(folder):
+    open_rows(Builder())
+    flip_bit(folder / "key")
+    first, _ = open_rows(fail)
+    second, _ = open_rows(Builder())
+    for rows in (second, first):
+        np.testing.assert_array_equal(rows, ROWS)
+
+
+def test_rows_that_cannot_be_made_again_as_they_were_are_an_error(folder):
+    def build(append):
+        append(ROWS[::-1])
+        return METADATA
+
+    open_rows(Builder())
+    flip_bit(folder / "key")
+    rows, _ = open_rows(build)
+    with pytest.raises(DataError, match=r"key was damaged, and cannot be made again as it was; start again"):
+        rows[1]
+
+
+def test_rows_that_were_pickled_are_made_again_at_the_next_start(folder):
+    content = pickle.dumps(open_rows(Builder())[0])
+    flip_bit(folder / "key")
+    rows = pickle.loads(content)
+    with pytest.raises(CacheError, match=r"key, which another process uses, is damaged or gone: start again"):
+        rows[1]
+    again = Builder()
+    np.testing.assert_array_equal(open_rows(again)[0], ROWS)
+    assert again.calls == 1

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import pickle
 import struct
 import tempfile
 import zlib
@@ -148,6 +149,7 @@ def test_the_file_of_each_image_can_be_named(tmp_path):
     (root / "a" / "cc.png").write_bytes(b"no picture")
     images = image_folder(root, 8)
     assert file_names(images) == ["a/c.png", "a/d.png"], "b is a copy of d"
+    assert file_names(images.to(torch.device("meta"))) == file_names(images), "as of images on a GPU"
     with pytest.raises(DataError, match="is not what image_folder returned"):
         file_names(as_tensor(images))
 
@@ -691,6 +693,22 @@ def test_sets_of_the_same_content_share_their_pixels_on_a_device(mapped, monkeyp
     assert other.to(device) is other
     del moved
     assert mapped.to(device) is mapped
+
+
+def test_a_set_on_a_device_is_pickled_as_its_files_and_moved_again(mapped, monkeypatch):
+    moved = mapped.to(torch.device("meta"))
+    content = pickle.dumps(moved)
+    assert mapped.pixels[0].tobytes() not in content
+    assert pickle.loads(content).pixels is moved.pixels
+    del moved
+    monkeypatch.setattr(source, "free_bytes", lambda device: 0)
+    np.testing.assert_array_equal(pickle.loads(content).pixels, mapped.pixels)
+
+
+def test_a_set_with_other_pixels_than_the_one_on_a_device_is_pickled_with_them(mapped):
+    pixels = torch.zeros(5, 8, 8, 3, dtype=torch.uint8)
+    other = dataclasses.replace(mapped.to(torch.device("meta")), pixels=pixels, fingerprint="other")
+    assert torch.equal(pickle.loads(pickle.dumps(other)).pixels, pixels)
 
 
 def test_pixels_stay_memory_mapped_where_they_do_not_fit(mapped, monkeypatch):

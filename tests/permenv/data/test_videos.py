@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import os
 import struct
+import time
 from pathlib import Path
 
 import cv2
@@ -15,6 +16,7 @@ from PIL import Image
 from permenv.data import folder, videos
 from permenv.data.files import Budget
 from permenv.data.folder import image_folder
+from permenv.data.rows import CachedRows
 from permenv.data.source import DataError, StillImages, VideoClips
 from permenv.data.videos import video_folder
 from tests.permenv.data.helpers import Crowd, fail_to_open
@@ -506,28 +508,137 @@ def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
     np.testing.assert_array_equal(first.frames.labels, second.frames.labels)
     assert first.frames.fingerprint == second.frames.fingerprint
     assert (first.names, first.irregular) == (second.names, second.irregular)
-    assert isinstance(second.frames.pixels, np.memmap)
+    assert isinstance(second.frames.pixels, CachedRows)
 
 
-def test_a_later_start_reads_only_what_has_changed(tmp_path, monkeypatch):
-    monkeypatch.setattr(videos, "UNSETTLED", 0)
+@pytest.fixture
+def opened(monkeypatch):
+    """The names of all files of clips that are opened, also of those that cannot be read."""
+    names = []
+    open_regular, read_file = videos.open_regular, videos.read
+    monkeypatch.setattr(videos, "open_regular", lambda path: names.append(path.name) or open_regular(path))
+    monkeypatch.setattr(videos, "read", lambda path: names.append(path.name) or read_file(path))
+    return names
+
+
+@pytest.fixture
+def three_clips(tmp_path):
+    """A folder of two videos and a folder of frames, and a file that is no video."""
     film(tmp_path / "a" / "0.avi")
     film(tmp_path / "a" / "1.avi", first=20)
     (tmp_path / "a" / "text.avi").write_text("no video")
     sequence(tmp_path / "b" / "b", ["1.png", "2.png"])
-    first = read(tmp_path)
-    opened = []
-    open_regular, read_file = videos.open_regular, videos.read
-    monkeypatch.setattr(videos, "open_regular", lambda path: opened.append(path.name) or open_regular(path))
-    monkeypatch.setattr(videos, "read", lambda path: opened.append(path.name) or read_file(path))
-    second = read(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def settled(monkeypatch):
+    """Take the files that a test writes for old ones, whose digests are known at the next start."""
+    monkeypatch.setattr(videos, "UNSETTLED", 0)
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_later_start_reads_nothing_but_to_decode_frames_that_the_cache_does_not_hold(three_clips, opened):
+    first = read(three_clips)
+    opened.clear()
+    second = read(three_clips)
     assert opened == []
     assert second.frames.fingerprint == first.frames.fingerprint
     assert second.frames.skipped == first.frames.skipped
     np.testing.assert_array_equal(second.frames.pixels, first.frames.pixels)
-    other_size = video_folder(tmp_path, 8, 64)  # whose frames are not in the cache
+    other_size = video_folder(three_clips, 8, 64)
     assert other_size.names == first.names
     assert sorted(set(opened)) == ["0.avi", "1.avi", "1.png", "2.png", "text.avi"]
+
+
+TOUCHED = {"a/1.avi": ["1.avi"], "a/text.avi": ["text.avi"], "b/b/2.png": ["1.png", "2.png"]}
+
+
+@pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("touched", TOUCHED)
+def test_of_the_clips_the_one_that_was_touched_is_read(three_clips, opened, touched):
+    first = read(three_clips)
+    os.utime(three_clips / touched, (1, 1))
+    opened.clear()
+    second = read(three_clips)
+    assert opened == TOUCHED[touched]
+    assert second.frames.fingerprint == first.frames.fingerprint
+    opened.clear()
+    read(three_clips)
+    assert opened == [], "what was read then is known"
+
+
+@pytest.mark.usefixtures("settled")
+def test_of_the_clips_the_one_that_was_added_is_read_for_its_digest(three_clips, opened, monkeypatch):
+    read(three_clips)
+    film(three_clips / "c" / "3.avi", first=30)
+    opened.clear()
+    read_before_decoding = []
+
+    def note(*_):
+        read_before_decoding.extend(opened)
+        return "not decoded"
+
+    monkeypatch.setattr(videos, "_load", note)
+    with pytest.raises(DataError, match="no usable clip"):
+        read(three_clips)
+    assert set(read_before_decoding) == {"3.avi"}
+
+
+def test_clips_are_read_again_until_they_are_too_old_to_change_under_the_same_time(three_clips, opened, monkeypatch):
+    monkeypatch.setattr(videos, "UNSETTLED", 10**12)  # nobody waits so long
+    first = read(three_clips)
+    every = ["0.avi", "1.avi", "1.png", "2.png", "text.avi"]
+    for unsettled, expected in ((10**12, every), (0, every), (0, [])):
+        monkeypatch.setattr(videos, "UNSETTLED", unsettled)
+        opened.clear()
+        assert read(three_clips).frames.fingerprint == first.frames.fingerprint
+        assert sorted(opened) == expected
+
+
+@pytest.mark.usefixtures("settled")
+def test_of_the_clips_the_one_that_is_too_young_is_read_again(three_clips, opened):
+    young = time.time() + 3600
+    os.utime(three_clips / "a" / "1.avi", (young, young))
+    read(three_clips)
+    for _ in range(2):
+        opened.clear()
+        read(three_clips)
+        assert opened == ["1.avi"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_start_that_learns_nothing_new_writes_nothing(three_clips, monkeypatch):
+    (three_clips / "a" / "gone.avi").symlink_to(three_clips / "nowhere.avi")
+    film(three_clips / "a" / "closed.avi")
+    young = time.time() + 3600
+    os.utime(three_clips / "a" / "1.avi", (young, young))
+    fail_to_open(monkeypatch, "closed.avi", PermissionError(13, "Permission denied"))
+    first = read(three_clips)
+    assert [name for name, _ in first.frames.skipped] == ["a/closed.avi", "a/gone.avi", "a/text.avi"]
+    monkeypatch.setattr(videos, "locked", lambda entry: pytest.fail(f"{entry} is locked"))
+    assert read(three_clips).frames.fingerprint == first.frames.fingerprint
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_clips_of_one_part_stay_known_when_another_part_is_read(listed, opened):
+    read(listed, part="train")
+    read(listed, part="test")
+    opened.clear()
+    read(listed, part="train")
+    read(listed, part="test")
+    assert opened == []
+
+
+@pytest.mark.usefixtures("settled")
+def test_what_was_known_of_a_clip_that_is_gone_is_forgotten(three_clips, cache):
+    read(three_clips)
+    (three_clips / "a" / "0.avi").unlink()
+    os.utime(three_clips / "a" / "1.avi", (1, 1))
+    read(three_clips)
+    sizes = {path.stat().st_size for path in cache.glob("*/array.bin")}
+    assert 3 * 48 in sizes  # of 1.avi, text.avi and the frames
+    assert 4 * 48 not in sizes
 
 
 def test_a_change_under_the_same_size_and_time_is_found_on_request(tmp_path, monkeypatch):
@@ -540,6 +651,30 @@ def test_a_change_under_the_same_size_and_time_is_found_on_request(tmp_path, mon
         video_folder(tmp_path, 8, 64)
     assert clip(video_folder(tmp_path, 16, 64, verify=True), 0)[0] == 40
     assert clip(read(tmp_path), 0)[0] == 40, "a later start knows"
+
+
+def flip_bit_of_the_last_frame(cache):
+    """Damage the pixels of the only set that the cache holds."""
+    [path] = [path for path in cache.glob("*/array.bin") if path.stat().st_size > 2 * 48]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_frame_is_decoded_again_before_it_is_used(tmp_path, cache, caplog):
+    film(tmp_path / "set" / "a.avi")
+    sequence(tmp_path / "set" / "b", ["1.png", "2.png"])
+    expected = np.array(read(tmp_path / "set").frames.pixels)
+    flip_bit_of_the_last_frame(cache)
+    clips = read(tmp_path / "set")
+    np.testing.assert_array_equal(clips.take(np.array([0]), np.array([[3]]), CPU)[0, 0], expected[3])
+    assert caplog.records == []
+    np.testing.assert_array_equal(clips.take(np.array([1]), np.array([[1]]), CPU)[0, 0], expected[-1])
+    assert "cannot be used and will be made again: the checksum of row 13 of array.bin does not match" in caplog.text
+    flip_bit_of_the_last_frame(cache)
+    caplog.clear()
+    read(tmp_path / "set", verify=True)
+    assert "cannot be used and will be made again" in caplog.text
 
 
 CHANGES = {
@@ -595,7 +730,7 @@ def test_a_video_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypat
     monkeypatch.setattr(cv2, "VideoCapture", change_and_open)
     with pytest.raises(DataError, match=r"a\.avi changed while it was read"):
         read(tmp_path)
-    assert not any(path.is_dir() and (path / "array.bin").stat().st_size > 2 * 16 for path in cache.iterdir())
+    assert not any(path.is_dir() and (path / "array.bin").stat().st_size > 2 * 48 for path in cache.iterdir())
 
 
 def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache):
@@ -611,7 +746,7 @@ def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypat
     monkeypatch.setattr(folder, "read_regular", read_and_change)
     with pytest.raises(DataError, match=r"2\.png changed while it was read"):
         read(tmp_path)
-    assert not any(path.is_dir() and (path / "array.bin").stat().st_size > 2 * 16 for path in cache.iterdir())
+    assert not any(path.is_dir() and (path / "array.bin").stat().st_size > 2 * 48 for path in cache.iterdir())
 
 
 # Splits

@@ -1,12 +1,13 @@
 """The VOC devkit: lists, annotations, masks; faults are named and counted."""
 
+import io
 import logging
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from permenv.data import DataError
+from permenv.data import DataError, voc
 from permenv.data.voc import VOC_CLASSES, VocObject, find_release, load_voc_image, load_voc_mask, voc_images
 
 
@@ -169,10 +170,62 @@ def test_faults_of_masks_are_said(release):
     assert "damaged mask" in load_voc_mask(record)
 
 
+class CountedFile(io.FileIO):
+    """A file that counts the bytes that are read of it."""
+
+    count = 0
+
+    def readinto(self, buffer):
+        """Read and count."""
+        number = super().readinto(buffer)
+        CountedFile.count += number
+        return number
+
+
+@pytest.mark.parametrize("header", [0, 100_000])
+def test_of_an_image_only_the_header_is_read(release, monkeypatch, header):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    path = release / "JPEGImages" / "a.jpg"
+    Image.fromarray(noise).save(path, quality=100, icc_profile=bytes(header))  # a profile stands in the header
+    (release / "Annotations" / "a.xml").write_text(annotation(width=400, height=300))
+    write_lists(release, "a")
+    monkeypatch.setattr(CountedFile, "count", 0)
+    monkeypatch.setattr(voc, "open_regular", lambda path: io.BufferedReader(CountedFile(path)))
+    [record] = voc_images(release, "trainval")
+    assert (record.width, record.height) == (400, 300)
+    assert path.stat().st_size - header > 150_000
+    assert header <= CountedFile.count < header + 50_000
+
+
 def test_a_truncated_image_is_said_when_it_is_decoded(release):
     record = voc_images(release, "trainval")[0]
     record.path.write_bytes(record.path.read_bytes()[:-40])
     assert "damaged or unsupported" in load_voc_image(record)
+
+
+@pytest.mark.parametrize("shape", [(30, 40, 3), (30, 30, 3)])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_image_is_as_it_is_stored_like_its_boxes_and_its_mask(release, orientation, shape):
+    height, width, _ = shape
+    stored = np.zeros(shape, np.uint8)
+    stored[2:10, 3:17] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(release / "JPEGImages" / "a.jpg", quality=95, exif=exif)
+    xml = annotation(("dog", 4, 3, 17, 10, 0), width=width, height=height)
+    (release / "Annotations" / "a.xml").write_text(xml)
+    record = voc_images(release, "trainval")[0]
+    left, top, right, bottom = map(int, record.objects[0].box)
+    light = load_voc_image(record)[..., 0] > 128
+    assert light.shape == (height, width)
+    assert light[top:bottom, left:right].all()
+    assert light.sum() == record.objects[0].area
+
+
+def test_an_image_that_was_replaced_by_one_of_another_size_is_said(release):
+    record = voc_images(release, "trainval")[0]
+    Image.fromarray(np.zeros((20, 50, 3), np.uint8)).save(record.path)
+    assert load_voc_image(record) == "it has been replaced by an image of 50 × 20 since its header was read"
 
 
 @pytest.mark.parametrize("line", ["../../secret", "a 1", "/etc/passwd"])

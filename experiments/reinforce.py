@@ -56,11 +56,12 @@ class Config(JobOptions):
         """Fill in `env`, and check the options.
 
         Raises:
-            ConfigurationError: If an option is unknown or out of range, or there is no such policy.
+            ConfigurationError: If an option is unknown or out of range, or there is no such policy, or none that can be
+                resumed.
         """
         super().__post_init__()
         try:
-            agents.kind_of(self.policy)
+            agents.kind_of(self.policy).require_state()
         except ValueError as error:
             raise permenv.ConfigurationError(f"--policy {self.policy}: {error}") from error
 

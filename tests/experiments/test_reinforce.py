@@ -127,14 +127,49 @@ class Last(Agent):
         return np.int64(3)
 
 
-def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path):
-    options = {"policy": f"{__name__}:Last", "env": {"num_permutations": 24}}
-    reinforce.main(job(tmp_path / "run", updates=1, **options))
-    reinforce.main(job(tmp_path / "run", updates=2, resume=True, **options))
-    reinforce.main(job(tmp_path / "whole", updates=2, **options))
+class Forgetful(Last):
+    """One that learns: the next group after every update."""
+
+    def __init__(self, observation_space, action_space, *, seed):
+        super().__init__(observation_space, action_space, seed=seed)
+        self.group = 0
+
+    def act(self, observation):
+        return np.int64(self.group)
+
+    def learn(self, transition):
+        self.group += transition.info["validated"] and transition.info["phase"] == "update"
+        return {}
+
+
+class InTurn(Forgetful):
+    """One that saves what it learns."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "group": self.group}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.group = state["group"]
+
+
+@pytest.mark.parametrize("policy", ["Last", "InTurn"])
+def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path, policy):
+    options = {"policy": f"{__name__}:{policy}", "env": {"num_permutations": 24}}
+    reinforce.main(job(tmp_path / "run", updates=2, **options))
+    reinforce.main(job(tmp_path / "run", updates=3, resume=True, **options))
+    reinforce.main(job(tmp_path / "whole", updates=3, **options))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    states = [checkpoint.read(tmp_path / name / CHECKPOINT)["agent"] for name in ("run", "whole")]
+    assert states[0] == states[1]
+    assert states[0].get("group", 3) == 3  # after three updates
+
+
+def test_a_policy_that_there_is_not_or_that_is_not_saved_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="--policy nonsense: There is no agent 'nonsense'"):
         job(tmp_path / "other", policy="nonsense")
+    with pytest.raises(ConfigurationError, match=":Forgetful: Forgetful has a learn of its own, but not its own state"):
+        job(tmp_path / "other", policy=f"{__name__}:Forgetful")
 
 
 def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):

@@ -63,8 +63,8 @@ class Config(JobOptions):
         """Fill in `env`, and check the options.
 
         Raises:
-            ConfigurationError: If an option is unknown or out of range, there is no such policy, what it learns is not
-                saved, or it has no such option.
+            ConfigurationError: If an option is unknown, out of range or without effect, there is no such policy, what
+                it learns is not saved, or it has no such option.
         """
         super().__post_init__()
         try:
@@ -72,6 +72,11 @@ class Config(JobOptions):
         except ValueError as error:
             raise permenv.ConfigurationError(f"--policy {self.policy}: {error}") from error
         self.agent_keywords()
+        if self.credit != "own" and not (self.policy in _CREDITED and len(permenv.registered_tasks()[self.task]) > 1):
+            raise permenv.ConfigurationError(
+                f"--credit {self.credit} --policy {self.policy} --task {self.task}: only {' and '.join(_CREDITED)} in a "
+                f"joint task have a choice; leave it out"
+            )
 
     def agent_keywords(self) -> dict[str, Any]:
         """Return `agent_options` as keywords of the agent's class.
@@ -110,7 +115,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     if config.policy == "random":
         raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --policy")
     rival = dataclasses.replace(
-        config, policy="random", policy_from=None, agent_options=(), out=config.folder / "random"
+        config, policy="random", policy_from=None, agent_options=(), credit="own", out=config.folder / "random"
     )
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short

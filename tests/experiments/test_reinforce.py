@@ -280,6 +280,7 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
 @pytest.mark.parametrize("task", ["spatial", pytest.param("spatiotemporal", marks=pytest.mark.ci)])
 def test_compare_random_trains_both(tmp_path, task, capsys):
     options = {"agent_options": (("hidden", "8"),), "compare_random": True}
+    options |= {"credit": "sum"} if task == "spatiotemporal" else {}  # random has no such options
     config = job(tmp_path / "run", task=task, updates=2, **options)
     summary = reinforce.main(config)
     assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 2
@@ -378,6 +379,12 @@ def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
         ({"resume": True}, RunFolderError, r"no checkpoint.safetensors"),
         ({"agent_options": (("hidden", "-1"),)}, ConfigurationError, "--agent.hidden -1: hidden is -1, it must be"),
         ({"agent_options": (("hidden", "2"),) * 2}, ConfigurationError, "--agent.hidden 2: give it once"),
+        ({"credit": "sum"}, ConfigurationError, "--credit sum --policy reinforce --task spatial: only"),
+        (
+            {"task": "spatiotemporal", "policy": "exp3", "credit": "sum"},
+            ConfigurationError,
+            "--policy exp3.*leave it out",
+        ),
         ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
         ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
         ({"policy": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),

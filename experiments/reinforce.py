@@ -48,8 +48,8 @@ class Config(JobOptions):
     curriculum fixed in advance; a bandit; the one-step lookahead, which tries candidates on copies of the run; or one
     of your own, a subclass of `agents.Agent`."""
     policy_from: Path | None = None
-    """Checkpoint of a run whose REINFORCE policy to start from; with `--policy inverse`, the trained policy to
-    invert, where otherwise a policy is inverted that learns meanwhile."""
+    """Checkpoint of a run whose REINFORCE policy to start from, with the random draws of `seed`; with `--policy
+    inverse`, the trained policy to invert, where otherwise a policy is inverted that learns meanwhile."""
     agent_options: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(name=AGENT_OPTION, metavar="VALUE")
     ] = ()
@@ -74,8 +74,8 @@ class Config(JobOptions):
         self.agent_keywords()
         if self.credit != "own" and not (self.policy in _CREDITED and len(permenv.registered_tasks()[self.task]) > 1):
             raise permenv.ConfigurationError(
-                f"--credit {self.credit} --policy {self.policy} --task {self.task}: only {' and '.join(_CREDITED)} in a "
-                f"joint task have a choice; leave it out"
+                f"--credit {self.credit} --policy {self.policy} --task {self.task}: only {' and '.join(_CREDITED)} "
+                f"in a joint task have a choice; leave it out"
             )
 
     def agent_keywords(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ def make_agent(config: Config, env: gym.Env[Any, Any], *, given: bool = True) ->
     if given:
         state = _policy_in(config.policy_from)
         with checkpoint.naming(config.policy_from):
-            policy.load_state_dict(state)
+            policy.start_from(state)
     if isinstance(agent, InversePolicy):
         agent.policy_learns = False  # what is inverted is the trained policy, as it is
     return agent

@@ -316,6 +316,20 @@ def test_a_run_goes_on_without_the_policy_that_it_started_from(tmp_path, policy)
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("policy", ["reinforce", "inverse"])
+def test_a_run_starts_from_what_a_policy_has_learned_and_draws_by_its_own_seed(tmp_path, policy):
+    reinforce.main(job(tmp_path / "trained"))
+    learned = checkpoint.read(tmp_path / "trained" / CHECKPOINT)["agent"]
+    env = gym.make("PermShuffle-v0", **SMALL)
+    config = job(tmp_path / "run", policy=policy, seed=3, policy_from=tmp_path / "trained" / CHECKPOINT)
+    agents = [reinforce.make_agent(each, env) for each in (config, dataclasses.replace(config, policy_from=None))]
+    started, new = (each.state_dict() if policy == "reinforce" else each.state_dict()["policy"] for each in agents)
+    assert all(torch.equal(started["network"][name], each) for name, each in learned["network"].items())
+    assert not torch.equal(new["network"]["first.weight"], learned["network"]["first.weight"])
+    assert agents[0].state_dict()["generator"] == agents[1].state_dict()["generator"]
+    assert started["generator"] == new["generator"]
+
+
 @pytest.mark.ci
 def test_a_policy_of_another_kind_of_task_is_refused(tmp_path):
     reinforce.main(job(tmp_path / "joint", task="spatiotemporal", updates=1))

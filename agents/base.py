@@ -59,6 +59,9 @@ class Agent(ABC):
 
     An agent draws from its own generators and leaves the global random states unchanged.
 
+    A subclass that changes while it acts or learns adds what changes to `state_dict` and `load_state_dict`, which call
+    those of its base class. Otherwise a run that is resumed goes on with an agent that has learned nothing.
+
     Args:
         observation_space: Of the observations it acts on.
         action_space: Of its actions.
@@ -122,6 +125,28 @@ class Agent(ABC):
         self._whole_schema().check(state, "agent")
         self._generator.bit_generator.state = state["generator"]
         self._version += 1
+
+    @classmethod
+    def require_state(cls) -> None:
+        """Refuse a class that says how it learns, but not what of it is saved.
+
+        A class that overrides `learn`, or a `Learner`'s `update` or `_update`, is to override `state_dict` and
+        `load_state_dict` as well, or a subclass of it is.
+
+        Raises:
+            ValueError: If the state is that of a class which does not know what was learned.
+        """
+
+        def place(method: str) -> int:
+            return next((place for place, kind in enumerate(cls.__mro__) if method in vars(kind)), len(cls.__mro__))
+
+        for method in ("learn", "update", "_update"):
+            if place(method) < max(place("state_dict"), place("load_state_dict")):
+                raise ValueError(
+                    f"{cls.__mro__[place(method)].__name__} has a {method} of its own, but not its own state_dict and "
+                    f"load_state_dict: what it learns would be lost when a run is resumed. Define both; they call "
+                    f"those of the base class and add what changes, if anything does."
+                )
 
     def save(self, path: str | Path) -> None:
         """Write the state to one safetensors file, atomically: an existing file is kept or replaced as a whole."""
@@ -269,7 +294,7 @@ class GroupAgent(Agent):
 class Learner(GroupAgent):
     """An agent that learns once per update, from K actions that share one ŝ and one reward.
 
-    A subclass defines `probabilities` and `_update`.
+    A subclass defines `probabilities`, `_update`, and, for what `_update` changes, `state_dict` and `load_state_dict`.
 
     Args:
         observation_space: See `GroupAgent`.

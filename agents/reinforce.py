@@ -242,6 +242,21 @@ class Reinforce(Learner):
             self._reward_averages[task].load_state_dict(state["reward_averages"][task])
             self._square_averages[task].load_state_dict(state["square_averages"][task])
 
+    def start_from(self, state: Tree) -> None:
+        """Begin another run with what an agent has learned: its network, its optimiser and its averages.
+
+        What belongs to the run of that agent is left out: its trace, the actions of its current update, and its
+        generator. The own ones stay as they are.
+
+        Args:
+            state: What `state_dict` of the other agent returned.
+
+        Raises:
+            CheckpointError: See `Agent.load_state_dict`.
+        """
+        own = self.state_dict()
+        self.load_state_dict({**state, **{name: own[name] for name in ("generator", "counts", "trace")}})
+
     def _signature(self) -> Tree:
         return {**super()._signature(), "hidden": self.hidden}
 

@@ -35,11 +35,17 @@ class Algorithm(BaseAlgorithm):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self.randomness = OwnRandomness()
         super().__init__(*arguments, **options)
-        self.set_logger(Logger(None, []))  # the default logger creates a folder in /tmp for each learn()
+        if not self.verbose and self.tensorboard_log is None:
+            self.set_logger(Logger(None, []))  # the default logger creates a folder in /tmp for each learn()
 
     def _setup_model(self) -> None:
         with self.randomness.in_use():
             super()._setup_model()  # type: ignore[safe-super] # of the algorithm, next in the MRO
+
+    def set_random_seed(self, seed: int | None = None) -> None:
+        """Seed the model's own random states, its actions and its environment, see Stable-Baselines3."""
+        with self.randomness.in_use():
+            super().set_random_seed(seed)
 
     def learn(self, *arguments: Any, **options: Any) -> Any:
         """Learn, see Stable-Baselines3."""

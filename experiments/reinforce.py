@@ -3,7 +3,7 @@
     python experiments/reinforce.py
     python experiments/reinforce.py --images path/to/images --seed 1 --out runs/mine
     python experiments/reinforce.py --task temporal --videos path/to/videos
-    python experiments/reinforce.py --task spatiotemporal
+    python experiments/reinforce.py --task spatiotemporal --agent.learning-rate 0.003 --agent.discount 0.5
     torchrun --nproc-per-node 8 experiments/reinforce.py --preset paper    # on eight GPUs
 
 Algorithm 1 and section 3.2 of Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep
@@ -28,10 +28,13 @@ from agents import AGENTS, Agent, InversePolicy, Reinforce
 from agents.rollout import rollout
 from experiments.common import main_job
 from experiments.common.loggers import Logger
-from experiments.common.options import JobOptions
+from experiments.common.options import AGENT_OPTION, JobOptions
 from experiments.common.run_folder import CHECKPOINT, RunFolder, open_folder, read_rows
 from experiments.common.script import run_script
+from experiments.common.settings import keywords_of
 from permenv import checkpoint, distributed
+
+_CREDITED = ("reinforce", "inverse")  # the policies that --credit concerns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +48,12 @@ class Config(JobOptions):
     curriculum fixed in advance; a bandit; the one-step lookahead, which tries candidates on copies of the run; or one
     of your own, a subclass of `agents.Agent`."""
     policy_from: Path | None = None
-    """Checkpoint of a run whose REINFORCE policy to start from; with `--policy inverse`, the trained policy to
-    invert, where otherwise a policy is inverted that learns meanwhile."""
+    """Checkpoint of a run whose REINFORCE policy to start from, with the random draws of `seed`; with `--policy
+    inverse`, the trained policy to invert, where otherwise a policy is inverted that learns meanwhile."""
+    agent_options: Annotated[
+        tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(name=AGENT_OPTION, metavar="VALUE")
+    ] = ()
+    """An option of the agent, a keyword of its class, such as --agent.learning-rate 0.003."""
     credit: Literal["own", "sum"] = "own"
     """The gain that a joint task's policy credits the choices of one task with: the task's own, or the sum of both."""
     compare_random: bool = False
@@ -56,13 +63,33 @@ class Config(JobOptions):
         """Fill in `env`, and check the options.
 
         Raises:
-            ConfigurationError: If an option is unknown or out of range, or there is no such policy.
+            ConfigurationError: If an option is unknown, out of range or without effect, there is no such policy, what
+                it learns is not saved, or it has no such option.
         """
         super().__post_init__()
         try:
-            agents.kind_of(self.policy)
+            agents.kind_of(self.policy).require_state()
         except ValueError as error:
             raise permenv.ConfigurationError(f"--policy {self.policy}: {error}") from error
+        self.agent_keywords()
+        if self.credit != "own" and not (self.policy in _CREDITED and len(permenv.registered_tasks()[self.task]) > 1):
+            raise permenv.ConfigurationError(
+                f"--credit {self.credit} --policy {self.policy} --task {self.task}: only {' and '.join(_CREDITED)} "
+                f"in a joint task have a choice; leave it out"
+            )
+
+    def agent_keywords(self) -> dict[str, Any]:
+        """Return `agent_options` as keywords of the agent's class.
+
+        Raises:
+            ConfigurationError: If it has no such option, or the value has another type.
+        """
+        return keywords_of(self.policy, self.agent_options, without=("credit",) if self.policy in _CREDITED else ())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All options but --env.*; those of the agent by their names, None if there are none."""
+        return {**super().settings, "agent_options": self.agent_keywords() or None}
 
     @property
     def algorithm_name(self) -> str:
@@ -87,7 +114,9 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
         return train(config, loggers)
     if config.policy == "random":
         raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --policy")
-    rival = dataclasses.replace(config, policy="random", policy_from=None, out=config.folder / "random")
+    rival = dataclasses.replace(
+        config, policy="random", policy_from=None, agent_options=(), credit="own", out=config.folder / "random"
+    )
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
     open_folder(rival.folder, rival.resume).close()  # refuse a folder of other files before the first run, not after it
@@ -155,8 +184,12 @@ def make_agent(config: Config, env: gym.Env[Any, Any], *, given: bool = True) ->
     Raises:
         ConfigurationError, CheckpointError: If the options do not fit one another, or the state does not fit the agent.
     """
-    options = {"credit": config.credit} if config.policy in ("reinforce", "inverse") else {}
-    agent = agents.make(config.policy, env, seed=config.seed, **options)
+    options = {"credit": config.credit} if config.policy in _CREDITED else {}
+    try:
+        agent = agents.make(config.policy, env, seed=config.seed, **options, **config.agent_keywords())
+    except (ValueError, TypeError) as error:
+        words = "".join(f" --agent.{name} {value}" for name, value in config.agent_options)
+        raise permenv.ConfigurationError(f"--policy {config.policy}{words}: {error}") from error
     if config.policy_from is None:
         return agent
     policy = agent.policy if isinstance(agent, InversePolicy) else agent
@@ -168,7 +201,7 @@ def make_agent(config: Config, env: gym.Env[Any, Any], *, given: bool = True) ->
     if given:
         state = _policy_in(config.policy_from)
         with checkpoint.naming(config.policy_from):
-            policy.load_state_dict(state)
+            policy.start_from(state)
     if isinstance(agent, InversePolicy):
         agent.policy_learns = False  # what is inverted is the trained policy, as it is
     return agent

@@ -255,6 +255,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         Raises:
             gymnasium.error.InvalidAction: If there is no such group; nothing has changed then.
             gymnasium.error.ResetNeeded: If the run has not begun or is over.
+            RuntimeError: If an exception, such as that of Ctrl-C, has ended a step after the network had moved: then
+                the run can neither go on nor be saved or forked.
         """
         groups, episode = self._as_groups(action), self.episode
         if episode.is_over:

@@ -13,7 +13,7 @@ import numpy as np
 
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config
-from permenv.pretraining import Pretraining
+from permenv.pretraining import HALFWAY, Pretraining
 from permenv.records import mean
 from permenv.reward import extrapolated_error, reward
 from permenv.schema import FLAG, INT64, Array, Fields, ListOf, Number, OneOf, Schema, Where, below
@@ -42,6 +42,7 @@ class Episode:
         self._baseline_errors = dict(run.records[-1].errors)
         self._choices = np.zeros((run.config.actions_per_iteration, len(run.tasks)), dtype=np.int64)
         self._num_choices = 0
+        self._is_whole = True
 
     @property
     def is_over(self) -> bool:
@@ -66,16 +67,25 @@ class Episode:
 
         Returns:
             Whether the choice completed a mini-batch, so that an SGD iteration ran.
+
+        Raises:
+            RuntimeError: See `require_whole`.
         """
-        self.phase = self._next_phase
+        self.require_whole()
+        phase = self._next_phase
+        self._choices[self._num_choices] = groups
+        completes = self._num_choices + 1 == len(self._choices)
+        self._is_whole = False
+        if completes:
+            self._iterate()
+        self.phase = phase
         self.task_rewards = dict.fromkeys(self.run.tasks, 0.0)
         self.validated = False
-        self._choices[self._num_choices] = groups
-        self._num_choices = (self._num_choices + 1) % len(self._choices)
-        if self._num_choices:
-            return False
-        self._train()
-        return True
+        self._num_choices = 0 if completes else self._num_choices + 1
+        if completes:
+            self._validate()
+        self._is_whole = True
+        return completes
 
     def info(self) -> dict[str, Any]:
         """What `env.step` returns as info, see `PermShuffleEnv`."""
@@ -100,12 +110,24 @@ class Episode:
             "diverged": run.diverged,
         }
 
+    def require_whole(self) -> None:
+        """Check that no exception, such as that of Ctrl-C, has ended an iteration or a validation halfway.
+
+        Raises:
+            RuntimeError: If one has, see `Pretraining.require_whole`.
+        """
+        self.run.require_whole()
+        if not self._is_whole:
+            raise RuntimeError(HALFWAY)
+
     def require_schedule(self) -> None:
         """Check that the run was moved by `choose` alone: a state of another run could not be continued.
 
         Raises:
             CheckpointError: If not.
+            RuntimeError: See `require_whole`.
         """
+        self.require_whole()
         if not self._is_in_time(self.run):
             raise CheckpointError(
                 "run.iterate() or run.validate() was called on this environment's run, which moved it away from the "
@@ -113,7 +135,12 @@ class Episode:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that moves beside the run: a tree that `permenv.checkpoint` writes."""
+        """Everything that moves beside the run: a tree that `permenv.checkpoint` writes.
+
+        Raises:
+            RuntimeError: See `require_whole`.
+        """
+        self.require_whole()
         return {
             "phase": self.phase,
             "rewards": list(self.rewards),
@@ -181,10 +208,18 @@ class Episode:
     def _next_phase(self) -> str:
         return _phase_after(self.run.records[-1].phase, self.run.config)
 
-    def _train(self) -> None:
-        """Take an SGD iteration and validate where that is due."""
+    def _iterate(self) -> None:
+        """Take an SGD iteration; what raises before the network has moved, such as unreadable data, changes nothing."""
+        before = self.run.iteration
+        try:
+            self.run.iterate(self._choices)
+        except BaseException:
+            self._is_whole = self.run.iteration == before and not self.run.diverged
+            raise
+
+    def _validate(self) -> None:
+        """Validate after an iteration where that is due, and judge what has ended."""
         run, config = self.run, self.run.config
-        run.iterate(self._choices)
         if run.diverged:  # the step was not taken
             self._judge(run.history, run.iteration + 1)
             return

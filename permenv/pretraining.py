@@ -43,6 +43,12 @@ _FREE_TO_CHANGE = ("total_updates",)
 
 _SPENT_ON = ("training", "validation", "grouping")
 
+HALFWAY = (
+    "an exception ended an iteration or a validation of this run halfway, so that it can neither go on nor be saved or "
+    "forked: continue an earlier checkpoint, or begin another run"
+)
+"""What is said of a run whose weights have moved, while what counts them has not."""
+
 
 class Pretraining:
     """A network that learns to recognise permutations of its data, and what is known about it.
@@ -110,6 +116,7 @@ class Pretraining:
         self.choices: np.ndarray = np.zeros((len(self.tasks), config.num_groups), dtype=np.int64)
         self.records: list[Record] = []
         self.diverged: bool = False
+        self._is_whole: bool = True
         self._hold_out(
             {
                 name: each.hold_out(stream(seed, Purpose.VALIDATION_SET, task=number))
@@ -222,16 +229,18 @@ class Pretraining:
             set.
 
         Raises:
-            RuntimeError: If the run has diverged.
+            RuntimeError: If the run has diverged, or see `require_whole`.
             ValueError: If `groups` has another shape, or there is no such group; nothing has changed then.
         """
+        self.require_whole()
         self._require_finite()
         if groups is not None:
             groups = self._checked(groups)
         start = time.perf_counter()
-        batches = {}
+        batches, chosen = {}, np.zeros_like(self.choices)
         for number, (name, task) in enumerate(self.tasks.items()):
-            labels = self._draw_labels(name, None if groups is None else groups[:, number], number)
+            labels, drawn = self._draw_labels(name, None if groups is None else groups[:, number], number)
+            np.add.at(chosen[number], drawn, 1)
             samples = self._draw_samples(name, number, self.iteration)
             orders, augmentation = task.permutations[labels], self._stream(Purpose.AUGMENTATION, number)
             if self.ranks.size == 1:
@@ -240,9 +249,12 @@ class Pretraining:
                 rows = self.ranks.shard(len(labels))
                 batches[name] = Batch(task.shard_of_pieces(rows, samples, orders, augmentation), labels[rows])
         self._announce()
+        self._is_whole = False
         self.losses = self.trainer.step(batches)
+        self.choices += chosen
         self.seconds["training"] += time.perf_counter() - start
         self.diverged = not all(map(math.isfinite, self.losses.values()))
+        self._is_whole = True
         return dict(self.losses)
 
     @default_torch_state()
@@ -256,9 +268,10 @@ class Pretraining:
             Whether all predictions are finite. If not, `diverged` is set and the last validation stays.
 
         Raises:
-            RuntimeError: If the run has diverged, or the ranks do not replay the same run.
+            RuntimeError: If the run has diverged, the ranks do not replay the same run, or see `require_whole`.
             ValueError: If the phase is unknown.
         """
+        self.require_whole()
         self._require_finite()
         if phase not in PHASES:
             raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
@@ -277,6 +290,7 @@ class Pretraining:
         self.diverged = not all(each.finite for each in found.values())
         if self.diverged:
             return False
+        self._is_whole = False
         start = time.perf_counter()
         self.validation = found
         seeds = [int(self._stream(Purpose.GROUPS, number).integers(2**31)) for number in range(len(found))]
@@ -301,7 +315,17 @@ class Pretraining:
             )
         )
         self.choices = np.zeros_like(self.choices)
+        self._is_whole = True
         return True
+
+    def require_whole(self) -> None:
+        """Check that no exception, such as that of Ctrl-C, has ended an iteration or a validation halfway.
+
+        Raises:
+            RuntimeError: If one has: the weights may have moved, while what counts them has not.
+        """
+        if not self._is_whole:
+            raise RuntimeError(HALFWAY)
 
     # Fork, save, restore
 
@@ -313,7 +337,9 @@ class Pretraining:
 
         Raises:
             ConfigurationError: If the backbone cannot be copied.
+            RuntimeError: See `require_whole`.
         """
+        self.require_whole()
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # all that moves is replaced below
         twin.trainer = self.trainer.copy()
@@ -354,7 +380,12 @@ class Pretraining:
         return {"data": {name: task.data.fingerprint for name, task in self.tasks.items()}, **fields}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that moves, and the run's identity: a tree that `permenv.checkpoint` writes."""
+        """Everything that moves, and the run's identity: a tree that `permenv.checkpoint` writes.
+
+        Raises:
+            RuntimeError: See `require_whole`.
+        """
+        self.require_whole()
         return {
             "identity": self.identity,
             "seed": self.seed,
@@ -391,6 +422,7 @@ class Pretraining:
 
         Raises:
             OSError: If the file cannot be written; a file of that name is unchanged then.
+            RuntimeError: See `require_whole`; nothing is written then.
         """
         checkpoint.write(path, {"run": self.state_dict()})
 
@@ -412,6 +444,7 @@ class Pretraining:
         """Make a run that only lacks a state."""
         run = cls.__new__(cls)
         run.config, run.tasks, run.device = config, dict(tasks), device
+        run._is_whole = True
         run.seconds = dict.fromkeys(_SPENT_ON, 0.0)
         run.ranks = current()
         run.trainer = _new_trainer(config, tasks, device, 0, run.ranks)
@@ -467,15 +500,13 @@ class Pretraining:
     def _stream(self, purpose: Purpose, task: int) -> np.random.Generator:
         return stream(self.seed, purpose, self.iteration, task)
 
-    def _draw_labels(self, task: str, groups: np.ndarray | None, number: int) -> np.ndarray:
-        """Draw the permutations of a mini-batch, (B,) int64, and count the groups that they are drawn from."""
+    def _draw_labels(self, task: str, groups: np.ndarray | None, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the permutations of a mini-batch, (B,) int64; also return the groups to be counted as chosen."""
         batch_size, generator = self.config.batch_size, self._stream(Purpose.LABELS, number)
         if groups is None:
             labels = generator.integers(len(self.groups[task]), size=batch_size)
-            np.add.at(self.choices[number], self.groups[task][labels], 1)
-            return labels
-        np.add.at(self.choices[number], groups, 1)
-        return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), generator)
+            return labels, self.groups[task][labels]
+        return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), generator), groups
 
     def _draw_samples(self, task: str, number: int, iteration: int) -> np.ndarray:
         """Draw the samples of a mini-batch, (B, k) int64."""

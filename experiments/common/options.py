@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,9 @@ else:
     Preset = tyro.extras.literal_type_from_choices(PRESETS)
     TaskName = tyro.extras.literal_type_from_choices(registered_tasks())
     LoggerName = tyro.extras.literal_type_from_choices(LOGGERS)
+
+AGENT_OPTION = "agent.NAME"
+"""What --help calls the options of an agent, whose names depend on the agent: a script takes their names and values."""
 
 T = TypeVar("T")
 
@@ -310,7 +314,16 @@ def parse(kind: type[T], description: str | None = None, arguments: Sequence[str
             first.add_argument(f"--{field.name}", nargs="?")
     chosen, _ = first.parse_known_args(arguments)
     default = kind(**{name: value for name, value in vars(chosen).items() if value is not None})
-    return tyro.cli(kind, default=default, description=description, args=arguments, registry=_REGISTRY)
+    words = [each for word in (sys.argv[1:] if arguments is None else arguments) for each in _split(word)]
+    return tyro.cli(kind, default=default, description=description, args=words, registry=_REGISTRY)
+
+
+def _split(word: str) -> list[str]:
+    """Make --agent.hidden=32 the words --agent.NAME hidden 32, for tyro, which cannot know the options of an agent."""
+    if not word.startswith("--agent."):
+        return [word]
+    name, *value = word.removeprefix("--agent.").split("=", 1)
+    return [f"--{AGENT_OPTION}", name, *value]
 
 
 _REGISTRY = ConstructorRegistry()

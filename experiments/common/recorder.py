@@ -146,12 +146,12 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         assert self._bar is not None, "start() comes first"
         if info["iteration"] > self._bar.n:
             self._bar.update(info["iteration"] - self._bar.n)
-        if terminated or (info["validated"] and info["phase"] == "update"):
+        if info["diverged"] or (info["validated"] and info["phase"] == "update"):
             self._job["seconds"] = time.perf_counter() - self._start
             for name, before in self._earlier.items():
                 self._job[name] = before + self.base_env.run.seconds[name]
             self._bar.set_postfix(error=f"{info['error']:.3f}", reward=f"{float(reward):+.4f}", refresh=False)
-            self.folder.append(self._row(float(reward), terminated))
+            self.folder.append(self._row(float(reward)))
             self._is_due = True
         self._leave()
         return self._observation, float(reward), terminated, truncated, info
@@ -245,11 +245,11 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         errors = {f"{task}/error": past[0][1] for task, past in history.items()}
         return {"update": 0, "iteration": 0, "error": self._job["error_first"], **errors}
 
-    def _row(self, reward: float, terminated: bool) -> dict[str, float]:
+    def _row(self, reward: float) -> dict[str, float]:
         """Return the metrics of the update that this step ended."""
         info = self._info
         row = {
-            "update": info["update"] + int(terminated),  # the update that diverged counts
+            "update": info["update"] + int(info["diverged"]),  # the update that diverged counts
             "iteration": info["iteration"],
             "seconds": round(self._job["seconds"], 3),
             "loss": info["loss"],
@@ -258,7 +258,7 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
             "reward": reward,
             "diverged": float(info["diverged"]),
         }
-        observation, choices = _last_choices(self.base_env, terminated)
+        observation, choices = _last_choices(self.base_env)
         states = observation.reshape(*choices.shape, 2)
         for task, counts, state in zip(info["task_errors"], choices, states, strict=True):
             row |= {f"{task}/{name}": value for name, value in _task_columns(info, task, counts, state).items()}
@@ -291,10 +291,10 @@ class Recorder(gym.Wrapper[Any, Any, Any, Any]):
         self.folder.json("config", content)
 
 
-def _last_choices(base_env: PermShuffleEnv, terminated: bool) -> tuple[np.ndarray, np.ndarray]:
+def _last_choices(base_env: PermShuffleEnv) -> tuple[np.ndarray, np.ndarray]:
     """Return ŝ on which the last update's actions were taken, and (tasks, |C|), how often they chose each group."""
     records = base_env.records
-    if terminated:  # no validation has recorded them
+    if base_env.run.diverged:  # no validation has recorded them
         return records[-1].observation, base_env.run.choices
     return records[-2].observation, records[-1].choices
 

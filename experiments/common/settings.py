@@ -1,4 +1,4 @@
-"""The settings of a search: all combinations of values of the environment's and the agent's options."""
+"""Options of agents on a command line, and the settings of a search: all combinations of values of options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import inspect
 import itertools
 import numbers
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
@@ -48,7 +48,7 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
             wrong type or is out of range; nothing has been run.
     """
     types = {
-        "agent": {name: hint for name, hint in options_of(agent).items() if _is_of_words(hint)},
+        "agent": _options_of_words(agent),
         "env": {each.name: Any for each in dataclasses.fields(Config)},  # it checks the types itself
     }
     if not vary:
@@ -66,12 +66,7 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
         key, values = f"{where}.{option}", [_value(word) for word in words]
         if not values or key in axes or any(value in values[:place] for place, value in enumerate(values)):
             raise ConfigurationError(f"--vary {' '.join((name, *words))}: name each option and each of its values once")
-        hint = types[where][option]
-        for word, value in zip(words, values, strict=True):
-            if not _fits(value, hint):
-                shown = hint.__name__ if isinstance(hint, type) else hint
-                raise ConfigurationError(f"--vary {name} {word}: must be of type {shown}")
-        axes[key] = values
+        axes[key] = [_checked(word, types[where][option], f"--vary {name}") for word in words]
     settings = [_setting(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
     for setting in settings:
         dataclasses.replace(environment.env, **setting.env)
@@ -83,6 +78,47 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
             raise ConfigurationError(f"{setting.name}: {error}") from error
     env.close()
     return settings
+
+
+def keywords_of(agent: str, options: Sequence[tuple[str, str]], *, without: Collection[str] = ()) -> dict[str, Any]:
+    """Return options of an agent on a command line as keywords of its class.
+
+    Args:
+        agent: One of `players.AGENTS`, or of your own.
+        options: Names and values, as the command line has them.
+        without: Keywords that are no options.
+
+    Raises:
+        ConfigurationError: If an option does not exist or is given twice, or its value has another type.
+    """
+    types = {name: hint for name, hint in _options_of_words(agent).items() if name not in without}
+    found: dict[str, Any] = {}
+    for option, word in options:
+        name, given = option.replace("-", "_"), f"--agent.{option}"
+        if name not in types:
+            raise ConfigurationError(f"{given}: {agent} has {_names('agent', {'agent': types}) or 'no options'}")
+        if name in found:
+            raise ConfigurationError(f"{given} {word}: give it once")
+        found[name] = _checked(word, types[name], given)
+    return found
+
+
+def _options_of_words(agent: str) -> dict[str, Any]:
+    """Return the options of an agent whose values can be words of a command line, with their annotations."""
+    return {name: hint for name, hint in options_of(agent).items() if _is_of_words(hint)}
+
+
+def _checked(word: str, hint: Any, option: str) -> Any:
+    """Return the value that a word stands for.
+
+    Raises:
+        ConfigurationError: If it has another type.
+    """
+    value = _value(word)
+    if not _fits(value, hint):
+        shown = hint.__name__ if isinstance(hint, type) else hint
+        raise ConfigurationError(f"{option} {word}: must be of type {shown}")
+    return value
 
 
 def _names(where: str, types: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from agents import AGENTS, Agent, InversePolicy, RandomPolicy, Reinforce, make, options_of
+from agents import (
+    AGENTS,
+    Agent,
+    GaussianReinforce,
+    InversePolicy,
+    Learner,
+    Pgpe,
+    RandomPolicy,
+    Reinforce,
+    make,
+    options_of,
+)
 from tests.agents.helpers import SINGLE, Bandit, JointBandit, assert_equal_trees, run
 
 
@@ -101,3 +112,54 @@ def test_an_agent_of_ones_own_is_made_by_its_module_and_class():
 def test_a_name_that_leads_to_no_agent_is_refused(name, message):
     with pytest.raises(ValueError, match=f"There is no agent.*{message}"):
         make(name, Bandit(), seed=0)
+
+
+class Counting(Agent):
+    """An agent of a user that learns, with the state of its base class."""
+
+    def act(self, observation):
+        return np.int64(self.steps % 2)
+
+    def learn(self, transition):
+        self.steps += 1
+        return {}
+
+
+class Saved(Counting):
+    """The same with a state of its own."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.steps = state["steps"]
+
+
+class HalfSaved(Counting):
+    """The same with a state that is not loaded."""
+
+    state_dict = Saved.state_dict
+
+
+class Preferring(Learner):
+    """A learner of a user with the state of its base class."""
+
+    def probabilities(self, observation):
+        return self.preferences
+
+    def _update(self, observation, counts, gains, behaviour):
+        self.preferences = counts / counts.sum()
+        return {}
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Counting, "learn"), (HalfSaved, "learn"), (Preferring, "_update")])
+def test_an_agent_that_would_lose_what_it_learned_is_refused(kind, method):
+    message = f"has a {method} of its own, but not its own state_dict and load_state_dict"
+    with pytest.raises(ValueError, match=message):
+        kind.require_state()
+
+
+def test_agents_that_save_what_they_learn_or_do_not_learn_are_not_refused():
+    for kind in (Saved, Alternating, InversePolicy, GaussianReinforce, Pgpe, *AGENTS.values()):
+        kind.require_state()

@@ -17,6 +17,7 @@ from tests.agents.helpers import (
     TASKS,
     Bandit,
     JointBandit,
+    assert_equal_trees,
     feed,
     observe,
     random_policy,
@@ -302,6 +303,23 @@ def test_the_end_of_an_episode_clears_the_trace_and_keeps_the_averages(ending, p
     assert not any(trace.any() for trace in state["trace"].values())
     assert state["counts"] == [0] * GROUPS
     assert state["reward_averages"][0]["weight"] > 1
+
+
+def test_another_run_starts_from_what_was_learned_alone():
+    trained, own = (Reinforce(*SINGLE, seed=seed, discount=0.5) for seed in (0, 1))
+    for reward in (0.1, 0.3, 0.2):
+        feed(trained, 0, reward, validated=True)
+    trained.act(observe())
+    feed(trained, 0)  # of the next update
+    new, learned = own.state_dict(), trained.state_dict()
+    own.start_from(learned)
+    started = own.state_dict()
+    for name in started:
+        kept = name in ("generator", "counts", "trace")
+        assert_equal_trees(started[name], new[name] if kept else learned[name])
+        if name != "signature":
+            with pytest.raises(AssertionError):
+                assert_equal_trees(new[name], learned[name])
 
 
 # Learning

@@ -4,6 +4,8 @@ import base64
 import json
 import pickle
 import random
+import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -136,6 +138,36 @@ def test_global_random_states_are_left_unchanged_and_have_no_effect(algorithm, t
         assert global_states() == before
     for first, second in predicted.values():
         np.testing.assert_array_equal(first, second)
+
+
+def test_a_model_that_is_seeded_again_leaves_the_global_random_states_unchanged():
+    env = Bandit()
+    env.reset(seed=0)
+    model = make_model("ppo", env, seed=0)
+    before, drawn = global_states(), []
+    for seed in (5, 6, 5):
+        model.set_random_seed(seed)
+        drawn.append([model.predict(env.observation.flatten())[0].item() for _ in range(30)])
+    assert global_states() == before
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+def test_a_model_logs_what_it_is_asked_to_log_and_nothing_else(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    for name, options in {
+        "nothing": {},
+        "verbose": {"verbose": 1},
+        "tensorboard": {"tensorboard_log": str(tmp_path / "tensorboard")},
+    }.items():
+        env = Bandit()
+        capsys.readouterr()
+        make_model("ppo", env, seed=0, **options).learn(2 * steps_of_an_update(env))
+        assert ("total_timesteps" in capsys.readouterr().out) == (name == "verbose")
+        assert any((tmp_path / "temporary").iterdir()) == (name == "verbose")
+        for each in (tmp_path / "temporary").iterdir():
+            shutil.rmtree(each)
+    assert len(list((tmp_path / "tensorboard").glob("PPO_1/events*"))) == 1
 
 
 def test_states_saved_while_in_use_are_the_current_ones():

@@ -13,7 +13,8 @@ from experiments import across_runs, leaderboard, reinforce
 from experiments.common.learned import LearnedPolicy, view
 from experiments.common.players import play_learned
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
-from permenv import CheckpointError, ConfigurationError, PermShuffleEnv
+from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
+from tests.agents.helpers import assert_equal_trees
 from tests.experiments.helpers import job, small, write_photos
 from tests.helpers import small_run
 
@@ -156,6 +157,11 @@ def test_stable_baselines3_learns_resumes_and_plays(options, algorithm):
     config = options(algorithm=algorithm, episodes=4)
     rows = across_runs.main(config)
     assert [row["episodes"] for row in rows] == [2, 4]
+    saved = checkpoint.read(config.folder / CHECKPOINT)
+    across_runs.main(options(algorithm=algorithm, episodes=4, resume=True))  # loads, saves and plays no more
+    again = checkpoint.read(config.folder / CHECKPOINT)
+    assert_equal_trees(again["agent"], saved["agent"])
+    assert_equal_trees(again["job"]["scale"], saved["job"]["scale"])
     resumed = across_runs.main(options(algorithm=algorithm, episodes=6, resume=True))
     assert without_seconds(resumed[:2]) == without_seconds(rows)
     assert [row["episodes"] for row in resumed] == [2, 4, 6]

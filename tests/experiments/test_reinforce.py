@@ -12,17 +12,19 @@ import time
 from pathlib import Path
 
 import cv2
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 from agents import AGENTS, Agent
 from experiments import reinforce
+from experiments.common.options import parse
 from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
 from permenv.saved_run import trunk_weights
 from tests.experiments.helpers import arguments, job, metrics
-from tests.helpers import ROOT
+from tests.helpers import ROOT, SMALL
 
 OTHERS = [pytest.param(name, marks=pytest.mark.ci) for name in AGENTS if name != "reinforce"]
 PSI = "permutations-spatial.npy"
@@ -127,14 +129,79 @@ class Last(Agent):
         return np.int64(3)
 
 
-def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path):
-    options = {"policy": f"{__name__}:Last", "env": {"num_permutations": 24}}
-    reinforce.main(job(tmp_path / "run", updates=1, **options))
-    reinforce.main(job(tmp_path / "run", updates=2, resume=True, **options))
-    reinforce.main(job(tmp_path / "whole", updates=2, **options))
+class Forgetful(Last):
+    """One that learns: the next group after every update."""
+
+    def __init__(self, observation_space, action_space, *, seed):
+        super().__init__(observation_space, action_space, seed=seed)
+        self.group = 0
+
+    def act(self, observation):
+        return np.int64(self.group)
+
+    def learn(self, transition):
+        self.group += transition.info["validated"] and transition.info["phase"] == "update"
+        return {}
+
+
+class InTurn(Forgetful):
+    """One that saves what it learns."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "group": self.group}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.group = state["group"]
+
+
+@pytest.mark.parametrize("policy", ["Last", "InTurn"])
+def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path, policy):
+    options = {"policy": f"{__name__}:{policy}", "env": {"num_permutations": 24}}
+    reinforce.main(job(tmp_path / "run", updates=2, **options))
+    reinforce.main(job(tmp_path / "run", updates=3, resume=True, **options))
+    reinforce.main(job(tmp_path / "whole", updates=3, **options))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    states = [checkpoint.read(tmp_path / name / CHECKPOINT)["agent"] for name in ("run", "whole")]
+    assert states[0] == states[1]
+    assert states[0].get("group", 3) == 3  # after three updates
+
+
+def test_options_of_the_policy_reach_it_are_written_down_and_resumed(tmp_path):
+    words = ["--agent.learning-rate", "0.5", "--agent.hidden=5", "--agent.size-prior", "False"]
+    given = {"agent_options": parse(reinforce.Config, arguments=words).agent_options}
+    reinforce.main(job(tmp_path / "run", updates=1, **given))
+    settings = json.loads((tmp_path / "run" / "config.json").read_text())["job"]
+    assert settings["agent_options"] == {"learning_rate": 0.5, "hidden": 5, "size_prior": False}
+    with pytest.raises(CheckpointError, match=r"was started with agent_options=.*'hidden': 5"):
+        reinforce.main(job(tmp_path / "run", updates=2, resume=True))
+    reinforce.main(job(tmp_path / "run", updates=2, resume=True, **given))
+    reinforce.main(job(tmp_path / "whole", updates=2, **given))
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
+    agent = reinforce.make_agent(job(tmp_path, **given), gym.make("PermShuffle-v0", **SMALL))
+    assert (agent.hidden, agent.size_prior, agent._adam.param_groups[0]["lr"]) == (5, False, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("policy", "option", "message"),
+    [
+        ("reinforce", ("rate", "1"), r"--agent.rate: reinforce has agent.hidden, agent.learning-rate, .*agent.device$"),
+        ("random", ("hidden", "1"), "--agent.hidden: random has no options"),
+        (f"{__name__}:Last", ("group", "1"), "--agent.group: .*:Last has no options"),
+        ("reinforce", ("hidden", "many"), "--agent.hidden many: must be of type int"),
+        ("reinforce", ("credit", "sum"), "--agent.credit: reinforce has"),  # --credit
+    ],
+)
+def test_options_that_the_policy_does_not_have_are_refused(tmp_path, policy, option, message):
+    with pytest.raises(ConfigurationError, match=message):
+        job(tmp_path, policy=policy, agent_options=(option,))
+
+
+def test_a_policy_that_there_is_not_or_that_is_not_saved_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="--policy nonsense: There is no agent 'nonsense'"):
         job(tmp_path / "other", policy="nonsense")
+    with pytest.raises(ConfigurationError, match=":Forgetful: Forgetful has a learn of its own, but not its own state"):
+        job(tmp_path / "other", policy=f"{__name__}:Forgetful")
 
 
 def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):
@@ -212,7 +279,9 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
 @pytest.mark.ci
 @pytest.mark.parametrize("task", ["spatial", pytest.param("spatiotemporal", marks=pytest.mark.ci)])
 def test_compare_random_trains_both(tmp_path, task, capsys):
-    config = job(tmp_path / "run", task=task, compare_random=True, updates=2)
+    options = {"agent_options": (("hidden", "8"),), "compare_random": True}
+    options |= {"credit": "sum"} if task == "spatiotemporal" else {}  # random has no such options
+    config = job(tmp_path / "run", task=task, updates=2, **options)
     summary = reinforce.main(config)
     assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 2
     assert summary["relative_accuracy"] > 0
@@ -245,6 +314,20 @@ def test_a_run_goes_on_without_the_policy_that_it_started_from(tmp_path, policy)
     (tmp_path / "trained").rename(tmp_path / "moved")
     reinforce.main(job(tmp_path / "parts", **options, resume=True))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("policy", ["reinforce", "inverse"])
+def test_a_run_starts_from_what_a_policy_has_learned_and_draws_by_its_own_seed(tmp_path, policy):
+    reinforce.main(job(tmp_path / "trained"))
+    learned = checkpoint.read(tmp_path / "trained" / CHECKPOINT)["agent"]
+    env = gym.make("PermShuffle-v0", **SMALL)
+    config = job(tmp_path / "run", policy=policy, seed=3, policy_from=tmp_path / "trained" / CHECKPOINT)
+    agents = [reinforce.make_agent(each, env) for each in (config, dataclasses.replace(config, policy_from=None))]
+    started, new = (each.state_dict() if policy == "reinforce" else each.state_dict()["policy"] for each in agents)
+    assert all(torch.equal(started["network"][name], each) for name, each in learned["network"].items())
+    assert not torch.equal(new["network"]["first.weight"], learned["network"]["first.weight"])
+    assert agents[0].state_dict()["generator"] == agents[1].state_dict()["generator"]
+    assert started["generator"] == new["generator"]
 
 
 @pytest.mark.ci
@@ -308,6 +391,14 @@ def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
         ({"task": "temporal", "env": {"split": 1}}, ConfigurationError, "--env.split 1: the embedded data has no"),
         ({"trunk_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
         ({"resume": True}, RunFolderError, r"no checkpoint.safetensors"),
+        ({"agent_options": (("hidden", "-1"),)}, ConfigurationError, "--agent.hidden -1: hidden is -1, it must be"),
+        ({"agent_options": (("hidden", "2"),) * 2}, ConfigurationError, "--agent.hidden 2: give it once"),
+        ({"credit": "sum"}, ConfigurationError, "--credit sum --policy reinforce --task spatial: only"),
+        (
+            {"task": "spatiotemporal", "policy": "exp3", "credit": "sum"},
+            ConfigurationError,
+            "--policy exp3.*leave it out",
+        ),
         ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
         ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
         ({"policy": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),

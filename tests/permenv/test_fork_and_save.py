@@ -26,6 +26,7 @@ from tests.helpers import (
     random_actions,
     rollout,
     small_backbone,
+    small_run,
 )
 
 # Forks
@@ -427,3 +428,86 @@ def test_the_trunk_of_a_run_that_diverged_raises_an_error(make_env, tmp_path):
     with pytest.raises(CheckpointError, match="not finite"):
         env.reset(seed=9, options={"trunk": tmp_path / "run"})
     assert_same(rollout(env, random_actions(env, 12)), rollout(twin, random_actions(env, 12)))
+
+
+# Exceptions in the middle of a step
+
+
+def fail(*_, **__):
+    """Stop where Ctrl-C might."""
+    raise KeyboardInterrupt
+
+
+@joint_first
+@pytest.mark.parametrize(
+    "start", [3, 7, 11]
+)  # the last action of a mini-batch; the second and third end in validations
+def test_a_step_that_fails_before_the_network_has_moved_changes_nothing(make_env, task, start, monkeypatch, tmp_path):
+    env, whole = make_env(task=task), make_env(task=task)
+    actions = random_actions(env, 24)
+    for each in (env, whole):
+        each.reset(seed=0)
+        rollout(each, actions[:start])
+    env.unwrapped.save(tmp_path / "before")
+    with monkeypatch.context() as patch:
+        patch.setattr(env.unwrapped.tasks[PARTS[task][-1]], "pieces", fail)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                env.step(actions[start])
+    env.unwrapped.save(tmp_path / "after")
+    again = make_env(task=task)
+    again.reset(options={"checkpoint": tmp_path / "after"})
+    expected = rollout(whole, actions[start:])
+    assert_same(rollout(env, actions[start:]), expected)
+    assert_same(rollout(again, actions[start:]), expected)
+    assert_same_weights(env, whole)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "permenv.training.Trainer._losses",  # the batch statistics may have moved
+        "permenv.training.Trainer._descend",
+        "permenv.training.Trainer._update_averages",
+        "permenv.pretraining.validate",
+        "permenv.pretraining.group_permutations",
+        "permenv.episode.reward",
+    ],
+)
+def test_a_run_that_an_exception_has_ended_halfway_says_so_until_it_begins_again(
+    make_env, place, monkeypatch, tmp_path
+):
+    env = make_env(free_iterations=0)
+    actions = random_actions(env, 16)
+    env.reset(seed=0)
+    env.unwrapped.save(tmp_path / "begun")
+    rollout(env, actions[:7])
+    with monkeypatch.context() as patch:
+        patch.setattr(place, fail)
+        with pytest.raises(KeyboardInterrupt):
+            env.step(actions[7])
+    for use in (lambda: env.step(actions[7]), lambda: env.unwrapped.save(tmp_path / "x"), env.unwrapped.fork):
+        with pytest.raises(
+            RuntimeError, match="halfway, so that it can neither go on nor be saved or forked: continue"
+        ):
+            use()
+    assert not (tmp_path / "x").exists()
+    env.reset(options={"checkpoint": tmp_path / "begun"})
+    continued = rollout(env, actions)
+    env.reset(seed=0)
+    assert_same(continued, rollout(env, actions))
+
+
+def test_a_run_by_itself_that_an_exception_has_ended_halfway_says_so(monkeypatch, tmp_path):
+    run = small_run()
+    with monkeypatch.context() as patch:
+        patch.setattr("permenv.training.Trainer._descend", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run.iterate()
+    for use in (run.iterate, run.validate, run.fork, lambda: run.save(tmp_path / "x")):
+        with pytest.raises(RuntimeError, match="halfway"):
+            use()
+    other = small_run()
+    other.save(tmp_path / "other")
+    run.load(tmp_path / "other")
+    assert run.iterate() == other.iterate()

@@ -12,7 +12,7 @@ from experiments.common.machine import machine
 from experiments.common.recorder import Recorder
 from experiments.common.run_folder import RunFolderError
 from permenv import CheckpointError
-from permenv.wrappers import ErrorAndProgress, MixtureAction, NormalizedReward
+from permenv.wrappers import ErrorAndProgress, FiniteHorizon, MixtureAction, NormalizedReward
 from tests.experiments.helpers import metrics
 
 
@@ -60,6 +60,17 @@ def test_wrappers_below_and_above_do_not_change_the_record(make_env, tmp_path):
         record(run)
     assert metrics(tmp_path / "above") == metrics(tmp_path / "below")
     assert len(metrics(tmp_path / "below")) == 2
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, 1e12], ids=["whole", "diverged"])
+def test_how_a_wrapper_reports_the_end_does_not_change_the_record(make_env, tmp_path, learning_rate):
+    options = {"total_updates": 2, "learning_rate": learning_rate}
+    with Recorder(make_env(**options), tmp_path / "bare") as run:
+        record(run)
+    with Recorder(FiniteHorizon(make_env(**options)), tmp_path / "below") as run:
+        record(run)
+    assert metrics(tmp_path / "below") == metrics(tmp_path / "bare")
+    assert {float(row["diverged"]) for row in metrics(tmp_path / "below")} == {float(learning_rate > 1)}
 
 
 def test_the_reward_is_the_one_that_passes_through(make_env, tmp_path):

@@ -71,8 +71,8 @@ def as_images(given: Any, size: int, *, num_scenes: int, scenes_seed: int) -> St
         if tuple(given.shape[1:]) == (size, size, 3):
             return _without_copy(given, [1] * len(given))
 
-    def squares(image: Any, place: str) -> list[np.ndarray]:
-        return [_square(image, size, place)]
+    def squares(image: Any, where: str) -> list[np.ndarray]:
+        return [_square(image, size, where)]
 
     return _read(given, 1, size, IMAGE_KEYS, squares)[0]
 
@@ -130,11 +130,11 @@ def as_clips(
             lengths = [num_frames] * len(given)
             return _clips(_without_copy(given.reshape(-1, size, size, 3), lengths), lengths, range(len(given)))
 
-    def squares(clip: Any, place: str) -> list[np.ndarray] | str:
-        _require_frames(clip, place)
+    def squares(clip: Any, where: str) -> list[np.ndarray] | str:
+        _require_frames(clip, where)
         if len(clip) < min_frames:
             return f"fewer than {min_frames} frames: {len(clip)}"
-        return [_square(clip[frame], size, f"frame {frame} of {place}") for frame in spread(len(clip), max_frames)]
+        return [_square(clip[frame], size, f"frame {frame} of {where}") for frame in spread(len(clip), max_frames)]
 
     return _clips(*_read(given, max_frames, size, CLIP_KEYS, squares))
 
@@ -172,16 +172,16 @@ def _read(
     pixels = np.empty((len(given) * most, size, size, 3), np.uint8)  # rows that are not written take no memory
     lengths, used, labels, skipped, rows = [], [], [], [], 0
     for index in progress_bar(range(len(given)), label="reading", unit="item"):
-        place = f"item {index}"
+        where = f"item {index}"
         try:
-            content, label = _parts(given[index], keys, place)
-            result = squares(content, place)
+            content, label = _parts(given[index], keys, where)
+            result = squares(content, where)
         except DataError:
             raise
         except (OSError, SyntaxError, ValueError) as fault:  # what decoders raise for damaged files
             result = str(fault) or type(fault).__name__
         if isinstance(result, str):
-            skipped.append((place, result))
+            skipped.append((where, result))
             continue
         pixels[rows : rows + len(result)] = result
         rows += len(result)
@@ -208,14 +208,14 @@ def _name(given: Any) -> str:
     return "array" if isinstance(given, np.ndarray | torch.Tensor) else type(given).__name__
 
 
-def _parts(item: Any, keys: tuple[str, ...], place: str) -> tuple[Any, Any]:
+def _parts(item: Any, keys: tuple[str, ...], where: str) -> tuple[Any, Any]:
     """Split an item into its pixels and its label, None if it has none."""
     if isinstance(item, Mapping):
         for key in keys:
             if key in item:
                 return item[key], item.get(LABEL_KEY)
         wanted = " or ".join(repr(key) for key in keys)
-        raise DataError(f"{place} has no key {wanted}, only {sorted(map(str, item))}; rename the column")
+        raise DataError(f"{where} has no key {wanted}, only {sorted(map(str, item))}; rename the column")
     if isinstance(item, tuple) and len(item) > 1:  # between a clip and its label may be its sound
         return item[0], item[1 if keys is IMAGE_KEYS else -1]
     return (item[0] if isinstance(item, tuple) and item else item), None
@@ -254,25 +254,25 @@ def _class_names(given: Any) -> list[str]:
     return [str(name) for name in names]
 
 
-def _square(image: Any, size: int, place: str) -> np.ndarray:
+def _square(image: Any, size: int, where: str) -> np.ndarray:
     """Turn an image of any accepted kind into its centre square, (size, size, 3) uint8 RGB."""
     if hasattr(image, "convert") and hasattr(image, "getexif"):
-        pixels = _from_pil(image, place)
+        pixels = _from_pil(image, where)
     else:
         pixels = image.cpu().numpy() if isinstance(image, torch.Tensor) else image
         if not isinstance(pixels, np.ndarray):
-            raise DataError(f"{place} is of type {type(image).__name__}; pass {AN_IMAGE}")
+            raise DataError(f"{where} is of type {type(image).__name__}; pass {AN_IMAGE}")
         if pixels.ndim == 2:
             pixels = pixels[..., None]
         elif pixels.ndim == 3 and pixels.shape[-1] not in (1, 3):
             pixels = pixels.transpose(1, 2, 0)
         if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[-1] not in (1, 3) or not pixels.size:
-            raise DataError(f"{place} is {image.dtype} of shape {tuple(image.shape)}; pass {AN_IMAGE}; {SCALED}")
+            raise DataError(f"{where} is {image.dtype} of shape {tuple(image.shape)}; pass {AN_IMAGE}; {SCALED}")
     colours = np.broadcast_to(pixels, (*pixels.shape[:2], 3))  # grey becomes three equal channels
     return centre_square(np.ascontiguousarray(colours), size)
 
 
-def _from_pil(image: Any, place: str) -> np.ndarray:
+def _from_pil(image: Any, where: str) -> np.ndarray:
     """(H, W, 3 or 1) uint8 of a PIL image, rotated and converted as the files of a folder are."""
     from PIL import ImageOps
 
@@ -280,7 +280,7 @@ def _from_pil(image: Any, place: str) -> np.ndarray:
     if image.mode.startswith("I;16"):
         return (np.asarray(image) >> 8).astype(np.uint8)[..., None]
     if image.mode in ("I", "F"):
-        raise DataError(f"{place} is a PIL image of mode {image.mode!r}; convert it to 'RGB' or 'L'")
+        raise DataError(f"{where} is a PIL image of mode {image.mode!r}; convert it to 'RGB' or 'L'")
     return np.asarray(image.convert("RGB"))
 
 
@@ -325,11 +325,11 @@ def _is_uint8(array: np.ndarray | torch.Tensor) -> bool:
     return array.dtype == (torch.uint8 if isinstance(array, torch.Tensor) else np.uint8)
 
 
-def _require_frames(clip: Any, place: str) -> None:
+def _require_frames(clip: Any, where: str) -> None:
     if not hasattr(clip, "__len__") or not hasattr(clip, "__getitem__") or isinstance(clip, str | bytes | Mapping):
-        raise DataError(f"{place} is of type {type(clip).__name__}; pass {A_CLIP}")
+        raise DataError(f"{where} is of type {type(clip).__name__}; pass {A_CLIP}")
     if isinstance(clip, np.ndarray | torch.Tensor) and clip.ndim != 4:
-        raise DataError(f"{place} is of shape {tuple(clip.shape)}; pass {A_CLIP}")
+        raise DataError(f"{where} is of shape {tuple(clip.shape)}; pass {A_CLIP}")
 
 
 def _require_memory(name: str, items: int, most: int, size: int) -> None:

@@ -92,11 +92,11 @@ def walk(root: Path) -> Iterator[tuple[str, list[str] | None]]:
     while links:
         folders = [links.popleft()]
         while folders:
-            prefix, place = folders.pop()
-            if place in visited:
-                again.append((prefix.removesuffix("/"), f"the folder {visited[place].removesuffix('/') or '.'}"))
+            prefix, real = folders.pop()
+            if real in visited:
+                again.append((prefix.removesuffix("/"), f"the folder {visited[real].removesuffix('/') or '.'}"))
                 continue
-            visited[place] = prefix
+            visited[real] = prefix
             try:
                 entries = listing(root / prefix)
             except OSError:
@@ -108,7 +108,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str] | None]]:
             linked = [entry for entry in below if entry.is_symlink()]
             links += [(f"{prefix}{entry.name}/", os.path.realpath(entry.path)) for entry in linked]
             folders += [
-                (f"{prefix}{entry.name}/", os.path.join(place, entry.name))  # noqa: PTH118 - of 1,000 nested folders
+                (f"{prefix}{entry.name}/", os.path.join(real, entry.name))  # noqa: PTH118 - of 1,000 nested folders
                 for entry in reversed(below)
                 if not entry.is_symlink()
             ]
@@ -230,8 +230,8 @@ def content_digest(content: bytes | str) -> bytes:
 
 
 def first_of_each(digests: Sequence[bytes]) -> list[int]:
-    """The places of the digests that do not occur earlier, ascending."""
-    return sorted({digest: place for place, digest in reversed(list(enumerate(digests)))}.values())
+    """The indices of the digests that do not occur earlier, ascending."""
+    return sorted({digest: index for index, digest in reversed(list(enumerate(digests)))}.values())
 
 
 def faults_of(names: Sequence[str], digests: Sequence[bytes], reasons: Sequence[str]) -> list[str]:

@@ -132,16 +132,16 @@ class KeptImages:
     def _fill(self, pixels: np.ndarray, numbers: np.ndarray) -> None:
         """Read images into (B, S, S, 3) uint8."""
         for image, number in zip(pixels, numbers.tolist(), strict=True):
-            which, place = int(self._shards[number]), int(self._places[number])
+            which, row = int(self._shards[number]), int(self._places[number])
             shard = self._store.shards[which]
             if not self._checked[number]:
-                if not shard.is_intact(place):
+                if not shard.is_intact(row):
                     shard = self._repair(which, shard)
                 self._checked[number] = True
             if self._store.jpeg:
-                _decode(shard.image(place), image)
+                _decode(shard.image(row), image)
             else:
-                image[:] = np.frombuffer(shard.image(place), np.uint8).reshape(image.shape)
+                image[:] = np.frombuffer(shard.image(row), np.uint8).reshape(image.shape)
 
     def _repair(self, which: int, shard: Shard) -> Shard:
         """Make a shard again unless another thread has done so."""

@@ -63,8 +63,8 @@ class Pen:
         """Fill a polygon."""
         import cv2
 
-        place = np.asarray(points, np.float64) * (self.facing * self.scale, -self.scale) + (self.x, self.y)
-        fixed = np.round((place - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
+        projected = np.asarray(points, np.float64) * (self.facing * self.scale, -self.scale) + (self.x, self.y)
+        fixed = np.round((projected - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
         rgba = [255 * opacity * min(float(c), 1.0) for c in (*colour.ravel().tolist(), 1.0)]
         cv2.fillPoly(self.layer, [fixed], rgba, cv2.LINE_AA, SUBPIXEL_BITS)
 

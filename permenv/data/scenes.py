@@ -240,7 +240,7 @@ class View:
 
     def pen(self, layer: Array, x: float, y: float, height: float, facing: int) -> Pen:
         """Return a pen for an object of this height with its foot at (x, y)."""
-        column, row = ((place - centres.flat[0]) * self.scale + 0.5 for place, centres in ((x, self.x), (y, self.y)))
+        column, row = ((points - centres.flat[0]) * self.scale + 0.5 for points, centres in ((x, self.x), (y, self.y)))
         return Pen(layer, column, row, height * self.scale, facing)
 
 

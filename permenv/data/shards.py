@@ -104,14 +104,14 @@ class Shard:
         self.index = _read_index(folder / f"{name}.safetensors")
         self._content = self._map()
 
-    def image(self, place: int) -> memoryview:
+    def image(self, row: int) -> memoryview:
         """The bytes of an image."""
-        start = int(self.index.ends[place - 1]) if place else 0
-        return self._content[start : int(self.index.ends[place])]
+        start = int(self.index.ends[row - 1]) if row else 0
+        return self._content[start : int(self.index.ends[row])]
 
-    def is_intact(self, place: int) -> bool:
+    def is_intact(self, row: int) -> bool:
         """Whether an image is as it was written."""
-        return zlib.crc32(self.image(place)) == self.index.checksums[place]
+        return zlib.crc32(self.image(row)) == self.index.checksums[row]
 
     @property
     def path(self) -> Path:
@@ -120,10 +120,10 @@ class Shard:
 
     def outcome(self, file: int, state: tuple[int, int]) -> Outcome:
         """What is kept of a file of the shard, under another state."""
-        place, digest = int(self.index.places[file]), self.index.digests[file].tobytes()
-        if place < 0:
+        row, digest = int(self.index.places[file]), self.index.digests[file].tobytes()
+        if row < 0:
             return Outcome(state, digest, b"", 0, self.index.reasons[file])
-        return Outcome(state, digest, self.image(place), int(self.index.checksums[place]), "")
+        return Outcome(state, digest, self.image(row), int(self.index.checksums[row]), "")
 
     def _map(self) -> memoryview:
         size = int(self.index.ends[-1]) if len(self.index.ends) else 0

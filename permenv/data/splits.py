@@ -57,28 +57,28 @@ def official_split(root: Path, number: int, clips: Collection[str]) -> Split | N
     """
     root = root.resolve()
     there = {stem(clip) for clip in clips}
-    for place in _places(root):
+    for folder in _places(root):
         chosen: Splits | None = None
-        for splits, fault in _lists(place):
+        for splits, fault in _lists(folder):
             listed = {stem(clip) for parts in splits.values() for part in parts.values() for clip in part}
             belong = not there.isdisjoint(listed)
-            if fault and (belong or root in (place, place.parent)):
+            if fault and (belong or root in (folder, folder.parent)):
                 raise DataError(f"{fault}; correct or remove the list")
             if fault:
-                log.warning("the lists in %s name no clip of %s and are ignored: %s", place, root, fault)
+                log.warning("the lists in %s name no clip of %s and are ignored: %s", folder, root, fault)
             if belong and chosen is None:
                 chosen = splits
         if chosen is not None:
-            return _choose(number, chosen, place)
+            return _choose(number, chosen, folder)
     return None
 
 
 def list_files(root: Path) -> list[Path]:
     """Find the files that `official_split` may read, by their names alone."""
     return [
-        place / name
-        for place in _places(root.resolve())
-        for name in _names(place)
+        folder / name
+        for folder in _places(root.resolve())
+        for name in _names(folder)
         if any(form.fullmatch(name) for form, _, _ in FORMS)
     ]
 
@@ -87,17 +87,17 @@ Splits = dict[int, dict[str, set[str]]]
 """By split and by part, the clips."""
 
 
-def _choose(number: int, splits: Splits, place: Path) -> Split:
+def _choose(number: int, splits: Splits, folder: Path) -> Split:
     if number not in splits:
-        raise DataError(f"there is no split {number} in {place}; choose one of {sorted(splits)}")
+        raise DataError(f"there is no split {number} in {folder}; choose one of {sorted(splits)}")
     parts = splits[number]
     both = {stem(clip) for clip in parts["train"]} & {stem(clip) for clip in parts["test"]}
     if both:
         raise DataError(
-            f"split {number} in {place} has {len(both)} clips both in training and in test, for example "
+            f"split {number} in {folder} has {len(both)} clips both in training and in test, for example "
             f"{min(both)}; correct the lists"
         )
-    return Split(number, place, frozenset(parts["train"]), frozenset(parts["test"]))
+    return Split(number, folder, frozenset(parts["train"]), frozenset(parts["test"]))
 
 
 def _places(root: Path) -> list[Path]:
@@ -106,15 +106,15 @@ def _places(root: Path) -> list[Path]:
     return [root, root.parent, *_folders(root), *others]
 
 
-def _folders(place: Path) -> list[Path]:
+def _folders(folder: Path) -> list[Path]:
     with suppress(OSError):
-        return [place / entry.name for entry in listing(place) if is_folder(entry)]
+        return [folder / entry.name for entry in listing(folder) if is_folder(entry)]
     return []
 
 
-def _names(place: Path) -> list[str]:
+def _names(folder: Path) -> list[str]:
     with suppress(OSError):
-        return [entry.name for entry in listing(place)]
+        return [entry.name for entry in listing(folder)]
     return []
 
 
@@ -139,18 +139,18 @@ FORMS = (
 )
 
 
-def _lists(place: Path) -> Iterator[tuple[Splits, str]]:
+def _lists(folder: Path) -> Iterator[tuple[Splits, str]]:
     """Read the lists in a folder.
 
     Yields:
         For each form, the clips, and the first fault of a list or "".
     """
-    names = _names(place)
+    names = _names(folder)
     for form, parse, expected in FORMS:
         splits: Splits = defaultdict(lambda: defaultdict(set))
         faults = []
         for file in filter(None, map(form.fullmatch, names)):
-            path = place / file.string
+            path = folder / file.string
             try:
                 text = read_regular(path, MAX_BYTES).decode("utf-8", "surrogateescape")  # like file names
             except OSError as fault:

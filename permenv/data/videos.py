@@ -119,7 +119,7 @@ def video_folder(
 
     def build(append: Append) -> dict[str, Any]:
         results = in_parallel(
-            lambda place: _load(clips[place], digests[place], size, max_frames, min_frames),
+            lambda index: _load(clips[index], digests[index], size, max_frames, min_frames),
             first_of_each(digests),
             "decoding",
             progress,
@@ -216,8 +216,8 @@ def _choose_lists(root: Path, found: Sequence[_Clip], split: int | None, part: s
     lists = None if split == 0 else official_split(root, 1 if split is None else split, names)
     if lists is None and (split or part == "test"):
         asked = f"split {split}" if split else "the part 'test'"
-        place = root.resolve()
-        looked = f"no lists of its clips are in {place}, in {place.parent} or in a folder directly in either"
+        where = root.resolve()
+        looked = f"no lists of its clips are in {where}, in {where.parent} or in a folder directly in either"
         if split == 0:
             looked = "split 0 is all clips and has no parts"
         raise DataError(
@@ -442,11 +442,11 @@ class _FrameFolder:
             DataError: If a frame has changed since it was identified.
         """
         paths = self.paths
-        places = spread(len(paths), max_frames)
-        loaded = [(paths[place].name, load(paths[place], self._digests[place], size)) for place in places]
+        chosen = spread(len(paths), max_frames)
+        loaded = [(paths[index].name, load(paths[index], self._digests[index], size)) for index in chosen]
         broken = [(name, square) for name, square in loaded if isinstance(square, str)]
         squares = [square for _, square in loaded if not isinstance(square, str)]
-        remark = f"{len(broken)} of {len(places)} frames broken, the first: {summary(broken[:1])}" if broken else ""
+        remark = f"{len(broken)} of {len(chosen)} frames broken, the first: {summary(broken[:1])}" if broken else ""
         return squares, remark
 
 
@@ -476,18 +476,18 @@ def _load(clip: _Clip, digest: bytes, size: int, max_frames: int, min_frames: in
 def spread(count: int, most: int) -> list[int]:
     """Up to `most` of the numbers 0 to count - 1, ascending, evenly spread, with the first and the last."""
     number = min(count, most)
-    return [place * (count - 1) // max(1, number - 1) for place in range(number)]
+    return [index * (count - 1) // max(1, number - 1) for index in range(number)]
 
 
-def _grab(capture: cv2.VideoCapture, places: Sequence[int], size: int) -> tuple[dict[int, np.ndarray], int]:
+def _grab(capture: cv2.VideoCapture, positions: Sequence[int], size: int) -> tuple[dict[int, np.ndarray], int]:
     """Step through a video to its end, whatever its header says.
 
     Only the wanted frames are converted and kept, so a long video needs no more memory than they do.
 
     Returns:
-        The squares at the places that exist, in order, and the number of frames.
+        The squares at the positions that exist, in order, and the number of frames.
     """
-    wanted, kept, count = set(places), {}, 0
+    wanted, kept, count = set(positions), {}, 0
     while capture.grab():
         if count in wanted:
             there, image = capture.retrieve()

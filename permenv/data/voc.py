@@ -104,16 +104,16 @@ def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"
             skipped.append((name, found))
         else:
             records.append(found)
-    place = f"{release}, {kind} {part}"
+    where = f"{release}, {kind} {part}"
     if not records:
-        raise DataError(f"{place}: none of {len(names)} images can be used: {summary(skipped)}; correct the folder")
+        raise DataError(f"{where}: none of {len(names)} images can be used: {summary(skipped)}; correct the folder")
     if skipped:
-        log.warning("%s: %d of %d images skipped: %s", place, len(skipped), len(names), summary(skipped))
+        log.warning("%s: %d of %d images skipped: %s", where, len(skipped), len(names), summary(skipped))
     if remarks:
-        log.warning("%s: %d faults of images that are used: %s", place, len(remarks), summary(remarks))
+        log.warning("%s: %d faults of images that are used: %s", where, len(remarks), summary(remarks))
     empty = sum(not record.objects for record in records)
     if empty:
-        log.info("%s: %d of %d images have no objects", place, empty, len(records))
+        log.info("%s: %d of %d images have no objects", where, empty, len(records))
     return tuple(records)
 
 
@@ -169,13 +169,13 @@ def find_release(root: str | Path) -> Path:
     """
     expected = "pass the folder VOCdevkit/VOC2007, which holds JPEGImages, Annotations and ImageSets"
     folder = data_folder(root, "VOC", expected)
-    places = [folder, folder / "VOCdevkit"]
+    candidates = [folder, folder / "VOCdevkit"]
     if _is_release(folder):
         return folder
     found = []
-    for place in filter(Path.is_dir, places):
+    for above in filter(Path.is_dir, candidates):
         found += [
-            place / entry.name for entry in listing(place) if is_folder(entry) and _is_release(place / entry.name)
+            above / entry.name for entry in listing(above) if is_folder(entry) and _is_release(above / entry.name)
         ]
     if len(found) != 1:
         names = ", ".join(str(each) for each in found)

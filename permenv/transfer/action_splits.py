@@ -64,17 +64,17 @@ def official_action_split(root: str | Path, clips: VideoClips, number: int) -> A
     folder = Path(root).expanduser()
     lists = official_split(folder, number, clips.names)
     if lists is None:
-        place = folder.resolve()
+        where = folder.resolve()
         raise DataError(
-            f"no lists of the clips of {place} are in it, in {place.parent} or in a folder directly in either; put "
+            f"no lists of the clips of {where} are in it, in {where.parent} or in a folder directly in either; put "
             "trainlist01.txt and testlist01.txt, or <class>_test_split1.txt, next to the folder"
         )
-    places = {stem(name): clip for clip, name in enumerate(clips.names)}
+    numbers = {stem(name): clip for clip, name in enumerate(clips.names)}
     found, absent = {}, []
     for part, listed in (("train", lists.train), ("test", lists.test)):
         keys = {stem(name): name for name in listed}
-        found[part] = np.array(sorted(places[key] for key in keys.keys() & places.keys()), dtype=np.int64)
-        absent += [(name, f"in the {part} list, but not usable") for key, name in keys.items() if key not in places]
+        found[part] = np.array(sorted(numbers[key] for key in keys.keys() & numbers.keys()), dtype=np.int64)
+        absent += [(name, f"in the {part} list, but not usable") for key, name in keys.items() if key not in numbers]
         if not len(found[part]):
             raise DataError(
                 f"none of the {len(listed)} {part} clips of split {number} in {lists.folder} is in {folder}; add the "

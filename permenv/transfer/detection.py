@@ -173,18 +173,18 @@ def detection(
     regions = [
         assign(proposals, objects, options) for objects, proposals in zip(train.objects, train.proposals, strict=True)
     ]
-    usable = [place for place, each in enumerate(regions) if len(each.foreground) or len(each.background)]
+    usable = [index for index, each in enumerate(regions) if len(each.foreground) or len(each.background)]
     detector.targets = TargetScale.of(regions, len(classes))
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(usable), options.images)
 
     def loss_of_a_batch() -> Tensor:
-        chosen = [usable[place] for place in next(batches)]
-        drawn = [sample(regions[place], options, rng) for place in chosen]
-        images = [train.images[place] for place in chosen]
-        for place, image in enumerate(images):
+        chosen = [usable[index] for index in next(batches)]
+        drawn = [sample(regions[index], options, rng) for index in chosen]
+        images = [train.images[index] for index in chosen]
+        for index, image in enumerate(images):
             if rng.random() < 0.5:
-                images[place], drawn[place] = image[:, ::-1], drawn[place].mirrored(image.shape[1])
+                images[index], drawn[index] = image[:, ::-1], drawn[index].mirrored(image.shape[1])
         return detector.loss(images, drawn)
 
     losses = fine_tune(detector, options.schedule, loss_of_a_batch, label="detection", progress=progress)
@@ -260,7 +260,7 @@ class FastRCNN(nn.Module):
     def __init__(self, trunk: nn.Module, classes: int, options: DetectionOptions, *, seed: int = 0):
         super().__init__()
         plain = centred(plain_trunk(trunk, stride=options.stride))
-        last = max(place for place, layer in enumerate(plain) if isinstance(layer, nn.Conv2d | nn.ReLU))
+        last = max(index for index, layer in enumerate(plain) if isinstance(layer, nn.Conv2d | nn.ReLU))
         plain = nn.Sequential(*list(plain)[: last + 1])  # RoI pooling takes the place of the last max pooling
         self.field: ReceptiveField = receptive_field(plain)
         outputs = {_CLASS: (classes + 1, 0.01), _BOX: (4 * classes, 0.001)}
@@ -386,9 +386,9 @@ def sample(regions: Regions, options: DetectionOptions, rng: np.random.Generator
             rng.choice(regions.background, others, replace=False),
         ]
     )
-    places = np.arange(len(chosen))
+    rows = np.arange(len(chosen))
     return Regions(
-        regions.boxes[chosen], regions.labels[chosen], regions.targets[chosen], places[:objects], places[objects:]
+        regions.boxes[chosen], regions.labels[chosen], regions.targets[chosen], rows[:objects], rows[objects:]
     )
 
 

@@ -166,16 +166,16 @@ def loader(trunk: Trunk, file: str) -> str:
     """
     if not isinstance(trunk.module, nn.Sequential):
         raise _unknown(trunk, trunk.module)
-    layers, place = list(trunk.module), 0
+    layers, index = list(trunk.module), 0
     lines: list[list[str]] = []  # of the code: a convolution, and what follows it
-    while place < len(layers):
-        three = layers[place : place + len(_BLOCK)]
+    while index < len(layers):
+        three = layers[index : index + len(_BLOCK)]
         calls = [_call(trunk, layer) for layer in three]
         is_block = tuple(type(layer) for layer in three) == _BLOCK and "=" not in calls[1]
         if isinstance(three[0], nn.Conv2d) or not lines:
             lines.append([])
         lines[-1].append("*convolution" + calls[0].removeprefix("nn.Conv2d") if is_block else calls[0])
-        place += len(_BLOCK) if is_block else 1
+        index += len(_BLOCK) if is_block else 1
     return _LOADER.format(layers="\n".join(f"    {', '.join(line)}," for line in lines), file=json.dumps(file))
 
 

@@ -81,20 +81,20 @@ def top_activations(
         raise ValueError("no images: pass at least one")
     device = next(trunk.parameters()).device
     field = receptive_field(layers)
-    values, places, factors, sizes = [], [], [], []
+    values, positions, factors, sizes = [], [], [], []
     for image in progress_bar(images, label="activations", unit="image", show=progress):
         height, width = image.shape[:2]
         factor = 1.0 if short_side is None else short_side / min(height, width)
         pixels = image if short_side is None else resized(image, round(height * factor), round(width * factor))
         maps = layers(network_input(pixels[None], device))[0, torch.from_numpy(chosen).to(device)]
-        highest, place = maps.flatten(1).max(1)
+        highest, position = maps.flatten(1).max(1)
         values.append(highest.cpu().numpy())
-        places.append(np.stack(np.divmod(place.cpu().numpy(), maps.shape[2]), axis=1))  # [u, (row, column)]
+        positions.append(np.stack(np.divmod(position.cpu().numpy(), maps.shape[2]), axis=1))  # [u, (row, column)]
         factors.append(factor)
         sizes.append((width, height))
     all_values = np.stack(values, axis=1)  # [u, N]
     best = np.argsort(-all_values, axis=1, kind="stable")[:, :top]
-    centres = np.take_along_axis(np.stack(places, axis=1), best[:, :, None], axis=1)[:, :, ::-1] * field.stride
+    centres = np.take_along_axis(np.stack(positions, axis=1), best[:, :, None], axis=1)[:, :, ::-1] * field.stride
     centres = centres + field.first  # [u, top, (x, y)] in pixels of the resized images
     reach = (field.size - 1) / 2
     corners = np.concatenate([centres - reach, centres + reach], axis=2) / np.array(factors)[best][:, :, None]
@@ -193,10 +193,10 @@ def neighbour_figure(
     figure, axes = _grid(len(rows) * len(found), 1 + k)
     for number, row in enumerate(rows):
         own = queries.classes[queries.labels[row]]
-        for place, (name, its) in enumerate(found.items()):
-            line = axes[number * len(found) + place]
+        for index, (name, its) in enumerate(found.items()):
+            line = axes[number * len(found) + index]
             line[0].set_ylabel(name, fontsize=8)
-            if place == 0:
+            if index == 0:
                 line[0].imshow(_pixels(queries, row))
                 line[0].set_title(own, fontsize=8)
             for axis, neighbour in zip(line[1:], its[number], strict=True):
@@ -226,8 +226,8 @@ def _frame(axes: Axes, right: bool) -> None:
             "edgecolor": _RIGHT["color"],
             "linewidth": 0.8,
         }
-        place: dict[str, Any] = {"horizontalalignment": "left", "verticalalignment": "top", "transform": axes.transAxes}
-        axes.text(0.05, 0.95, _MARK, fontsize=7, color=_RIGHT["color"], bbox=box, **place)
+        align: dict[str, Any] = {"horizontalalignment": "left", "verticalalignment": "top", "transform": axes.transAxes}
+        axes.text(0.05, 0.95, _MARK, fontsize=7, color=_RIGHT["color"], bbox=box, **align)
 
 
 def _grid(rows: int, columns: int) -> tuple[Figure, np.ndarray]:
@@ -250,10 +250,10 @@ def _without_ticks(axes: Axes) -> None:
 def _up_to(trunk: nn.Sequential, convolution: int) -> nn.Sequential:
     """The layers up to a convolution and the ReLU after it."""
     layers = list(trunk)
-    places = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-    if not 1 <= convolution <= len(places):
-        raise ValueError(f"convolution {convolution}: the trunk has {len(places)}")
-    end = places[convolution - 1] + 1
+    convolutions = [index for index, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    if not 1 <= convolution <= len(convolutions):
+        raise ValueError(f"convolution {convolution}: the trunk has {len(convolutions)}")
+    end = convolutions[convolution - 1] + 1
     if end < len(layers) and isinstance(layers[end], nn.ReLU):
         end += 1
     return nn.Sequential(*layers[:end])

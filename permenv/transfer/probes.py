@@ -296,8 +296,8 @@ class _Labelled:
         if len(classes) < 2:
             raise DataError(f"{train.name} has one class only, {classes[0]}: pass images of two or more")
         every = np.concatenate(names)
-        places = np.searchsorted(classes, every).clip(max=len(classes) - 1)
-        labels = np.where(classes[places] == every, places, -1)
+        indices = np.searchsorted(classes, every).clip(max=len(classes) - 1)
+        labels = np.where(classes[indices] == every, indices, -1)
         return cls(tuple(parts), labels, tuple(map(str, classes)), len(names[0]))
 
 
@@ -348,12 +348,12 @@ def _frozen_features(
 
 def _chunks(data: _Labelled, progress: bool) -> Iterator[tuple[int, StillImages, np.ndarray]]:
     """Rows of images, and the place of the first among all."""
-    place = 0
+    first = 0
     with progress_bar(total=len(data.labels), label="features", unit="image", show=progress) as bar:
         for images, rows in data.parts:
             for chunk in np.array_split(rows, -(-len(rows) // _CHUNK)):
-                yield place, images, chunk
-                place += len(chunk)
+                yield first, images, chunk
+                first += len(chunk)
                 bar.update(len(chunk))
 
 

@@ -44,9 +44,9 @@ def roi_max_pool(maps: Tensor, regions: Tensor, images: Tensor, output: tuple[in
     corners = []
     for from_row in (row, row_end - (1 << row_level)):
         for from_column in (column, column_end - (1 << column_level)):
-            place = (base + from_row.clamp(0, rows - 1)[:, :, None]) * columns
-            place = place + from_column.clamp(0, columns - 1)[:, None, :]
-            corners.append(flat[place])  # [R, output rows, output columns, c]
+            index = (base + from_row.clamp(0, rows - 1)[:, :, None]) * columns
+            index = index + from_column.clamp(0, columns - 1)[:, None, :]
+            corners.append(flat[index])  # [R, output rows, output columns, c]
     pooled = torch.stack(corners).amax(0)
     return pooled.where(filled[..., None], pooled.new_zeros(())).permute(0, 3, 1, 2)
 
@@ -54,9 +54,9 @@ def roi_max_pool(maps: Tensor, regions: Tensor, images: Tensor, output: tuple[in
 def _bins(first: Tensor, last: Tensor, number: int, units: int) -> tuple[Tensor, Tensor]:
     """First unit of each bin and the one after its last (R, number), inside the map."""
     length = (last - first + 1).clamp_min(1)[:, None]
-    place = torch.arange(number, device=first.device)
-    start = first[:, None] + place * length // number
-    end = first[:, None] - (-(place + 1) * length // number)  # rounded up
+    bins = torch.arange(number, device=first.device)
+    start = first[:, None] + bins * length // number
+    end = first[:, None] - (-(bins + 1) * length // number)  # rounded up
     return start.clamp(0, units), end.clamp(0, units)
 
 

@@ -77,8 +77,8 @@ def average_precision(correct: np.ndarray, positives: int) -> AveragePrecision:
     # highest precision at this recall or a higher one
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     # reached with one rounding of tolerance: 3 hits of 10 reach a recall of 0.3
-    places = np.searchsorted(recall, np.arange(11) / 10 - 1e-12)
-    eleven_point = np.append(envelope, 0.0)[places].mean()
+    indices = np.searchsorted(recall, np.arange(11) / 10 - 1e-12)
+    eleven_point = np.append(envelope, 0.0)[indices].mean()
     all_point = (np.diff(recall, prepend=0.0) * envelope).sum()
     return AveragePrecision(float(eleven_point), float(all_point), float(precision[correct].sum() / positives))
 
@@ -109,13 +109,13 @@ def detection_precision(detections: Detections, truth: Sequence[Truth]) -> Avera
     """
     found = [np.zeros(len(each.boxes), dtype=bool) for each in truth]
     correct = []
-    for place in _ranking(detections.scores):
-        image = detections.images[place]
+    for row in _ranking(detections.scores):
+        image = detections.images[row]
         objects = truth[image]
         if not len(objects.boxes):
             correct.append(False)
             continue
-        overlaps = intersection_over_union(detections.boxes[place : place + 1], objects.boxes)[0]
+        overlaps = intersection_over_union(detections.boxes[row : row + 1], objects.boxes)[0]
         nearest = overlaps.argmax()
         if overlaps[nearest] < _ENOUGH:
             correct.append(False)

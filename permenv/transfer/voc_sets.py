@@ -61,9 +61,9 @@ def detection_images(
     used = _usable(records, load_voc_image, progress)
     images = _Decoded(used, load_voc_image)
     if proposals is None:
-        places = range(len(used))
+        indices = range(len(used))
         found = list(
-            in_parallel(lambda n: edge_windows(images[n], windows), places, "windows", progress, "image", _IN_FLIGHT)
+            in_parallel(lambda n: edge_windows(images[n], windows), indices, "windows", progress, "image", _IN_FLIGHT)
         )
     else:
         absent = [record.name for record in used if record.name not in proposals]
@@ -156,12 +156,12 @@ class _Decoded(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]  # an index or a slice
-        if isinstance(place, slice):
-            return _Decoded(self._records[place], self._load)
-        pixels = self._load(self._records[place])
+    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # an index or a slice
+        if isinstance(index, slice):
+            return _Decoded(self._records[index], self._load)
+        pixels = self._load(self._records[index])
         if isinstance(pixels, str):
-            raise DataError(f"{self._records[place].path} cannot be read any more: {pixels}; restore it")
+            raise DataError(f"{self._records[index].path} cannot be read any more: {pixels}; restore it")
         return pixels
 
 

@@ -9,8 +9,7 @@ measures, such as the number of permutations.
 
 A setting is judged by its mean error over the seeds, which run side by side in one job, so that a hard seed does not
 decide. A seed has the same data and the same first network in all settings, so comparisons are paired. The seeds are
-for tuning: no study uses those from 50 to 99 (studies that tune have 10 to 43, reported results 0 to 3 and 100 to 822).
-`experiments/leaderboard.py` compares what is found, on other seeds.
+for tuning: no study uses those from 50 to 99. `experiments/leaderboard.py` compares what is found, on other seeds.
 
 With `--prune`, on Ray, settings with a high error are stopped early by ASHA (Li et al., "A system for massively
 parallel hyperparameter tuning", 2020) as Ray Tune has it: after `grace`, `grace` · `reduction`, ... updates a setting

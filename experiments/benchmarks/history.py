@@ -36,7 +36,7 @@ FIGURES = {
     "spatial_validation_ratio": "exact spatial validation: times as fast as the naive one",
     "temporal_validation_ratio": "exact temporal validation: times as fast as the naive one",
     "spatial_validation_seconds": "exact spatial validation, seconds",
-    "step_ratio": "training step: times as fast as the loop over tiles",
+    "step_ratio": "training step: times as fast as a loop over tiles in float32",
     "images_per_second": "training step, images a second",
     "joint_ratio": "joint step: its time, of that of a step on each task",
     "env_overhead": "environment: the share that it adds to the time of an iteration",

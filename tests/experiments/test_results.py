@@ -72,6 +72,13 @@ def test_the_command_writes_the_files(files, command):
     assert {RESULTS / file for file in files} <= {ROOT / path for path in written_by(command)}
 
 
+def test_no_result_has_a_seed_of_a_search():
+    for _, command in TABLE:
+        options = options_of(shlex.split(command.split(" && ")[0]))
+        first = getattr(options, "first_seed", getattr(options, "seed", 0))
+        assert not {*range(first, first + getattr(options, "seeds", 1))} & {*range(50, 100)}, command
+
+
 def test_every_named_run_of_the_main_job_exists():
     named = [name for _, command in TABLE if "main_runs" in command for name in re.findall(r"--runs (\S+)", command)]
     assert sorted(named) == sorted(RUNS)

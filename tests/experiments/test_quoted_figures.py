@@ -1,0 +1,91 @@
+"""The headline figures of the pages are those of the files that they are from: a number that is out of date fails."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.common.statistics import Estimate
+from tests.helpers import ROOT
+
+LONG, SHORT, PHOTOS = "learned", "learned-2400", "learned-imagenette"
+RANDOM, LEARNED, INVERSE = "random", "pool-policy", "inverse of pool-policy"
+CURRICULUM = {LONG: "easiest-first (0.1, 0.5)", SHORT: "easiest-first (0.1, 0.75)", PHOTOS: "easiest-first (0.1, 0.5)"}
+
+
+def result(name):
+    return json.loads((ROOT / "experiments" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def row_of(file, agent):
+    (row,) = (row for row in result(file)["agents"] if row["agent"] == agent)
+    return row
+
+
+def accuracy(file, agent, share):
+    """The mean accuracy after half of the run's validations, or after all of them."""
+    errors = np.array(row_of(file, agent)["errors"])
+    return f"{1 - np.interp(share, np.linspace(0, 1, errors.shape[1]), errors.mean(axis=0)):.1%}"
+
+
+def ratio(file, agent, column):
+    return f"{Estimate.of_columns(row_of(file, agent), column):.0%}"
+
+
+def against_the_curriculum(file, column, form=".0%"):
+    return f"{Estimate.of_columns(result(file)['against_the_curriculum'][LEARNED], column):{form}}"
+
+
+def gain(protocol, source="jigsaw"):
+    """In points, above an untrained network of the same seed."""
+    (row,) = (row for row in result("features")["gains"] if (row["protocol"], row["source"]) == (protocol, source))
+    return f"{Estimate(*(100 * end for end in Estimate.of_columns(row, 'gain'))):+.1f}"
+
+
+def rows_of_the_table(file):
+    """The rows of docs/results.md: random permutations, the learned policy, the curriculum, the inverse."""
+    agents = (RANDOM, LEARNED, CURRICULUM[file], INVERSE)
+    for share, column in ((0.5, "at_half"), (1.0, "at_end")):
+        yield "| {} | {} | {} | {} |", [accuracy(file, agent, share) for agent in agents]
+        yield "| of random's | | {} | {} | {} |", [ratio(file, agent, column) for agent in agents[1:]]
+    yield "final error | 100% | {} | {} | {} |", [ratio(file, agent, "needs") for agent in agents[1:]]
+
+
+def quotations():
+    """Pages, fragments of their sentences, and the figures in them."""
+    learned, curriculum = (ratio(SHORT, agent, "needs") for agent in (LEARNED, CURRICULUM[SHORT]))
+    yield "README.md", "after {} of the iterations", [learned]
+    yield "README.md", "fixed in advance needs {}", [curriculum]
+    of_the_run = [accuracy(SHORT, agent, share) for share in (0.5, 1.0) for agent in (LEARNED, RANDOM)]
+    yield "README.md", "{} accuracy against {} at half of them and {} against {} at the end", of_the_run
+    yield "README.md", "the policy has {}", [ratio(PHOTOS, LEARNED, "at_half").split()[0]]
+    yield "README.md", "non-linear classifier {}", [gain("nonlinear")]
+    yield "README.md", "linear {}, neighbours {}", [gain("linear"), gain("retrieval-images")]
+    for file in (LONG, SHORT, PHOTOS):
+        for fragment, figures in rows_of_the_table(file):
+            yield "docs/results.md", fragment, figures
+    both = [against_the_curriculum(SHORT, column) for column in ("at_half", "at_end")]
+    yield "docs/results.md", "saves {} of 2,400", [against_the_curriculum(SHORT, "saved", ".1%")]
+    yield "docs/results.md", "at half and at the end: {} and {} of its accuracy", both
+    both = [against_the_curriculum(LONG, column) for column in ("at_half", "at_end")]
+    yield "docs/results.md", "it is behind: {}, {} and {}", [against_the_curriculum(LONG, "saved", ".1%"), *both]
+    yield "docs/results.md", "{} with a non-linear classifier", [gain("nonlinear")]
+    yield "docs/results.md", "{} with a linear one and {}", [gain("linear"), gain("retrieval-images")]
+    yield (
+        "docs/results.md",
+        "{} in nearest neighbours, {}",
+        [gain(each, "temporal") for each in ("retrieval-images", "linear")],
+    )
+    labels = [gain(each, "supervised") for each in ("retrieval-images", "linear")]
+    yield "docs/results.md", "{} in nearest neighbours and {}", labels
+    yield (
+        "docs/results.md",
+        "11.1 points worse on objects, {}",
+        [gain("retrieval-objects", "joint").split(" ", 1)[1].replace("+", "")],
+    )
+
+
+@pytest.mark.parametrize(("page", "fragment", "figures"), [pytest.param(*each, id=each[1]) for each in quotations()])
+def test_a_page_quotes_what_the_file_holds(page, fragment, figures):
+    text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+    assert fragment.format(*figures) in text

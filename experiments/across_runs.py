@@ -45,7 +45,7 @@ from experiments.common.processes import (
 )
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
-from permenv import CheckpointError, PermShuffleEnv
+from permenv import CheckpointError, PermShuffleEnv, checkpoint
 from permenv.device import resolve_device
 from permenv.wrappers import FiniteHorizon
 from permenv.wrappers.base import base_env_of
@@ -183,10 +183,12 @@ class _Log:
 
     Attributes:
         bar: Counts the episodes.
+        path: The checkpoint.
     """
 
     def __init__(self, config: Config, folder: RunFolder, job: dict[str, Any]):
         self._folder, self._job = folder, job
+        self.path = folder.checkpoint
         self.bar = tqdm(total=config.episodes, initial=self.played, unit="run")
         self._start = time.perf_counter()
 
@@ -233,7 +235,8 @@ def _ours(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     agent = _make_agent(config, _make_view(config))
     with make_executor(config.processes) as executor:
         if saved:
-            agent.load_state_dict(saved["agent"])
+            with checkpoint.naming(log.path):
+                agent.load_state_dict(saved["agent"])
         elif config.imitate is not None:
             first = config.first_episode + _DEMONSTRATIONS
             seeds = range(first, first + config.episodes_per_update)
@@ -279,8 +282,9 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
         return {"agent": model.state_dict(), "scale": sb3_across.scale_of(model)}
 
     if saved:
-        model.load_state_dict(saved["agent"])
-        sb3_across.load_scale(model, saved["job"]["scale"])
+        with checkpoint.naming(log.path):
+            model.load_state_dict(saved["agent"])
+            sb3_across.load_scale(model, saved["job"].get("scale"))
     log.save(state())
 
     class Report(BaseCallback):

@@ -21,6 +21,7 @@ from experiments.common import main_job
 from experiments.common.loggers import Logger
 from experiments.common.options import JobOptions
 from experiments.common.script import run_script
+from permenv import checkpoint
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, PoolAction
 
 
@@ -81,7 +82,8 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
         env = VIEWS[config.view](run)
         model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
         if run.saved_agent is not None:
-            model.load_state_dict(run.saved_agent)
+            with checkpoint.naming(run.folder.checkpoint):
+                model.load_state_dict(run.saved_agent)
         elif config.model_from is not None:
             start_from(model, config.model_from)
         run.start(model.state_dict, {task: query.name for task, query in queries.items()})

@@ -108,9 +108,10 @@ class LearnedPolicy:
         if options["algorithm"] not in LEARNERS:
             from agents.sb3_across import FrozenModel  # slow to import
 
-            return wrapped, FrozenModel(
-                options["algorithm"], saved["agent"], job["scale"], wrapped, hidden=options["hidden"]
-            )
+            with checkpoint.naming(self.path):
+                return wrapped, FrozenModel(
+                    options["algorithm"], saved["agent"], job.get("scale"), wrapped, hidden=options["hidden"]
+                )
         kind = LEARNERS[options["algorithm"]]
         agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=options["hidden"])
         agent.deterministic = True

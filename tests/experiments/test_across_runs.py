@@ -170,6 +170,40 @@ def test_stable_baselines3_learns_resumes_and_plays(options, algorithm):
     assert first["errors"] == second["errors"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved["job"].pop("scale"), "scale is None"),
+        (lambda saved: saved["job"]["scale"]["observation"].update(mean=np.zeros(2)), "scale/observation/mean"),
+        (lambda saved: saved["job"]["scale"]["return"].update(count="many"), "scale/return/count is 'many'"),
+        (lambda saved: saved["agent"]["networks"].pop("policy"), "it is a model of other sizes or of another version"),
+    ],
+)
+def test_a_model_of_stable_baselines3_that_does_not_fit_is_refused_by_its_file(options, change, message):
+    config = options(algorithm="ppo", episodes=2)
+    across_runs.main(config)
+    path = config.folder / CHECKPOINT
+    saved = checkpoint.read(path)
+    change(saved)
+    checkpoint.write(path, saved)
+    with pytest.raises(CheckpointError, match=f"{path}: {message}"):
+        LearnedPolicy.find(path).make(config.make(), seed=0)
+    with pytest.raises(CheckpointError, match=f"{path}: {message}"):
+        across_runs.main(options(algorithm="ppo", resume=True))
+
+
+@pytest.mark.parametrize("algorithm", across_runs.LEARNERS)
+def test_a_policy_of_ours_that_does_not_fit_is_refused_by_its_file(options, algorithm):
+    config = options(algorithm=algorithm, episodes=2)
+    across_runs.main(config)
+    path = config.folder / CHECKPOINT
+    saved = checkpoint.read(path)
+    del saved["agent"]["generator"]
+    checkpoint.write(path, saved)
+    with pytest.raises(CheckpointError, match=f"{path}: agent lacks 'generator'"):
+        across_runs.main(options(algorithm=algorithm, resume=True))
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize(("algorithm", "untrained"), [("ppo", 0), ("a2c", 0), ("sac", 1)])
 def test_stable_baselines3_learns_from_its_last_episodes(options, algorithm, untrained, monkeypatch):

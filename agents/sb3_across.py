@@ -47,7 +47,7 @@ NUMBERS: Mapping[str, Callable[[int, int], dict[str, Any]]] = MappingProxyType({
 """By algorithm, its hyperparameters, from the steps between two updates, over all environments, and their number."""
 
 
-def make_model(
+def make_vector_model(
     algorithm: str,
     environments: Sequence[Callable[[], gym.Env]],
     *,

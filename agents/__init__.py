@@ -1,4 +1,13 @@
-"""Agents that choose the permutations a network trains on, using only the Gymnasium API.
+"""Agents that choose the permutations a network trains on.
+
+They use the Gymnasium API, and of `PermShuffle-v0` also:
+
+- the `info` of each step: "validated" and "phase", by which `rollout` and agents that learn tell where an update ends,
+  and in a joint task "task_rewards"; `Transition` says what they mean;
+- `env.unwrapped.config.total_updates`, from which `make` takes the pace of the curricula;
+- `env.unwrapped.fork()`, a copy of the run, for `Lookahead` alone.
+
+Any environment that has these will do.
 
 - `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment; or one of your own.
 - `options_of`: the keyword arguments that an agent has.

@@ -42,6 +42,8 @@ class Range(NamedTuple):
         return isinstance(value, int | float) and self.least <= value <= self.most and value < self.below
 
     def __str__(self) -> str:
+        if max(bound for bound in (self.most, self.below, 0) if bound < math.inf) >= _LARGEST:
+            return f"must be at least {self.least} and below 2^63"
         if self.below < math.inf:
             return f"must lie in [{self.least}, {self.below})"
         return f"must be at least {self.least}" if self.most == math.inf else f"must lie in [{self.least}, {self.most}]"

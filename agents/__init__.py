@@ -1,4 +1,13 @@
-"""Agents that choose the permutations a network trains on, using only the Gymnasium API.
+"""Agents that choose the permutations a network trains on.
+
+They use the Gymnasium API, and of `PermShuffle-v0` also:
+
+- the `info` of each step: "validated" and "phase", by which `rollout` and agents that learn tell where an update ends,
+  and in a joint task "task_rewards"; `Transition` says what they mean;
+- `env.unwrapped.config.total_updates`, from which `make` takes the pace of the curricula;
+- `env.unwrapped.fork()`, a copy of the run, for `Lookahead` alone.
+
+Any environment that has these will do.
 
 - `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment; or one of your own.
 - `options_of`: the keyword arguments that an agent has.
@@ -65,6 +74,7 @@ __all__ = [
     "FixedGroup",
     "GaussianReinforce",
     "GroupAgent",
+    "GrowingPool",
     "HardestFirst",
     "InversePolicy",
     "Learner",
@@ -107,9 +117,10 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Age
     spaces = env.observation_space, env.action_space
     if kind is Lookahead:
         return Lookahead(env, seed=outer, **options)
+    if kind is InversePolicy:
+        return InversePolicy(Reinforce(*spaces, seed=inner, **options), seed=outer, policy_learns=True)
     if kind is Reinforce:
-        policy = Reinforce(*spaces, seed=inner, **options)
-        return InversePolicy(policy, seed=outer, policy_learns=True) if name == "inverse" else policy
+        return Reinforce(*spaces, seed=inner, **options)
     if issubclass(kind, GrowingPool):
         base_env: Any = env.unwrapped
         options.setdefault("updates", base_env.config.total_updates)
@@ -117,7 +128,7 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Age
 
 
 def options_of(name: str) -> dict[str, Any]:
-    """Return the keyword arguments that an agent has besides `seed`, with their annotations.
+    """Return the keyword arguments of `make` that an agent has besides `seed`, with their annotations.
 
     Args:
         name: See `make`.
@@ -125,7 +136,10 @@ def options_of(name: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is no agent of that name.
     """
-    parameters = inspect.signature(kind_of(name), eval_str=True).parameters.values()
+    kind = kind_of(name)
+    if kind is InversePolicy:  # they are those of the policy that `make` inverts
+        kind = Reinforce
+    parameters = inspect.signature(kind, eval_str=True).parameters.values()
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY and each.name != "seed"}
 
 
@@ -169,7 +183,7 @@ AGENTS: Mapping[str, type[GroupAgent]] = MappingProxyType(
         "ucb": Ucb,
         "lookahead": Lookahead,
         "reinforce": Reinforce,
-        "inverse": Reinforce,
+        "inverse": InversePolicy,
     }
 )
-"""By name, the class of the agent; of "inverse", that of the policy that is inverted."""
+"""By name, the class of the agent."""

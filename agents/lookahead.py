@@ -1,7 +1,7 @@
 """One-step lookahead: tries every tilted policy on a fork of the environment and plays the best one.
 
-All other agents use only the Gymnasium API. This one also needs `env.unwrapped.fork()`, an independent copy of the run
-that continues identically given the same actions.
+Besides what all agents use of an environment (see `agents`), it needs `env.unwrapped.fork()`, an independent copy of
+the run that continues identically given the same actions.
 """
 
 from collections.abc import Mapping

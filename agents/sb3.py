@@ -28,7 +28,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from agents.base import Tree
 from agents.sb3_state import Algorithm
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
-from permenv.wrappers import ActionBlock, MixtureAction, NormalizedReward, PoolAction
+from permenv.wrappers import PHASE_VIEWS, NormalizedReward
 from permenv.wrappers.base import layers_of
 
 Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
@@ -325,8 +325,7 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     """
     base_env: Any = env.unwrapped
     config = base_env.config
-    phase_views = (MixtureAction, PoolAction, ActionBlock)  # whose step is a phase
-    if any(isinstance(layer, phase_views) for layer in layers_of(env)):
+    if any(isinstance(layer, tuple(PHASE_VIEWS.values())) for layer in layers_of(env)):
         return config.phases_per_update
     return config.iterations_per_cycle * config.actions_per_iteration
 

@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from agents.base import Agent, Tree
 from agents.sb3 import ALGORITHMS, Algorithm
+from permenv.schema import FINITE, FLOAT64, Array, Fields, Number, Range, Schema
 
 _LARGEST_INPUT = 5.0  # in deviations, as in `GaussianReinforce`
 _BATCHES = 4  # of an epoch of PPO
@@ -46,7 +47,7 @@ NUMBERS: Mapping[str, Callable[[int, int], dict[str, Any]]] = MappingProxyType({
 """By algorithm, its hyperparameters, from the steps between two updates, over all environments, and their number."""
 
 
-def make_model(
+def make_vector_model(
     algorithm: str,
     environments: Sequence[Callable[[], gym.Env]],
     *,
@@ -96,10 +97,15 @@ def scale_of(model: Algorithm) -> Tree:
     }
 
 
-def load_scale(model: Algorithm, scale: Tree) -> None:
-    """Continue with what `scale_of` returned."""
+def load_scale(model: Algorithm, scale: Any) -> None:
+    """Continue with what `scale_of` returned.
+
+    Raises:
+        CheckpointError: If it is something else, or of other observations.
+    """
     normalised = model.get_vec_normalize_env()
     assert normalised is not None
+    _scale_schema(normalised.observation_space).check(scale, "scale")
     normalised.obs_rms = _restored(scale["observation"])  # type: ignore[assignment]  # see `scale_of`
     normalised.ret_rms = _restored(scale["return"])
 
@@ -115,13 +121,14 @@ class FrozenModel(Agent):
         hidden: As the model was made.
 
     Raises:
-        CheckpointError: If it is the state of another model.
+        CheckpointError: If it is the state of another model, or no such scale.
     """
 
-    def __init__(self, algorithm: str, state: Tree, scale: Tree, env: gym.Env, *, hidden: int) -> None:
+    def __init__(self, algorithm: str, state: Tree, scale: Any, env: gym.Env, *, hidden: int) -> None:
         super().__init__(env.observation_space, env.action_space, seed=0)
         self._model = _make(algorithm, DummyVecEnv([lambda: env]), 2, 0, hidden, {})
         self._model.load_networks(state)
+        _scale_schema(env.observation_space).check(scale, "scale")
         self._scale = _restored(scale["observation"])
 
     def act(self, observation: np.ndarray) -> np.ndarray:
@@ -145,6 +152,21 @@ def _make(algorithm: str, env: VecEnv, steps: int, seed: int, hidden: int, optio
         policy_kwargs={"net_arch": [hidden] if hidden else [], "activation_fn": torch.nn.Tanh},
         **{**NUMBERS[algorithm](steps, env.num_envs), **gamma, **options},
     )
+
+
+def _scale_schema(observation_space: gym.Space) -> Schema:
+    """What `scale_of` returns for such observations."""
+
+    def of(shape: tuple[int, ...]) -> Schema:
+        return Fields(
+            {
+                "mean": Array(FLOAT64, shape, FINITE),
+                "var": Array(FLOAT64, shape, Range(0)),
+                "count": Number(float, Range(0)),
+            }
+        )
+
+    return Fields({"observation": of(observation_space.shape or ()), "return": of(())})
 
 
 def _restored(scale: Tree) -> RunningMeanStd:

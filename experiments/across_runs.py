@@ -24,17 +24,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
+import tyro
 from tqdm import tqdm
 
 import permenv
 from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
 from experiments.common.files import as_json
-from experiments.common.learned import LEARNERS, view
+from experiments.common.learned import LEARNERS, VIEWS, algorithm_in, view
 from experiments.common.loggers import TensorBoardLogger
 from experiments.common.machine import machine, machines_of, note_machine
 from experiments.common.options import EnvOptions, Preset, require_at_least
@@ -45,10 +46,15 @@ from experiments.common.processes import (
 )
 from experiments.common.run_folder import RunFolder, check_same_job
 from experiments.common.script import run_script
-from permenv import CheckpointError, PermShuffleEnv
+from permenv import CheckpointError, PermShuffleEnv, checkpoint
 from permenv.device import resolve_device
 from permenv.wrappers import FiniteHorizon
 from permenv.wrappers.base import base_env_of
+
+if TYPE_CHECKING:
+    Actions = str
+else:
+    Actions = tyro.extras.literal_type_from_choices(VIEWS)
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
 _DEMONSTRATIONS = 500_000  # added to the seed of the first episode; those of the curriculum to imitate begin there
@@ -62,9 +68,10 @@ class Config(EnvOptions):
     preset: Preset = "nano"
     device: str = "cpu"
     """auto, cpu or cuda."""
-    algorithm: Literal["pgpe", "reinforce", "ppo", "a2c", "sac"] = "pgpe"
-    """Ours, with noise in the policy's parameters ("pgpe") or in its actions, or one of Stable-Baselines3."""
-    actions: Literal["pool", "mixture"] = "pool"
+    algorithm: Literal["pgpe", "gaussian", "ppo", "a2c", "sac"] = "pgpe"
+    """Ours, with noise in the policy's parameters ("pgpe") or in its actions ("gaussian", REINFORCE on whole episodes),
+    or one of Stable-Baselines3."""
+    actions: Actions = "pool"
     """What the policy chooses, once a phase: "pool", how much of Ψ, easiest first, is in play; "mixture", the
     distribution of the samples over the groups."""
     history: int = 0
@@ -73,7 +80,8 @@ class Config(EnvOptions):
     """Units of its hidden layer; 0 for a linear policy."""
     imitate: tuple[float, float] | None = None
     """The curriculum with which the policy begins, as of `agents.EasiestFirst`: the share of Ψ in its first pool, and
-    the share of the iterations after which it is all of Ψ. By default the policy begins with half of Ψ."""
+    the share of the iterations after which it is all of Ψ. By default the policy begins with actions of 0: half of Ψ,
+    or all permutations with equal probability."""
     deviation: float | None = None
     """Of the noise of "pgpe" in each parameter; by default that of the algorithm."""
     learning_rate: float | None = None
@@ -157,7 +165,7 @@ def main(config: Config) -> list[dict[str, float]]:
         settings["data"] = {task: its.data.fingerprint for task, its in base_env_of(env).tasks.items()}
         saved = folder.read()
         if saved:
-            before = saved["job"]["settings"]
+            before = {**saved["job"]["settings"], "algorithm": algorithm_in(saved["job"]["settings"])}
             # a replay buffer has a column for each environment
             may_change = ("episodes", "out", "resume", *(() if config.algorithm == "sac" else ("processes",)))
             check_same_job(settings, (*may_change, "images", "videos", "data"), before, folder.path)
@@ -183,10 +191,12 @@ class _Log:
 
     Attributes:
         bar: Counts the episodes.
+        path: The checkpoint.
     """
 
     def __init__(self, config: Config, folder: RunFolder, job: dict[str, Any]):
         self._folder, self._job = folder, job
+        self.path = folder.checkpoint
         self.bar = tqdm(total=config.episodes, initial=self.played, unit="run")
         self._start = time.perf_counter()
 
@@ -233,7 +243,8 @@ def _ours(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     agent = _make_agent(config, _make_view(config))
     with make_executor(config.processes) as executor:
         if saved:
-            agent.load_state_dict(saved["agent"])
+            with checkpoint.naming(log.path):
+                agent.load_state_dict(saved["agent"])
         elif config.imitate is not None:
             first = config.first_episode + _DEMONSTRATIONS
             seeds = range(first, first + config.episodes_per_update)
@@ -261,7 +272,7 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     num_envs = max(n for n in range(1, max(1, config.processes) + 1) if config.episodes_per_update % n == 0)
     phases = config.env.total_updates * config.env.phases_per_update
     with interrupts_for_this_process_only():
-        model = sb3_across.make_model(
+        model = sb3_across.make_vector_model(
             config.algorithm,
             [functools.partial(_ReportingErrors.make, config)] * num_envs,
             steps=phases * config.episodes_per_update,
@@ -279,8 +290,9 @@ def _sb3(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
         return {"agent": model.state_dict(), "scale": sb3_across.scale_of(model)}
 
     if saved:
-        model.load_state_dict(saved["agent"])
-        sb3_across.load_scale(model, saved["job"]["scale"])
+        with checkpoint.naming(log.path):
+            model.load_state_dict(saved["agent"])
+            sb3_across.load_scale(model, saved["job"].get("scale"))
     log.save(state())
 
     class Report(BaseCallback):

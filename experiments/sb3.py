@@ -13,15 +13,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
+import tyro
 
 from experiments.common import main_job
 from experiments.common.loggers import Logger
 from experiments.common.options import JobOptions
 from experiments.common.script import run_script
-from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, PoolAction
+from permenv import checkpoint
+from permenv.wrappers import PHASE_VIEWS, FlatJointAction
+
+VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
+    "groups": lambda env: env,
+    **PHASE_VIEWS,
+    "pairs": FlatJointAction,
+}
+"""By name, the actions of a model."""
+
+if TYPE_CHECKING:
+    Actions = str
+else:
+    Actions = tyro.extras.literal_type_from_choices(VIEWS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +44,7 @@ class Config(JobOptions):
 
     algorithm: Literal["ppo", "a2c", "dqn", "sac"] = "ppo"
     """The algorithm. DQN chooses groups of a single task, or pairs of the joint one; SAC chooses mixtures."""
-    actions: Literal["groups", "mixture", "pool", "block", "pairs"] | None = None
+    actions: Actions | None = None
     """Its actions: "groups", the environment's own, one by one; "mixture", the distribution of an update's samples over
     the groups; "pool", how much of Ψ is in play, easiest first; "block", all groups of an update at once (slow, unless
     samples_per_action is large); "pairs", both groups of the joint task as one number. By default groups, for SAC
@@ -49,15 +63,6 @@ class Config(JobOptions):
     def algorithm_name(self) -> str:
         """The algorithm, and its actions where they are not the environment's."""
         return self.algorithm if self.view == "groups" else f"{self.algorithm}-{self.view}"
-
-
-VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
-    "groups": lambda env: env,
-    "mixture": MixtureAction,
-    "pool": PoolAction,
-    "block": ActionBlock,
-    "pairs": FlatJointAction,
-}
 
 
 def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
@@ -81,7 +86,8 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
         env = VIEWS[config.view](run)
         model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
         if run.saved_agent is not None:
-            model.load_state_dict(run.saved_agent)
+            with checkpoint.naming(run.folder.checkpoint):
+                model.load_state_dict(run.saved_agent)
         elif config.model_from is not None:
             start_from(model, config.model_from)
         run.start(model.state_dict, {task: query.name for task, query in queries.items()})

@@ -243,7 +243,10 @@ def _in_words(report: Mapping[str, Any]) -> str:
             f"| {row['setting']} | {updates} | {error:.3f} | {accuracy} | {row['iterations']} | {row['seconds']:.0f} |"
         )
     if any(row["stopped"] for row in report["settings"]):
-        lines += ["", "Errors of settings that were stopped are not those of the end: they are no rank."]
+        lines += [
+            "",
+            "Errors of settings that were stopped are those of fewer updates: do not compare them with the others.",
+        ]
     return "\n".join(lines)
 
 

@@ -78,9 +78,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
     The step that ends an update returns r_t = E^BL - E (Eq. 7). E is the share of (permutation, sample) pairs that are
     not recognised (Eq. 6); E^BL is the straight line through the last two validations, read at this iteration
     (appendix E; flat before there are two). The validation that ends free iterations returns 0: it only renews ŝ and
-    the line. A step in which the network diverges returns E^BL - 1, whatever it would have ended, among free iterations
-    too; E^BL is read at the validation that was not finite, or at the iteration whose loss was not. All other steps
-    return 0. Joint task: the mean of the tasks' rewards, which are in `info`.
+    the line. A step in which the network diverges returns E^BL - 1, also in the middle of an update and in free
+    iterations; E^BL is read at the iteration of the loss or validation that was not finite. All other steps return 0.
+    Joint task: the mean of the tasks' rewards, which are in `info`.
 
     With equally spaced validations r_t = g_t - g_(t-1), where g_t = E_t - E_(t+1) is the error reduction of update t.
     The undiscounted return therefore telescopes to the last update's error reduction; it does *not* measure how much
@@ -115,8 +115,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
     | Argument      | Default     | Meaning                                                                        |
     |---------------|-------------|--------------------------------------------------------------------------------|
-    | `preset`      | `"tiny"`    | "nano" (seconds; many permutations for a small network), "tiny" (minutes on a  |
-    |               |             | laptop) or "paper" (every number of the paper)                                 |
+    | `preset`      | `"tiny"`    | "nano" (half a minute of a CPU core; many permutations for a small network),   |
+    |               |             | "tiny" (minutes on a laptop) or "paper" (every number of the paper)            |
     | `task`        | `"spatial"` | "spatial", "temporal", "spatiotemporal", or a task of your own                 |
     | `images`      | `None`      | a folder of images, an (N, H, W, 3) uint8 array, a map-style dataset or        |
     |               |             | `permenv.StillImages`; None for the embedded scenes                            |
@@ -214,9 +214,9 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
                 generator.
             options: {"checkpoint": path} continues where `save(path)` was called. A seed decides then only what comes
                 from `np_random`: the seeds of later resets, and what views such as `MixtureAction` draw; without one
-                these continue as saved too. A run that was over is over again, unless it has not diverged and
-                `total_updates` is larger now: it can be looked at, but `step` raises an error. {"trunk": path} begins a
-                new run with the trunk of a saved run.
+                these continue as saved too. A run that had completed its updates goes on if `total_updates` is larger
+                now. Otherwise, and if it had diverged, it can be looked at, but `step` raises an error. {"trunk": path}
+                begins a new run with the trunk of a saved run.
 
         Returns:
             Observation and info.

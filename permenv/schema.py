@@ -2,7 +2,7 @@
 
     >>> state = Fields({"iteration": COUNT, "weights": Array(torch.float32, (3, 2))})
     >>> state.check({"iteration": -1, "weights": torch.zeros(3, 2)}, "trainer")
-    CheckpointError: trainer/iteration is -1, it must be at least 0: ...
+    CheckpointError: trainer/iteration is -1, it must be at least 0 and below 2^63: ...
 
 A schema is a value: part schemas are composed into those of larger trees, each declared by the module that owns the
 part.

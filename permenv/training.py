@@ -89,7 +89,7 @@ class Trainer:
 
     @property
     def precision(self) -> str:
-        """The precision of the training iteration, "bf16" or "float32", which "auto" stands for one of."""
+        """The precision of the training iteration, "bf16" or "float32", either of which "auto" may stand for."""
         return "bf16" if self._dtype == torch.bfloat16 else "float32"
 
     @property

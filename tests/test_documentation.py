@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from experiments.common.options import parse
+from permenv.wrappers import MixtureAction
 from tests.documentation import blocks, pages
 from tests.helpers import ROOT
 
@@ -45,6 +46,19 @@ def test_the_code_of_a_page_runs(page, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_reward_of_the_tutorial_takes_a_divergence_for_the_worst_outcome(make_env):
+    code, _ = blocks(ROOT / "docs" / "tutorials" / "reward.md", "python")[0].split("\n\nenv = ")
+    namespace = {}
+    exec(code, namespace)
+    env = namespace["WorstPermutations"](MixtureAction(make_env(free_iterations=0, learning_rate=1e12)))
+    env.reset(seed=0)
+    env.accuracy = 0.25  # as after some training
+    _, reward, terminated, _, info = env.step(env.action_space.sample())
+    assert terminated
+    assert info["diverged"]
+    assert reward == -0.25  # no update can lose more
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
@@ -13,6 +14,7 @@ from experiments.common.content import digest_of_file, require_content
 from experiments.common.run_folder import CHECKPOINT
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.wrappers import (
+    PHASE_VIEWS,
     ErrorAndProgress,
     ErrorReduction,
     MixtureAction,
@@ -21,16 +23,23 @@ from permenv.wrappers import (
     StateHistory,
 )
 
-LEARNERS: Mapping[str, Callable[..., EpisodicAgent]] = {"reinforce": GaussianReinforce, "pgpe": Pgpe}
+LEARNERS: Mapping[str, Callable[..., EpisodicAgent]] = {"gaussian": GaussianReinforce, "pgpe": Pgpe}
 """By name, our algorithms; the others are those of Stable-Baselines3."""
 
-VIEWS: Mapping[str, Callable[[gym.Env], gym.Env]] = {"pool": PoolAction, "mixture": MixtureAction}
+_FORMER_NAMES: Mapping[str, str] = {"reinforce": "gaussian"}  # of algorithms, in older files
+
+VIEWS: Mapping[str, Callable[[gym.Env], gym.Env]] = {name: PHASE_VIEWS[name] for name in ("pool", "mixture")}
 """By name, the actions of a policy: one a phase."""
 _INVERSES: Mapping[str, Callable[[gym.Env], gym.Env]] = {
     "pool": lambda env: PoolAction(env, hardest_first=True),
     "mixture": lambda env: gym.wrappers.TransformAction(MixtureAction(env), lambda action: -action, None),
 }
 """The same actions with easy and hard exchanged: of a mixture that is q ∝ f² / π, see `agents.InversePolicy`."""
+
+
+def algorithm_in(settings: Mapping[str, Any]) -> str:
+    """Return the algorithm that a policy's settings name, which older files may call otherwise."""
+    return _FORMER_NAMES.get(settings["algorithm"], settings["algorithm"])
 
 
 def view(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> gym.Env:
@@ -105,13 +114,15 @@ class LearnedPolicy:
             )
         job, options = saved["job"], saved["job"]["settings"]
         wrapped = view(env, options["actions"], options["history"], inverse=self.inverse)
-        if options["algorithm"] not in LEARNERS:
+        algorithm = algorithm_in(options)
+        if algorithm not in LEARNERS:
             from agents.sb3_across import FrozenModel  # slow to import
 
-            return wrapped, FrozenModel(
-                options["algorithm"], saved["agent"], job["scale"], wrapped, hidden=options["hidden"]
-            )
-        kind = LEARNERS[options["algorithm"]]
+            with checkpoint.naming(self.path):
+                return wrapped, FrozenModel(
+                    algorithm, saved["agent"], job.get("scale"), wrapped, hidden=options["hidden"]
+                )
+        kind = LEARNERS[algorithm]
         agent = kind(wrapped.observation_space, wrapped.action_space, seed=seed, hidden=options["hidden"])
         agent.deterministic = True
         with checkpoint.naming(self.path):

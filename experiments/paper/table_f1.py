@@ -1,7 +1,7 @@
 """Table F.1: accuracy after an epoch with the policy, and with its inverse, relative to random permutations.
 
     python experiments/paper/table_f1.py
-    python experiments/paper/table_f1.py --policy runs/across-reinforce-pool-seed0
+    python experiments/paper/table_f1.py --policy runs/across-gaussian-pool-seed0
 
 The protocol is that of appendix F: a network is taken from a checkpoint and trained for one epoch with each of the
 three, and the ratios are averaged over several checkpoints. Here these are at 20, 40, 60, 80 and 100% of an episode, of

@@ -1,7 +1,7 @@
 """Does it matter downstream which permutations were chosen? Features at equal iterations, with and without a policy.
 
     python experiments/studies/downstream.py
-    python experiments/studies/downstream.py --policies runs/across-reinforce-pool-seed0
+    python experiments/studies/downstream.py --policies runs/across-gaussian-pool-seed0
     python experiments/studies/downstream.py --images path/to/imagenette/train --eval-images path/to/imagenette/val
 
 Networks of the same seed are trained with random permutations, with a curriculum (`agents.EasiestFirst`) and with

@@ -37,13 +37,14 @@ Example:
     >>> env = NormalizedReward(ErrorAndProgress(StateHistory(env, length=3)))
 """
 
-from permenv.wrappers.actions import ActionBlock, FlatJointAction, MixtureAction, PoolAction
+from permenv.wrappers.actions import PHASE_VIEWS, ActionBlock, FlatJointAction, MixtureAction, PoolAction
 from permenv.wrappers.base import fork
 from permenv.wrappers.horizon import FiniteHorizon
 from permenv.wrappers.observations import ErrorAndProgress, RatioMatrix, RunSummary, StateHistory
 from permenv.wrappers.rewards import CrossEntropyReward, ErrorReduction, NormalizedReward
 
 __all__ = [
+    "PHASE_VIEWS",
     "ActionBlock",
     "CrossEntropyReward",
     "ErrorAndProgress",

@@ -6,7 +6,8 @@ import itertools
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -335,6 +336,12 @@ class FlatJointAction(_ActionView):
                 f"action {action!r} does not stand for a group of each task: pass an integer from 0 to {most - 1}"
             )
         return self.env.step(np.array(np.unravel_index(int(number), self._shape)))
+
+
+PHASE_VIEWS: Mapping[str, type[_ActionView]] = MappingProxyType(
+    {"mixture": MixtureAction, "pool": PoolAction, "block": ActionBlock}
+)
+"""By name, the views of the actions whose step is a phase."""
 
 
 def _as_array(action: Any) -> np.ndarray:

@@ -41,32 +41,29 @@ class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
     @property
     def rewards(self) -> list[float]:
         """All rewards of this view since the run began, in order."""
-        return [mean(gains) for gains in self._gains()]
-
-    def step(self, action: object) -> Step:
-        """Take a step of the environment below, with this view's reward."""
-        observation, value, terminated, truncated, info = self.env.step(action)
-        if info["diverged"] or (info["validated"] and info["phase"] in self._rewarded_phases):
-            gains = self._gains()[-1]
-            value, info = mean(gains), {**info, "task_rewards": gains}
-        return observation, value, terminated, truncated, info
-
-    def _gains(self) -> list[Gains]:
-        """Return the tasks' gains for each reward since the run began."""
         base_env = base_env_of(self)
         records = base_env.records
         gains = [
-            self._gain(records[:place], record)
+            self._gain(records[max(place - 2, 0) : place], record)
             for place, record in enumerate(records)
             if record.phase in self._rewarded_phases
         ]
         if base_env.run.diverged:  # the last reward has no validation
             gains.append(self._gain_of_divergence(records))
-        return gains
+        return [mean(each) for each in gains]
+
+    def step(self, action: object) -> Step:
+        """Take a step of the environment below, with this view's reward."""
+        observation, value, terminated, truncated, info = self.env.step(action)
+        if info["diverged"] or (info["validated"] and info["phase"] in self._rewarded_phases):
+            records = base_env_of(self).records
+            gains = self._gain_of_divergence(records) if info["diverged"] else self._gain(records[-3:-1], records[-1])
+            value, info = mean(gains), {**info, "task_rewards": gains}
+        return observation, value, terminated, truncated, info
 
     @abstractmethod
     def _gain(self, earlier: list[Record], reached: Record) -> Gains:
-        """Return the tasks' gains at a validation, given all records before it."""
+        """Return the tasks' gains at a validation, given the last two records before it, or the only one."""
 
     @abstractmethod
     def _gain_of_divergence(self, records: list[Record]) -> Gains:

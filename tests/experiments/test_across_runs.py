@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents import sb3_across
+from agents import GaussianReinforce, sb3_across
 from agents.sb3 import ALGORITHMS
 from experiments import across_runs, leaderboard, reinforce
 from experiments.common.learned import LearnedPolicy, view
@@ -28,7 +28,7 @@ def options(tmp_path):
             "episodes": 6,
             "episodes_per_update": 2,
             "history": 2,
-            "algorithm": "reinforce",
+            "algorithm": "gaussian",
             "hidden": 16,
             "processes": 0,
             "out": tmp_path / "across",
@@ -68,7 +68,7 @@ def test_it_learns_from_episodes_of_fresh_seeds(options, tmp_path, actions, monk
 
 
 OURS = pytest.mark.parametrize(
-    "learner", [{"algorithm": "reinforce"}, {"algorithm": "pgpe", "history": 0, "hidden": 0}], ids=["reinforce", "pgpe"]
+    "learner", [{"algorithm": "gaussian"}, {"algorithm": "pgpe", "history": 0, "hidden": 0}], ids=["gaussian", "pgpe"]
 )
 
 
@@ -78,6 +78,18 @@ def test_it_resumes_to_the_same_numbers(options, learner, tmp_path):
     across_runs.main(options(**learner, episodes=4, out=tmp_path / "parts"))
     resumed = across_runs.main(options(**learner, out=tmp_path / "parts", resume=True))
     assert without_seconds(resumed) == without_seconds(whole)
+
+
+def test_a_policy_that_was_saved_under_the_former_name_of_its_algorithm_is_played_and_resumed(options):
+    config = options(episodes=4)
+    rows = across_runs.main(options(episodes=2))
+    path = config.folder / CHECKPOINT
+    saved = checkpoint.read(path)
+    saved["job"]["settings"]["algorithm"] = "reinforce"
+    checkpoint.write(path, saved)
+    _, agent = LearnedPolicy.find(path).make(config.make(), seed=0)
+    assert isinstance(agent, GaussianReinforce)
+    assert without_seconds(across_runs.main(options(episodes=4, resume=True))[:1]) == without_seconds(rows)
 
 
 def test_it_is_not_continued_on_other_data(options, tmp_path):
@@ -119,8 +131,8 @@ def test_it_begins_as_a_curriculum(options):
     [
         ({"imitate": (0.0, 0.5)}, r"--imitate 0\.0 0\.5: both must be above 0"),
         ({"imitate": (0.1, 0.5), "actions": "mixture"}, "is imitated with --actions pool"),
-        ({"imitate": (0.1, 0.5), "algorithm": "ppo"}, "--algorithm reinforce or pgpe"),
-        ({"deviation": 0.1, "algorithm": "reinforce"}, "is an option of pgpe"),
+        ({"imitate": (0.1, 0.5), "algorithm": "ppo"}, "--algorithm gaussian or pgpe"),
+        ({"deviation": 0.1, "algorithm": "gaussian"}, "is an option of pgpe"),
         ({"deviation": 0.0, "algorithm": "pgpe"}, "must be above 0"),
     ],
 )
@@ -170,6 +182,40 @@ def test_stable_baselines3_learns_resumes_and_plays(options, algorithm):
     assert first["errors"] == second["errors"]
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda saved: saved["job"].pop("scale"), "scale is None"),
+        (lambda saved: saved["job"]["scale"]["observation"].update(mean=np.zeros(2)), "scale/observation/mean"),
+        (lambda saved: saved["job"]["scale"]["return"].update(count="many"), "scale/return/count is 'many'"),
+        (lambda saved: saved["agent"]["networks"].pop("policy"), "it is a model of other sizes or of another version"),
+    ],
+)
+def test_a_model_of_stable_baselines3_that_does_not_fit_is_refused_by_its_file(options, change, message):
+    config = options(algorithm="ppo", episodes=2)
+    across_runs.main(config)
+    path = config.folder / CHECKPOINT
+    saved = checkpoint.read(path)
+    change(saved)
+    checkpoint.write(path, saved)
+    with pytest.raises(CheckpointError, match=f"{path}: {message}"):
+        LearnedPolicy.find(path).make(config.make(), seed=0)
+    with pytest.raises(CheckpointError, match=f"{path}: {message}"):
+        across_runs.main(options(algorithm="ppo", resume=True))
+
+
+@pytest.mark.parametrize("algorithm", across_runs.LEARNERS)
+def test_a_policy_of_ours_that_does_not_fit_is_refused_by_its_file(options, algorithm):
+    config = options(algorithm=algorithm, episodes=2)
+    across_runs.main(config)
+    path = config.folder / CHECKPOINT
+    saved = checkpoint.read(path)
+    del saved["agent"]["generator"]
+    checkpoint.write(path, saved)
+    with pytest.raises(CheckpointError, match=f"{path}: agent lacks 'generator'"):
+        across_runs.main(options(algorithm=algorithm, resume=True))
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize(("algorithm", "untrained"), [("ppo", 0), ("a2c", 0), ("sac", 1)])
 def test_stable_baselines3_learns_from_its_last_episodes(options, algorithm, untrained, monkeypatch):
@@ -193,7 +239,9 @@ def test_stable_baselines3_learns_from_its_last_episodes(options, algorithm, unt
 def test_the_policy_of_stable_baselines3_sees_the_state(options, algorithm, hidden):
     config = options(algorithm=algorithm, hidden=hidden)
     env = view(config.make(), config.actions, config.history)
-    model = sb3_across.make_model(algorithm, [lambda: env], steps=8, seed=0, first_episode=0, hidden=hidden, discount=1)
+    model = sb3_across.make_vector_model(
+        algorithm, [lambda: env], steps=8, seed=0, first_episode=0, hidden=hidden, discount=1
+    )
     states = np.random.default_rng(0).normal(size=(2, *env.observation_space.shape)).astype(np.float32)
     actions, _ = model.predict(states, deterministic=True)
     assert not np.allclose(*actions)

@@ -201,3 +201,13 @@ def test_errors_reach_the_user_as_one_line(tmp_path):
     assert result.returncode == 1
     assert result.stderr.startswith("error: sac chooses from Box")
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_saved_model_that_does_not_fit_is_refused_by_its_file(tmp_path):
+    sb3.main(config(tmp_path / "run"))
+    path = tmp_path / "run" / CHECKPOINT
+    saved = checkpoint.read(path)
+    del saved["agent"]["networks"]["policy"]
+    checkpoint.write(path, saved)
+    with pytest.raises(CheckpointError, match=f"{path}: it is a model of other sizes or of another version"):
+        sb3.main(config(tmp_path / "run", updates=3, resume=True))

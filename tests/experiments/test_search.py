@@ -196,7 +196,7 @@ def test_a_setting_that_was_stopped_is_no_rank():
     heading = {"agent": "exp3", "data": "d", "iterations": 3, "seeds": 1, "interval": "i"}
     table = search._in_words({**heading, "settings": rows})
     assert "| later | stopped after 2 |" in table
-    assert "they are no rank" in table
+    assert "do not compare them with the others" in table
 
 
 # On Ray

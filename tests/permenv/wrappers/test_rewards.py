@@ -356,3 +356,20 @@ def test_rewards_are_finite_under_a_huge_learning_rate(make, task):
         assert all(map(math.isfinite, info["task_rewards"].values()))
     assert reward <= 0
     assert max(env.rewards) <= math.sqrt(len(env.rewards))
+
+
+@pytest.mark.parametrize("kind", [ErrorReduction, CrossEntropyReward])
+def test_a_step_computes_its_own_reward_alone(make_env, kind, monkeypatch):
+    computed, gain = [], kind._gain
+
+    def count(view, earlier, reached):
+        computed.append(len(earlier))
+        return gain(view, earlier, reached)
+
+    monkeypatch.setattr(kind, "_gain", count)
+    env = kind(MixtureAction(make_env(total_updates=4, free_iterations=0, learning_rate=0.2)))
+    env.reset(seed=0)
+    rewards = [env.step(env.action_space.sample())[1] for _ in range(4)]
+    assert computed == [1, 2, 2, 2]
+    assert env.rewards == rewards
+    assert any(rewards)

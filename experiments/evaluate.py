@@ -29,7 +29,7 @@ from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
 from experiments.common.processes import make_executor
-from experiments.common.protocols import PROTOCOLS, Data, GivenSetting
+from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, resolve_setting
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
@@ -96,8 +96,11 @@ def main(config: Config) -> dict[str, Any]:
         DataError: If data cannot be used.
     """
     sources, names = find_sources(config.sources, config.backbone), _protocols(config)
+    settings = {}
     for source in sources:
-        print(f"{source.name}: {source.load(config.first_seed).describe()}", flush=True)
+        trunk = source.load(config.first_seed)
+        settings[source.name] = resolve_setting(config.setting, trunk)
+        print(f"{source.name}: {trunk.describe()}", flush=True)
     device = str(resolve_device(config.device))
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     jobs = {
@@ -121,6 +124,7 @@ def main(config: Config) -> dict[str, Any]:
         {
             "protocol": name,
             "source": source.name,
+            "setting": settings[source.name],
             **in_columns([found[f"{source.name}-{name}-seed{seed}"] for seed in seeds]),
         }
         for name in names
@@ -134,7 +138,9 @@ def main(config: Config) -> dict[str, Any]:
     }
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".csv"), as_csv(list(_long(rows))))
-    tables = "\n\n".join(as_table(name, [row for row in rows if row["protocol"] == name]) for name in names)
+    tables = "\n\n".join(
+        as_table(name, [row for row in rows if row["protocol"] == name], config.data, config.share) for name in names
+    )
     write_text(with_ending(config.out, ".md"), tables + "\n")
     print(f"\n{tables}\n\nwritten to {config.out}.json, .csv and .md")
     return report
@@ -149,11 +155,11 @@ def _protocols(config: Config) -> list[str]:
     require_known("--protocols", config.protocols, PROTOCOLS)
     for name in config.protocols:
         PROTOCOLS[name].check(name, config.data)
-    allowed = [
-        name for name, each in PROTOCOLS.items() if all(getattr(config.data, need) is not None for need in each.needs)
-    ]
+    allowed = [name for name, each in PROTOCOLS.items() if each.allowed_by(config.data)]
     if not allowed:
-        raise ConfigurationError("no data are given: name folders with --images and --eval-images, --voc or --videos")
+        raise ConfigurationError(
+            "no data are given: name folders with --images and --eval-images, --voc, --voc-segmentation or --videos"
+        )
     return list(dict.fromkeys(config.protocols)) or allowed
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from experiments.common.paper_figures import PAPER
 from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, Job, resolve_setting
 from experiments.common.sources import Source
 from experiments.common.statistics import OF_MEANS, mean_of
@@ -52,18 +53,25 @@ def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
     return {name: [each[name] for each in results] for name in ("figures", "seconds")}
 
 
-def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of a protocol.
+def as_table(protocol: str, rows: Sequence[dict[str, Any]], data: Data, share: float) -> str:
+    """Return the Markdown table of a protocol, with the paper's rows below.
+
+    The title says on which data and at which sizes our rows were measured, and each of the paper's rows is named with
+    its own data: they are the same protocol only where both agree.
 
     Args:
         protocol: Its name.
-        rows: "source", and "figures" and "seconds" of each repetition, of one or more sources.
+        rows: "source", "setting", and "figures" and "seconds" of each repetition, of one or more sources.
+        data: What the figures are of.
+        share: Of the protocol's iterations.
     """
     about = PROTOCOLS[protocol]
     columns = list(rows[0]["figures"][0])
     repetitions = f", mean [{OF_MEANS}]" if len(rows[0]["figures"]) > 1 else ""
+    shortened = "" if share == 1 else f", {share:.1%} of its iterations"
     lines = [
-        f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
+        f"**{protocol}**: {about.title} ({about.table}) on {about.on(data)}; {_settings(rows)}{shortened}; "
+        f"percent{repetitions}",
         "",
         "| | " + " | ".join(columns) + " | seconds |",
         "|---" * (2 + len(columns)) + "|",
@@ -72,10 +80,18 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
         shown = [_in_percent([each[column] for each in row["figures"]]) for column in columns]
         seconds = sum(row["seconds"]) / len(row["seconds"])
         lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
-    for name, figures in about.paper.items():
+    for name, figures in PAPER.get(protocol, {}).items():
         shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
-        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " | |")
+        lines.append(f"| *{name}* | " + " | ".join(shown) + " | |")
     return "\n".join(lines)
+
+
+def _settings(rows: Sequence[dict[str, Any]]) -> str:
+    """Say the setting of all rows, or of each if they differ."""
+    settings = {row["setting"] for row in rows}
+    if len(settings) == 1:
+        return f"setting {settings.pop()}"
+    return "settings: " + ", ".join(f"{row['source']} {row['setting']}" for row in rows)
 
 
 def _in_percent(values: Sequence[float]) -> str:

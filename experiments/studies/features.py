@@ -30,7 +30,7 @@ from experiments.common.evaluations import as_table, evaluate, in_columns
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, SweepOptions, require_known
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
-from experiments.common.protocols import PROTOCOLS, Data
+from experiments.common.protocols import PROTOCOLS, Data, resolve_setting
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.sources import source_of, weights_of, write_trunk
@@ -143,7 +143,10 @@ def main(config: Config) -> dict[str, Any]:
         "rows": rows,
         "gains": list(gains(rows)),
     }
-    tables = [as_table(name, [row for row in rows if row["protocol"] == name]) for name in config.protocols]
+    tables = [
+        as_table(name, [row for row in rows if row["protocol"] == name], config.folders, config.share)
+        for name in config.protocols
+    ]
     text = "\n\n".join([_gains_in_words(report), *tables])
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".md"), text + "\n")
@@ -160,10 +163,11 @@ def evaluate_all(config: Config, weights: Mapping[str, Path], executor: Executor
         executor: Runs the evaluations; those in the folder `runs` are not run again.
 
     Returns:
-        A row for each protocol and network: "protocol", "source", and by seed "figures" and "seconds".
+        A row for each protocol and network: "protocol", "source", "setting", and by seed "figures" and "seconds".
     """
     assert config.runs is not None, "it has a default"
     seeds = range(config.first_seed, config.first_seed + config.seeds)
+    setting = resolve_setting("auto", load_trunk("random", backbone=config.env.backbone))
     jobs = {
         f"{network}-{protocol}-seed{seed}": {
             "protocol": protocol,
@@ -184,6 +188,7 @@ def evaluate_all(config: Config, weights: Mapping[str, Path], executor: Executor
         {
             "protocol": protocol,
             "source": network,
+            "setting": setting,
             **in_columns([found[f"{network}-{protocol}-seed{seed}"] for seed in seeds]),
         }
         for protocol in config.protocols

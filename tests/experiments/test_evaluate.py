@@ -7,6 +7,8 @@ import json
 import pytest
 
 from experiments import evaluate, reinforce
+from experiments.common.evaluations import as_table
+from experiments.common.paper_figures import PAPER
 from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.sources import find_sources
 from experiments.common.sweep import JobError
@@ -44,12 +46,38 @@ def test_every_protocol_runs_on_trees_like_the_original_releases(options, images
     for row in report["rows"]:
         (figures,) = row["figures"]
         assert all(0 <= value <= 1 for value in figures.values()), row
-        for paper in PROTOCOLS[row["protocol"]].paper.values():
+        for paper in PAPER.get(row["protocol"], {}).values():
             assert paper.keys() <= figures.keys(), "the paper's row has a column of its own"
-    assert "| *S+T+P in the paper* | 54.3 |" in capsys.readouterr().out
+    assert "| *S+T+P in the paper (VOC 2007)* | 54.3 |" in capsys.readouterr().out
     figures = {row["protocol"]: list(row["figures"][0]) for row in report["rows"]}
     assert figures["actions"][:2] == ["accuracy", "mean over classes"]
     assert figures["classification"] == ["mAP, 11 points", "mAP, all points", "mAP, scikit-learn"]
+
+
+def test_a_table_says_what_our_rows_are_of_and_what_the_papers(tmp_path):
+    release = releases.voc(tmp_path / "here", each=1)
+    rows = [{"source": "mine", "setting": "small", "figures": [{"mean IoU": 0.25}], "seconds": [1.0]}]
+    table = as_table("segmentation", rows, Data(voc=release), 0.5).splitlines()
+    assert table[0] == (
+        "**segmentation**: segmentation by FCN-32s (Table 4 iii) on here/VOCdevkit/VOC2007, trainval and test; "
+        "setting small, 50.0% of its iterations; percent"
+    )
+    assert table[-1] == "| *S+T+P in the paper (VOC 2012)* | 42.8 | |"
+    others = release.rename(release.with_name("VOC2012"))
+    title = as_table("segmentation", rows, Data(voc_segmentation=others.parent), 1.0).splitlines()[0]
+    assert title.endswith("on here/VOCdevkit/VOC2012, train and val; setting small; percent")
+    rows = [{**rows[0], "source": name, "setting": name, "figures": [{"mAP, 11 points": 0.5}]} for name in "ab"]
+    table = as_table("detection", rows, Data(voc=others), 1.0).splitlines()
+    assert table[0].endswith("VOC2012, trainval and test, windows made from edges; settings: a a, b b; percent")
+    assert table[-1] == "| *S+T+P in the paper (VOC 2007, selective search)* | 52.8 | |"
+    title = as_table("detection", rows, Data(voc=others, proposals=tmp_path / "matlab"), 1.0).splitlines()[0]
+    assert f"trainval and test, proposals of {tmp_path.name}/matlab;" in title
+
+
+@pytest.mark.parametrize("name", ["voc", "voc_segmentation"])
+def test_segmentation_needs_either_folder(name, tmp_path):
+    assert PROTOCOLS["segmentation"].allowed_by(Data(**{name: tmp_path}))
+    assert PROTOCOLS["classification"].allowed_by(Data(**{name: tmp_path})) == (name == "voc")
 
 
 def test_a_run_is_compared_with_random_weights(options, images, tmp_path, capsys):
@@ -111,6 +139,7 @@ def test_the_statistics_of_untrained_trunks_are_measured_unless_told_otherwise(o
         (("random",), {}, "no data are given"),
         (("random",), {"protocols": ("table 9",)}, "--protocols 'table 9': choose from retrieval-images"),
         (("random",), {"protocols": ("actions",)}, "protocol 'actions' needs --videos"),
+        (("random",), {"protocols": ("segmentation",)}, "protocol 'segmentation' needs --voc or --voc-segmentation"),
         (("random", "random"), {"images": ".", "eval_images": "."}, "several sources are called 'random'"),
     ],
 )

@@ -12,7 +12,8 @@ An untrained trunk's batch statistics are measured on training images of each pr
 variance 1, they would be a disadvantage of their own (`permenv.transfer.trunks.with_measured_statistics`).
 
 Each evaluation is written to the folder `runs` when it ends and is not run again: the script can be killed and started
-again at any time. Writes `runs/evaluation.json`, `.csv` and `.md`, a table for each protocol beside the paper's rows.
+again at any time. One that diverges is marked, and the script ends with exit code 1 after the others. Writes
+`runs/evaluation.json`, `.csv` and `.md`, a table for each protocol beside the paper's rows.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.common.evaluations import as_table, evaluate, in_columns
+from experiments.common.evaluations import as_table, columns_of, evaluate, exit_if_diverged, in_columns, value_of
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
@@ -94,6 +95,7 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If a protocol is unknown or lacks data, or there is no source.
         CheckpointError: If a source cannot be read.
         DataError: If data cannot be used.
+        SystemExit: With code 1, if an evaluation diverged; the others are written all the same.
     """
     sources, names = find_sources(config.sources, config.backbone), _protocols(config)
     settings = {}
@@ -143,6 +145,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     write_text(with_ending(config.out, ".md"), tables + "\n")
     print(f"\n{tables}\n\nwritten to {config.out}.json, .csv and .md")
+    exit_if_diverged(rows)
     return report
 
 
@@ -166,8 +169,8 @@ def _protocols(config: Config) -> list[str]:
 def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One line a figure."""
     for row in rows:
-        for figure in row["figures"][0]:
-            values = [each[figure] for each in row["figures"]]
+        for figure in columns_of([row]) or [PROTOCOLS[row["protocol"]].figure]:
+            values = [value_of(each, figure) for each in row["figures"]]
             columns = mean_of(values).as_columns("value")
             names = {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values)}
             yield {**names, **columns, "seconds": sum(row["seconds"]) / len(values)}

@@ -101,6 +101,38 @@ def test_a_run_is_compared_with_random_weights(options, images, tmp_path, capsys
     assert "random: quarter-caffenet from random weights" in shown, "of the run's backbone"
 
 
+def test_an_evaluation_that_diverges_is_marked_and_the_others_go_on(options, images, monkeypatch, tmp_path, capsys):
+    calls = []
+
+    def diverge(job):
+        calls.append(job.seed)
+        if job.seed == 1:
+            raise FloatingPointError("linear: the loss is nan in iteration 3")
+        return {"pool5": 0.5}
+
+    monkeypatch.setitem(PROTOCOLS, "linear", dataclasses.replace(PROTOCOLS["linear"], run=diverge))
+    config = options("random", **images, protocols=("linear", "retrieval-images"), seeds=2)
+    for _ in range(2):  # what diverged is kept as any other result
+        with pytest.raises(SystemExit, match="1"):
+            evaluate.main(config)
+        said = capsys.readouterr()
+        assert said.err.splitlines()[-1] == "diverged: linear of random: linear: the loss is nan in iteration 3"
+        assert "| random | 1 of 2 diverged |" in said.out
+        assert calls == [0, 1]
+    linear, retrieval = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
+    assert linear["figures"] == [{"pool5": 0.5}, {}]
+    assert "top 1" in retrieval["figures"][0]
+    assert (tmp_path / "evaluation.md").read_text() in said.out
+    with (tmp_path / "evaluation.csv").open() as file:
+        values = {line["figure"]: line["value"] for line in csv.DictReader(file)}
+    assert values["pool5"] == ""
+    assert 0 < float(values["top 5"]) <= 1
+    evaluate_again = options("random", **images, protocols=("linear",), first_seed=1)
+    with pytest.raises(SystemExit, match="1"):
+        evaluate.main(evaluate_again)
+    assert "| random | diverged |" in capsys.readouterr().out
+
+
 def test_it_continues_where_it_was_stopped_and_repeats_a_source_that_has_changed(options, images, tmp_path):
     reinforce.main(job(tmp_path / "mine", updates=1))
     config = options(str(tmp_path / "mine"), "random", **images, protocols=("retrieval-images",))

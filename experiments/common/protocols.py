@@ -21,13 +21,13 @@ from experiments.common.paper_figures import CLASS_ACCURACY, ELEVEN_POINTS, MEAN
 from permenv import ConfigurationError, StillImages, VideoClips, image_folder, video_folder
 from permenv.data.folder import centre_square
 from permenv.data.voc import VOC_CLASSES, VocImage, find_release, load_voc_image, voc_images
-from permenv.transfer.action_recognition import ActionOptions, action_recognition
+from permenv.transfer.action_recognition import ActionOptions, ActionResult, SplitResult, action_recognition
 from permenv.transfer.action_splits import read_actions
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.detection import DetectionImages, DetectionOptions, detection
 from permenv.transfer.probes import LinearOptions, NonLinearOptions, linear_probe, nonlinear_probe
 from permenv.transfer.proposals import selective_search
-from permenv.transfer.retrieval import TABLE_1, retrieval
+from permenv.transfer.retrieval import TABLE_1, retrieval, spread_frames
 from permenv.transfer.segmentation import SegmentationOptions, segmentation
 from permenv.transfer.trunks import Trunk, with_measured_statistics
 from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
@@ -207,8 +207,12 @@ def _probe_nonlinearly(job: Job) -> dict[str, float]:
 def _recognise_actions(job: Job) -> dict[str, float]:
     assert job.data.videos is not None, "checked by `Protocol.check`"
     clips, splits = read_actions(job.data.videos, job.trunk.input_size)
-    trunk = job.prepared(lambda: some_of(clips))
-    found = action_recognition(trunk, clips, splits, job.options(ActionOptions), seed=job.seed, device=job.device)
+    options: ActionOptions = job.options(ActionOptions)
+    results: list[SplitResult] = []
+    for split in splits:  # a clip that one split trains on is tested by another
+        trunk = job.prepared(functools.partial(some_of, clips, split.train))
+        results += action_recognition(trunk, clips, [split], options, seed=job.seed, device=job.device).splits
+    found = ActionResult.of(results)
     return {
         "accuracy": found.accuracy,
         CLASS_ACCURACY: found.class_accuracy,
@@ -274,10 +278,22 @@ def _records(data: Data) -> list[tuple[VocImage, ...]]:
     return [voc_images(data.voc, part) for part in _PARTS]
 
 
-def some_of(data: StillImages | VideoClips) -> np.ndarray:
-    """Return evenly spread images, or frames, to measure batch statistics on, (N, S, S, 3) uint8."""
-    images = data.frames if isinstance(data, VideoClips) else data
-    return images.take(_spread(len(images)), torch.device("cpu")).numpy()
+def some_of(data: StillImages | VideoClips, among: np.ndarray | None = None) -> np.ndarray:
+    """Return evenly spread images, or frames, to measure batch statistics on.
+
+    Args:
+        data: Images or clips.
+        among: (n,) int, which of them; by default all.
+
+    Returns:
+        (N, S, S, 3) uint8.
+    """
+    rows = np.arange(len(data)) if among is None else among
+    if isinstance(data, VideoClips):
+        images, rows = data.frames, spread_frames(data, rows, int(data.lengths.max()))
+    else:
+        images = data
+    return images.take(rows[_spread(len(rows))], torch.device("cpu")).numpy()
 
 
 def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:

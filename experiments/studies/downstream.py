@@ -150,11 +150,12 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None, untrained: 
     from sklearn.preprocessing import StandardScaler
 
     task, trunk = base_env.tasks["spatial"], base_env.run.trainer.eval_network.trunk
-    if untrained:
-        trunk = measure_statistics(trunk, some_of(task.data))
     held_out = base_env.run.held_out["spatial"]
+    trained = task.trainable(held_out)
+    if untrained:
+        trunk = measure_statistics(trunk, some_of(task.data, trained))
     sets: dict[str, tuple[StillImages, np.ndarray]] = {
-        "train": (task.data, task.trainable(held_out)),
+        "train": (task.data, trained),
         "test": (task.data, held_out[:, 0]) if queries is None else (queries, np.arange(len(queries))),
     }
     features, labels = {}, {}

@@ -139,6 +139,16 @@ class ActionResult:
     by_class: dict[str, float]
     splits: tuple[SplitResult, ...]
 
+    @classmethod
+    def of(cls, splits: Sequence[SplitResult]) -> ActionResult:
+        """Average over splits of the same classes, one or more."""
+        return cls(
+            _mean([each.accuracy for each in splits]),
+            _mean([each.class_accuracy for each in splits]),
+            {name: _mean([each.by_class[name] for each in splits]) for name in splits[0].by_class},
+            tuple(splits),
+        )
+
 
 def action_recognition(
     trunk: Trunk,
@@ -181,13 +191,7 @@ def action_recognition(
         losses = _train(network, trunk.input_size, clips, split, train, options, seed, progress)
         scores = clip_scores(network, clips, split.test, trunk.input_size, options, progress=progress)
         results.append(_figures(split.number, scores, test, clips.frames.classes, losses))
-    by_class = {name: _mean([each.by_class[name] for each in results]) for name in clips.frames.classes}
-    return ActionResult(
-        _mean([each.accuracy for each in results]),
-        _mean([each.class_accuracy for each in results]),
-        by_class,
-        tuple(results),
-    )
+    return ActionResult.of(results)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from experiments import evaluate, reinforce
+from experiments.common import protocols
 from experiments.common.evaluations import as_table
 from experiments.common.paper_figures import PAPER
 from experiments.common.protocols import PROTOCOLS, Data
@@ -162,6 +163,19 @@ def test_the_statistics_of_untrained_trunks_are_measured_unless_told_otherwise(o
         for each in ("auto", "measured", "own")
     ]
     assert found[0] == found[1] != found[2]
+
+
+def test_batch_statistics_are_of_no_clip_that_is_tested(options, tmp_path, monkeypatch):
+    measured = []
+
+    def some_of(clips, among):
+        measured.append({clips.names[clip].split("_")[2] for clip in among})
+        return original(clips, among)
+
+    original = protocols.some_of
+    monkeypatch.setattr(protocols, "some_of", some_of)
+    evaluate.main(options("random", videos=releases.ucf(tmp_path), protocols=("actions",)))
+    assert measured == [{"g02", "g03"}, {"g01", "g03"}, {"g01", "g02"}], "each split tests one group"
 
 
 @pytest.mark.parametrize(

@@ -257,16 +257,19 @@ def _train(
     batches = epochs(rng, len(split.train), options.batch)
     lengths = clips.lengths
 
-    def loss_of_a_batch() -> Tensor:
+    def draw() -> tuple[np.ndarray, np.ndarray]:
         rows = next(batches)
         chosen = split.train[rows]
         frames = clips.take(chosen, rng.integers(lengths[chosen])[:, None], _CPU)[:, 0].numpy()
-        crops = np.stack([training_crop(frame, side, options.scales, rng) for frame in frames])
+        return np.stack([training_crop(frame, side, options.scales, rng) for frame in frames]), labels[rows]
+
+    def loss_of(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        crops, classes = batch
         logits = network(network_input(crops, device))[_SCORE]
-        return nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]).to(device))
+        return nn.functional.cross_entropy(logits, torch.from_numpy(classes).to(device))
 
     label = f"split {split.number}"
-    return fine_tune(network, options.schedule, loss_of_a_batch, label=label, progress=progress)
+    return fine_tune(network, options.schedule, draw, loss_of, label=label, progress=progress)
 
 
 def _figures(

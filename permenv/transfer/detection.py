@@ -178,16 +178,18 @@ def detection(
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(usable), options.images)
 
-    def loss_of_a_batch() -> Tensor:
+    def draw() -> tuple[list[np.ndarray], list[Regions]]:
         chosen = [usable[place] for place in next(batches)]
         drawn = [sample(regions[place], options, rng) for place in chosen]
         images = [train.images[place] for place in chosen]
         for place, image in enumerate(images):
             if rng.random() < 0.5:
                 images[place], drawn[place] = image[:, ::-1], drawn[place].mirrored(image.shape[1])
-        return detector.loss(images, drawn)
+        return images, drawn
 
-    losses = fine_tune(detector, options.schedule, loss_of_a_batch, label="detection", progress=progress)
+    losses = fine_tune(
+        detector, options.schedule, draw, lambda batch: detector.loss(*batch), label="detection", progress=progress
+    )
     found = detect(detector, test, classes, progress=progress)
     by_class = {
         name: detection_precision(found[name], [_truth(objects, label) for objects in test.objects])

@@ -445,12 +445,14 @@ def _probe(
         network = make().to(device)
         batches = epochs(np.random.default_rng([seed, 1]), len(rows), options.batch)
 
-        def loss_of_a_batch() -> Tensor:
-            batch = torch.from_numpy(rows[next(batches)])
+        def draw() -> Tensor:
+            return torch.from_numpy(rows[next(batches)])
+
+        def loss_of(batch: Tensor) -> Tensor:
             return nn.functional.cross_entropy(network(_taken(features, batch, device)), labels[batch].to(device))
 
-        schedule = options.schedule(len(rows), rate)
-        return network, fine_tune(network, schedule, loss_of_a_batch, label=f"{layer}, {label}", progress=progress)
+        schedule, words = options.schedule(len(rows), rate), f"{layer}, {label}"
+        return network, fine_tune(network, schedule, draw, loss_of, label=words, progress=progress)
 
     by_rate = {}
     for rate in options.rates:

@@ -127,13 +127,15 @@ def segmentation(
     network = FullyConvolutional(trunk, len(classes), options, seed=seed).to(device)
     batches = epochs(np.random.default_rng([seed, 0]), len(train.images), options.batch)
 
-    def loss_of_a_batch() -> Tensor:
-        rows = next(batches)
-        images = [network_input(train.images[row][None], device)[0] for row in rows]
-        masks = [torch.from_numpy(np.array(train.masks[row])).to(device) for row in rows]
+    def draw() -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(train.images[row], train.masks[row]) for row in next(batches)]
+
+    def loss_of(batch: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+        images = [network_input(image[None], device)[0] for image, _ in batch]
+        masks = [torch.from_numpy(np.array(mask)).to(device) for _, mask in batch]
         return pixel_loss(network(_padded(images, 0.0)), _padded(masks, VOID), len(classes))
 
-    losses = fine_tune(network, options.schedule, loss_of_a_batch, label="segmentation", progress=progress)
+    losses = fine_tune(network, options.schedule, draw, loss_of, label="segmentation", progress=progress)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     bar = progress_bar(test.images, label="testing", unit="image", show=progress)
     for image, mask in zip(bar, test.masks, strict=True):

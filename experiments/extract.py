@@ -17,6 +17,7 @@ within the folder.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -86,31 +87,40 @@ def main(config: Config) -> tuple[Path, Path]:
         existing = rows if rows.exists() else about
         raise ConfigurationError(f"{existing} exists already: name other files with --out, or remove it")
     rows.parent.mkdir(parents=True, exist_ok=True)
-    features = _write(rows.with_name(f".{rows.name}.part"), trunk.module.to(device), images, config.source)
-    write_json(about, content)
-    features.replace(rows)
-    width = np.load(rows, mmap_mode="r").shape[1]
+    part = rows.with_name(f".{rows.name}.part")
+    try:
+        width = _write(part, trunk.module.to(device), images, config.source)
+        write_json(about, content)
+        part.replace(rows)
+    finally:
+        part.unlink(missing_ok=True)
     skipped = f"; left out: {len(images.skipped)}: {summary(images.skipped)}" if images.skipped else ""
     print(f"{trunk.describe()}: {len(images)} images, {width} features each{skipped}.")
     print(f"written to {rows} and {about}")
     return rows, about
 
 
-def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> Path:
-    """Write the features of all images, a part at a time."""
-    rows: np.ndarray | None = None
+def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> int:
+    """Write the features of all images, a part at a time; return how many an image has.
+
+    The file is no memory map: on a full disk, writing to one ends the process instead of raising an error.
+    """
+    width = 0
     parts = np.array_split(np.arange(len(images)), -(-len(images) // _PART))
-    for part in progress_bar(parts, label="features", unit="part"):
-        features = pool_features(trunk, images, part)
-        if not np.isfinite(features).all():
-            raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
-        if rows is None:
-            shape = (len(images), features.shape[1])
-            rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        rows[part] = features
-    assert isinstance(rows, np.memmap), "there is an image at least"
-    rows.flush()
-    return path
+    with path.open("wb") as file:
+        for part in progress_bar(parts, label="features", unit="part"):
+            features = pool_features(trunk, images, part)
+            if not np.isfinite(features).all():
+                raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
+            if not width:
+                width = features.shape[1]
+                descr = np.lib.format.dtype_to_descr(features.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": (len(images), width)}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(features.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    return width
 
 
 def _holds(path: Path, content: Any) -> bool:

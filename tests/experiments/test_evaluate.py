@@ -55,6 +55,31 @@ def test_every_protocol_runs_on_trees_like_the_original_releases(options, images
     assert figures["classification"] == ["mAP, 11 points", "mAP, all points", "mAP, scikit-learn"]
 
 
+@pytest.mark.ci
+def test_other_masks_and_released_proposals_are_used(options, tmp_path, monkeypatch):
+    release, masks = releases.voc(tmp_path, each=6), releases.voc(tmp_path / "masks", year=2012, each=2)
+    folders = {"voc": release, "proposals": releases.proposals(tmp_path / "proposals", release)}
+    used = {}
+    for name in ("detection", "segmentation"):
+        protocol = getattr(protocols, name)
+
+        def record(trunk, train, test, *arguments, name=name, protocol=protocol, **keywords):
+            used[name] = train, test
+            return protocol(trunk, train, test, *arguments, **keywords)
+
+        monkeypatch.setattr(protocols, name, record)
+    report = evaluate.main(
+        options("random", **folders, voc_segmentation=masks, protocols=("detection", "segmentation"), share=0.002)
+    )
+    figures = {row["protocol"]: row["figures"][0] for row in report["rows"]}
+    assert all(len(found) == 5 for part in used["detection"] for found in part.proposals)
+    assert used["detection"][0].proposals[0][0].tolist() == [10, 10, 129, 119], "x before y, counted from 0"
+    assert [len(part.images) for part in used["segmentation"]] == [2, 2], "train and val of the other release"
+    # one proposal is the box of the object, whose class is one of two
+    assert figures["detection"]["mAP, all points"] > 0.2
+    assert figures["segmentation"].keys() == {"mean IoU"}
+
+
 def test_a_table_says_what_our_rows_are_of_and_what_the_papers(tmp_path):
     release = releases.voc(tmp_path / "here", each=1)
     rows = [{"source": "mine", "setting": "small", "figures": [{"mean IoU": 0.25}], "seconds": [1.0]}]

@@ -25,15 +25,19 @@ _VOC = """<annotation>
 """
 
 
-def _photo(rng: np.random.Generator, kind: int, side: int) -> np.ndarray:
-    """Noise, with more of one colour."""
-    pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    pixels[..., kind % 3] |= 128
+def _photo(rng: np.random.Generator, kind: int, side: int, contrast: int = 128) -> np.ndarray:
+    """Noise with stripes, whose direction untrained features tell as well."""
+    pixels = rng.integers(0, 128, (side, side, 3), dtype=np.uint8)
+    stripes = np.arange(side) // 4 % 2 == 1
+    pixels[stripes if kind % 2 else np.s_[:, stripes]] += contrast
     return pixels
 
 
-def imagenet(root: Path, *, each: int = 30, side: int = 60) -> tuple[Path, Path]:
-    """Two classes, train/n01440764/n01440764_18.JPEG, ..., val/n01440764/ILSVRC2012_val_00000293.JPEG, ..."""
+def imagenet(root: Path, *, each: int = 30, side: int = 60, contrast: int = 128) -> tuple[Path, Path]:
+    """Two classes, train/n01440764/n01440764_18.JPEG, ..., val/n01440764/ILSVRC2012_val_00000293.JPEG, ...
+
+    They differ by so much; with 0 they are noise, and figures are chance, which any change of features moves.
+    """
     rng = np.random.default_rng(0)
     for part in ("train", "val"):
         for kind, wnid in enumerate(("n01440764", "n02102040")):
@@ -41,7 +45,7 @@ def imagenet(root: Path, *, each: int = 30, side: int = 60) -> tuple[Path, Path]
                 name = f"{wnid}_{number}" if part == "train" else f"ILSVRC2012_val_{each * kind + number:08d}"
                 path = root / part / wnid / f"{name}.JPEG"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(_photo(rng, kind, side)).save(path, format="JPEG")
+                Image.fromarray(_photo(rng, kind, side, contrast)).save(path, format="JPEG")
     return root / "train", root / "val"
 
 

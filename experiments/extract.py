@@ -27,7 +27,6 @@ import tyro
 from torch import nn
 
 from experiments.common.files import as_json, require_writable, with_ending, write_json
-from experiments.common.protocols import some_of
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
@@ -36,7 +35,7 @@ from permenv.data.folder import file_names
 from permenv.device import resolve_device
 from permenv.progress import progress_bar
 from permenv.transfer.retrieval import pool_features
-from permenv.transfer.trunks import with_measured_statistics
+from permenv.transfer.trunks import some_of, with_measured_statistics
 
 _PART = 1024  # images whose features are in memory at once
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,24 +19,22 @@ import torch
 from experiments.common.options import data_name
 from experiments.common.paper_figures import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
 from permenv import ConfigurationError, StillImages, VideoClips, image_folder, video_folder
-from permenv.data.folder import centre_square
-from permenv.data.voc import VOC_CLASSES, VocImage, find_release, load_voc_image, voc_images
+from permenv.data.voc import VOC_CLASSES, VocImage, find_release, voc_images
 from permenv.transfer.action_recognition import ActionOptions, ActionResult, SplitResult, action_recognition
 from permenv.transfer.action_splits import read_actions
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.detection import DetectionImages, DetectionOptions, detection
 from permenv.transfer.probes import LinearOptions, NonLinearOptions, linear_probe, nonlinear_probe
 from permenv.transfer.proposals import selective_search
-from permenv.transfer.retrieval import TABLE_1, retrieval, spread_frames
+from permenv.transfer.retrieval import TABLE_1, retrieval
 from permenv.transfer.segmentation import SegmentationOptions, segmentation
-from permenv.transfer.trunks import Trunk, with_measured_statistics
+from permenv.transfer.trunks import Trunk, some_of, some_squares, with_measured_statistics
 from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
 
 Setting = Literal["paper", "small"]
 GivenSetting = Literal["auto", "paper", "small"]
 _FRAMES = 10  # of a video, section 4.1
 _PARTS = ("trainval", "test")  # of VOC 2007
-_MEASURED = 256  # images that give the batch statistics of an untrained trunk
 
 
 @dataclass(frozen=True)
@@ -276,34 +274,6 @@ def _records(data: Data) -> list[tuple[VocImage, ...]]:
     """The images of trainval and of test."""
     assert data.voc is not None, "checked by `Protocol.check`"
     return [voc_images(data.voc, part) for part in _PARTS]
-
-
-def some_of(data: StillImages | VideoClips, among: np.ndarray | None = None) -> np.ndarray:
-    """Return evenly spread images, or frames, to measure batch statistics on.
-
-    Args:
-        data: Images or clips.
-        among: (n,) int, which of them; by default all.
-
-    Returns:
-        (N, S, S, 3) uint8.
-    """
-    rows = np.arange(len(data)) if among is None else among
-    if isinstance(data, VideoClips):
-        images, rows = data.frames, spread_frames(data, rows, int(data.lengths.max()))
-    else:
-        images = data
-    return images.take(rows[_spread(len(rows))], torch.device("cpu")).numpy()
-
-
-def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:
-    """Return the same of VOC's images: their centre squares, resized to `side`."""
-    pixels = [load_voc_image(records[row]) for row in _spread(len(records))]
-    return np.stack([centre_square(each, side) for each in pixels if not isinstance(each, str)])
-
-
-def _spread(number: int) -> np.ndarray:
-    return np.unique(np.linspace(0, number - 1, _MEASURED).astype(np.int64))
 
 
 def _name(path: Path | None) -> str:

@@ -70,9 +70,8 @@ def top1(base_env: PermShuffleEnv, queries: dict[str, Queries], *, untrained: bo
 def _top1(
     base_env: PermShuffleEnv, name: str, queries: StillImages | VideoClips | None, untrained: bool
 ) -> float | None:
-    from experiments.common.protocols import some_of  # these are slow to import
-    from permenv.transfer import retrieval
-    from permenv.transfer.trunks import measure_statistics
+    from permenv.transfer import retrieval  # these are slow to import
+    from permenv.transfer.trunks import measure_statistics, some_of
 
     task, held_out = base_env.tasks[name], base_env.run.held_out[name]
     database, searched = task.data, task.trainable(held_out)

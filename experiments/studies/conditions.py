@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from experiments.common.options import require_known
-from experiments.common.protocols import SETS, Data, some_of
+from experiments.common.protocols import SETS, Data
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source, source_of, weights_of
@@ -36,7 +36,7 @@ from experiments.studies import features
 from permenv import ConfigurationError, StillImages, VideoClips
 from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
-from permenv.transfer.trunks import with_measured_statistics
+from permenv.transfer.trunks import some_of, with_measured_statistics
 
 CONDITIONS = ("as evaluated", "measured statistics", "grey", "half size", "twice the size", "half the stride")
 _SIZES = {"half size": 0.5, "twice the size": 2.0}

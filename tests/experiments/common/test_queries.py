@@ -12,10 +12,9 @@ import torch
 
 from experiments import reinforce
 from experiments.common.options import JobOptions
-from experiments.common.protocols import some_of
 from experiments.common.queries import find_queries, top1
 from permenv import CheckpointError, DataError
-from permenv.transfer.trunks import measure_statistics
+from permenv.transfer.trunks import measure_statistics, some_of
 from tests.experiments.helpers import job, metrics, write_photos
 from tests.helpers import ROOT
 

@@ -34,6 +34,7 @@ from permenv.data.files import summary
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
 from permenv.progress import progress_bar
+from permenv.transfer.batches import chunks
 from permenv.transfer.retrieval import pool_features
 from permenv.transfer.trunks import some_of, with_measured_statistics
 
@@ -105,7 +106,7 @@ def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> int:
     The file is no memory map: on a full disk, writing to one ends the process instead of raising an error.
     """
     width = 0
-    parts = np.array_split(np.arange(len(images)), -(-len(images) // _PART))
+    parts = chunks(np.arange(len(images)), _PART)
     with path.open("wb") as file:
         for part in progress_bar(parts, label="features", unit="part"):
             features = pool_features(trunk, images, part)

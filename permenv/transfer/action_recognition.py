@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from permenv.data import DataError, VideoClips
 from permenv.progress import progress_bar
+from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.crops import SCALES, evaluated_crops, training_crop
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
@@ -47,7 +48,6 @@ from permenv.transfer.trunks import Trunk
 
 _SCORE = "score"
 _DEVIATION = 0.001  # of the last layer's initial weights, that of Wang et al.
-_CHUNK = 64  # crops in the network at once, in testing
 _CPU = torch.device("cpu")
 
 
@@ -222,8 +222,7 @@ def clip_scores(
         crops = np.concatenate(
             [evaluated_crops(frame, side, options.test_scale, options.ten_crops) for frame in frames]
         )
-        chunks = np.array_split(crops, -(-len(crops) // _CHUNK))
-        logits = torch.cat([network(network_input(chunk, device))[_SCORE] for chunk in chunks])
+        logits = torch.cat([network(network_input(chunk, device))[_SCORE] for chunk in chunks(crops, CHUNK)])
         scores.append(logits.mean(0).cpu().numpy())
     return np.stack(scores)
 

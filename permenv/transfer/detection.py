@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.progress import progress_bar
+from permenv.transfer.batches import chunks, padded
 from permenv.transfer.boxes import box_targets, clipped, mirrored, moved, suppress
 from permenv.transfer.crops import resized
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
@@ -40,7 +41,7 @@ from permenv.transfer.voc_metrics import (
 
 _CLASS, _BOX = "class", "box"
 _POOLED = (6, 6)  # units that fc6 sees of a proposal
-_CHUNK = 512  # proposals in fc6 at once
+_PROPOSALS = 512  # in fc6 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,11 +288,7 @@ class FastRCNN(nn.Module):
             pixels = resized(image, max(1, round(height * factor)), max(1, round(width * factor)))
             inputs.append(network_input(pixels[None], device)[0])
             factors.append(factor)
-        rows, columns = (max(each.shape[dim] for each in inputs) for dim in (1, 2))
-        batch = torch.stack(
-            [nn.functional.pad(each, (0, columns - each.shape[2], 0, rows - each.shape[1])) for each in inputs]
-        )
-        return self.network.trunk(batch.contiguous(memory_format=torch.channels_last)), factors
+        return self.network.trunk(padded(inputs, 0.0).contiguous(memory_format=torch.channels_last)), factors
 
     def pooled(self, maps: Tensor, boxes: np.ndarray, images: np.ndarray) -> Tensor:
         """Pool resized boxes (R, 4) of images (R,) from feature maps: (R, c, 6, 6)."""
@@ -325,7 +322,7 @@ class FastRCNN(nn.Module):
         """Probabilities (m, classes) and boxes (m, classes, 4) of proposals (m, 4) of an image."""
         maps, (factor,) = self.maps([image])
         probabilities, predicted = [], []
-        for part in np.array_split(proposals, max(1, -(-len(proposals) // _CHUNK))):
+        for part in chunks(proposals, _PROPOSALS):
             units = self.network.hidden(self.pooled(maps, part * factor, np.zeros(len(part), dtype=np.int64)))
             probabilities.append(self.network.outputs[_CLASS](units).softmax(1)[:, 1:].cpu().numpy())
             predicted.append(self.network.outputs[_BOX](units).unflatten(1, (-1, 4)).cpu().numpy())

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from permenv.data.voc import VOID
 from permenv.progress import progress_bar
+from permenv.transfer.batches import padded
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, network_input, plain_trunk, receptive_field
 from permenv.transfer.voc_metrics import class_iou, confusion, mean_iou
@@ -133,7 +134,7 @@ def segmentation(
     def loss_of(batch: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
         images = [network_input(image[None], device)[0] for image, _ in batch]
         masks = [torch.from_numpy(np.array(mask)).to(device) for _, mask in batch]
-        return pixel_loss(network(_padded(images, 0.0)), _padded(masks, VOID), len(classes))
+        return pixel_loss(network(padded(images, 0.0)), padded(masks, VOID), len(classes))
 
     losses = fine_tune(network, options.schedule, draw, loss_of, label="segmentation", progress=progress)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
@@ -243,14 +244,3 @@ def pixel_loss(scores: Tensor, masks: Tensor, classes: int) -> Tensor:
     if bool((used & (labels >= classes)).any()):
         raise ValueError(f"a mask has the label {int(labels[used].max())}; expected 0 to {classes - 1}, or {VOID}")
     return nn.functional.cross_entropy(scores, labels, ignore_index=VOID, reduction="sum") / used.sum().clamp_min(1)
-
-
-def _padded(images: Sequence[Tensor], value: float) -> Tensor:
-    """One batch of images (..., h, w) of several sizes; smaller ones are padded at the right and at the bottom."""
-    rows, columns = (max(each.shape[dim] for each in images) for dim in (-2, -1))
-    return torch.stack(
-        [
-            nn.functional.pad(each, (0, columns - each.shape[-1], 0, rows - each.shape[-2]), value=value)
-            for each in images
-        ]
-    )

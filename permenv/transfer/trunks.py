@@ -29,6 +29,7 @@ from permenv.data.folder import centre_square
 from permenv.data.voc import VocImage, load_voc_image
 from permenv.networks import BACKBONES, build_network, eval_mode
 from permenv.saved_run import read_run, trunk_weights
+from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.plain import network_input
 from permenv.transfer.retrieval import spread_frames
 
@@ -37,7 +38,6 @@ _CAFFENET_INPUT, _CAFFENET_STRIDE = 227, 4  # section 4.1 and appendix B: the st
 _OTHER_INPUT = 224  # of backbones that no preset has
 _COUNTER = "num_batches_tracked"  # of batch normalisation; evaluation does not use it
 _MOST_BYTES = 2**33
-_CHUNK = 64  # images in the trunk at once
 _MEASURED = 256  # images that give the batch statistics of an untrained trunk
 _SHOWN = 6  # names in an error
 
@@ -191,7 +191,7 @@ def measure_statistics(module: nn.Module, images: np.ndarray) -> nn.Module:
         layer.momentum = None  # the mean over all batches
     module.train()
     device = next(module.parameters()).device
-    for chunk in np.array_split(images, -(-len(images) // _CHUNK)):
+    for chunk in chunks(images, CHUNK):
         module(network_input(chunk, device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -314,8 +314,8 @@ class FastRCNN(nn.Module):
         class_loss = nn.functional.cross_entropy(self.network.outputs[_CLASS](units), truth)
         rows, columns = (torch.from_numpy(each).to(maps.device) for each in (objects, classes))
         predicted = self.network.outputs[_BOX](units).unflatten(1, (-1, 4))[rows, columns]
-        difference = predicted - torch.from_numpy(wanted).float().to(maps.device)
-        return class_loss + smooth_l1(difference).sum() / len(labels)
+        shifts = torch.from_numpy(wanted).float().to(maps.device)
+        return class_loss + nn.functional.smooth_l1_loss(predicted, shifts, reduction="sum") / len(labels)
 
     @torch.no_grad()
     def predict(self, image: np.ndarray, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -343,12 +343,6 @@ def centred(trunk: nn.Sequential) -> nn.Sequential:
         elif isinstance(layer, nn.MaxPool2d) and isinstance(layer.kernel_size, int):
             layer.padding = (layer.kernel_size - 1) // 2
     return trunk
-
-
-def smooth_l1(difference: Tensor) -> Tensor:
-    """0.5 x² where |x| < 1, else |x| - 0.5 (Girshick 2015, equation 3)."""
-    size = difference.abs()
-    return torch.where(size < 1, 0.5 * size**2, size - 0.5)
 
 
 def assign(proposals: np.ndarray, objects: Objects, options: DetectionOptions) -> Regions:

@@ -235,9 +235,9 @@ def _classify(job: Job) -> dict[str, float]:
 
 def _detect(job: Job) -> dict[str, float]:
     assert job.data.voc is not None, "checked by `Protocol.check`"
-    train, test = (_detection_images(job.data.voc, job.data.proposals, part) for part in _PARTS)
-    records = _records(job.data)[0]
-    trunk, options = job.prepared(lambda: some_squares(records, job.trunk.input_size)), job.options(DetectionOptions)
+    voc, options = job.data.voc, job.options(DetectionOptions)
+    train, test = (_detection_images(voc, job.data.proposals, part) for part in _PARTS)
+    trunk = job.prepared(lambda: some_squares(voc_images(voc, _PARTS[0]), job.trunk.input_size))
     found = detection(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
     return {ELEVEN_POINTS: found.mean.eleven_point, "mAP, all points": found.mean.all_point}
 

@@ -81,12 +81,22 @@ def test_other_masks_and_released_proposals_are_used(options, tmp_path, monkeypa
             return protocol(trunk, train, test, *arguments, **keywords)
 
         monkeypatch.setattr(protocols, name, record)
+    read = []
+
+    def voc_images(root, part, *kind):
+        read.append((part, *kind))
+        return images_of(root, part, *kind)
+
+    images_of = protocols.voc_images
+    monkeypatch.setattr(protocols, "voc_images", voc_images)
     report = evaluate.main(
         options("random", **folders, voc_segmentation=masks, protocols=("detection", "segmentation"), share=0.002)
     )
     figures = {row["protocol"]: row["figures"][0] for row in report["rows"]}
     assert all(len(found) == 5 for part in used["detection"] for found in part.proposals)
     assert used["detection"][0].proposals[0][0].tolist() == [10, 10, 129, 119], "x before y, counted from 0"
+    assert read[:3] == [("trainval",), ("test",), ("trainval",)], "the last one for the batch statistics"
+    assert read[3:] == [("train", "Segmentation"), ("val", "Segmentation")]
     assert [len(part.images) for part in used["segmentation"]] == [2, 2], "train and val of the other release"
     # one proposal is the box of the object, whose class is one of two
     assert figures["detection"]["mAP, all points"] > 0.2

@@ -30,8 +30,8 @@ def evaluate(
     """Evaluate one source by one protocol.
 
     Returns:
-        "figures" by name, and "seconds". If the evaluation diverged there are no figures, and "diverged" says where:
-        it would diverge again, and other evaluations need not be lost with it.
+        "figures" by name, None where features are not finite, and "seconds". If the evaluation diverged there are no
+        figures, and "diverged" says where: it would diverge again, and the others need not be lost with it.
 
     Raises:
         ConfigurationError: If the protocol does not allow the trunk.
@@ -39,7 +39,8 @@ def evaluate(
     """
     start, trunk = time.perf_counter(), source.load(seed)
     measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
-    figures, diverged = {}, None
+    figures: Mapping[str, float | None] = {}
+    diverged = None
     try:
         figures = PROTOCOLS[protocol].run(
             Job(trunk, data, resolve_setting(setting, trunk), seed, torch.device(device), share, measure)
@@ -63,9 +64,10 @@ def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for row in rows for figures in row["figures"] for name in figures))
 
 
-def value_of(figures: Mapping[str, float], name: str) -> float:
-    """Return a figure; NaN if there is none, because its evaluation diverged."""
-    return figures.get(name, math.nan)
+def value_of(figures: Mapping[str, float | None], name: str) -> float:
+    """Return a figure; NaN if there is none, because features are not finite or the evaluation diverged."""
+    value = figures.get(name)
+    return math.nan if value is None else value
 
 
 def exit_if_diverged(rows: Sequence[dict[str, Any]]) -> None:
@@ -122,13 +124,13 @@ def _settings(rows: Sequence[dict[str, Any]]) -> str:
     return "settings: " + ", ".join(f"{row['source']} {row['setting']}" for row in rows)
 
 
-def _in_percent(repetitions: Sequence[Mapping[str, float]], name: str) -> str:
+def _in_percent(repetitions: Sequence[Mapping[str, float | None]], name: str) -> str:
     diverged = sum(not figures for figures in repetitions)
     if diverged:
         return "diverged" if diverged == len(repetitions) else f"{diverged} of {len(repetitions)} diverged"
     if name not in repetitions[0]:
         return ""
-    values = [figures[name] for figures in repetitions]
+    values = [value_of(figures, name) for figures in repetitions]
     if any(math.isnan(value) for value in values):
         return "not finite"
     found = mean_of(values)

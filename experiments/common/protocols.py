@@ -119,7 +119,7 @@ class Protocol:
         table: Of the paper.
         needs: Names of fields of `Data`; of those that stand together one suffices.
         on: Says which data are used.
-        run: Returns figures by name, shares in [0, 1].
+        run: Returns figures by name, shares in [0, 1]; None where features are not finite.
         figure: Which of them networks are compared by: that of the paper where it reports one.
     """
 
@@ -127,7 +127,7 @@ class Protocol:
     table: str
     needs: tuple[tuple[str, ...], ...]
     on: Callable[[Data], str]
-    run: Callable[[Job], dict[str, float]]
+    run: Callable[[Job], Mapping[str, float | None]]
     figure: str
 
     def allowed_by(self, data: Data) -> bool:
@@ -180,12 +180,12 @@ SETS: Mapping[str, Callable[[Data, int], tuple[StillImages | VideoClips, StillIm
 
 def _retrieve(
     load: Callable[[Data, int], tuple[StillImages | VideoClips, StillImages | VideoClips]], job: Job
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     database, queries = load(job.data, job.trunk.input_size)
     trunk = job.prepared(lambda: some_of(database))
     found = retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True)
     # where features are not finite there is no figure
-    return {f"top {k}": float("nan") if found is None else found[k] for k in TABLE_1}
+    return {f"top {k}": None if found is None else found[k] for k in TABLE_1}
 
 
 def _probe_linearly(job: Job) -> dict[str, float]:

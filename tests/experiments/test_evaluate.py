@@ -180,6 +180,16 @@ def test_an_evaluation_that_diverges_is_marked_and_the_others_go_on(options, ima
     assert "| random | diverged |" in capsys.readouterr().out
 
 
+def test_features_that_are_not_finite_have_no_figure(options, images, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(protocols, "retrieval", lambda *_, **__: None)
+    for _ in range(2):  # the second time from the file
+        report = evaluate.main(options("random", **images, protocols=("retrieval-images",)))
+        assert report["rows"][0]["figures"] == [{f"top {k}": None for k in (1, 5, 10, 20, 50)}]
+        assert "| random | not finite |" in capsys.readouterr().out
+    with (tmp_path / "evaluation.csv").open() as file:
+        assert [line["value"] for line in csv.DictReader(file)] == [""] * 5
+
+
 def test_it_continues_where_it_was_stopped_and_repeats_a_source_that_has_changed(options, images, tmp_path):
     reinforce.main(job(tmp_path / "mine", updates=1))
     config = options(str(tmp_path / "mine"), "random", **images, protocols=("retrieval-images",))

@@ -8,6 +8,9 @@ initial weights, or "timm/NAME". Of each image the centre square is resized to w
 map pool5 is the feature, as in the nearest-neighbour search (`permenv.transfer.retrieval.pool_features`). Files that
 cannot be read, and copies of others, are left out and named.
 
+The squares of a folder are kept in the user's cache, as for training. Those of a large folder, of more than 4 GiB of
+pixels, are kept as JPEG, so that the features are of images that were encoded anew.
+
 The batch statistics of an untrained trunk are measured on the images first, as everywhere here.
 
 Writes OUT.npy, (N, features) float32, row by row, and OUT.json with the source and "files", the path of each row's file

@@ -12,7 +12,8 @@ An untrained trunk's batch statistics are measured on training images of each pr
 variance 1, they would be a disadvantage of their own (`permenv.transfer.trunks.with_measured_statistics`).
 
 Each evaluation is written to the folder `runs` when it ends and is not run again: the script can be killed and started
-again at any time. Writes `runs/evaluation.json`, `.csv` and `.md`, a table for each protocol beside the paper's rows.
+again at any time. One that diverges is marked, and the script ends with exit code 1 after the others. Writes
+`runs/evaluation.json`, `.csv` and `.md`, a table for each protocol beside the paper's rows.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.common.evaluations import as_table, evaluate, in_columns
+from experiments.common.evaluations import as_table, columns_of, evaluate, exit_if_diverged, in_columns, value_of
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
 from experiments.common.processes import make_executor
-from experiments.common.protocols import PROTOCOLS, Data, GivenSetting
+from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, resolve_setting
 from experiments.common.report import origin
 from experiments.common.run_folder import as_csv
 from experiments.common.script import run_script
@@ -95,10 +96,14 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If a protocol is unknown or lacks data, or there is no source.
         CheckpointError: If a source cannot be read.
         DataError: If data cannot be used.
+        SystemExit: With code 1, if an evaluation diverged; the others are written all the same.
     """
     sources, names = find_sources(config.sources, config.backbone), _protocols(config)
+    settings = {}
     for source in sources:
-        print(f"{source.name}: {source.load(config.first_seed).describe()}", flush=True)
+        trunk = source.load(config.first_seed)
+        settings[source.name] = resolve_setting(config.setting, trunk)
+        print(f"{source.name}: {trunk.describe()}", flush=True)
     device = str(resolve_device(config.device))
     seeds = range(config.first_seed, config.first_seed + config.seeds)
     jobs = {
@@ -122,6 +127,7 @@ def main(config: Config) -> dict[str, Any]:
         {
             "protocol": name,
             "source": source.name,
+            "setting": settings[source.name],
             **in_columns([found[f"{source.name}-{name}-seed{seed}"] for seed in seeds]),
         }
         for name in names
@@ -136,9 +142,12 @@ def main(config: Config) -> dict[str, Any]:
     }
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".csv"), as_csv(list(_long(rows))))
-    tables = "\n\n".join(as_table(name, [row for row in rows if row["protocol"] == name]) for name in names)
+    tables = "\n\n".join(
+        as_table(name, [row for row in rows if row["protocol"] == name], config.data, config.share) for name in names
+    )
     write_text(with_ending(config.out, ".md"), tables + "\n")
     print(f"\n{tables}\n\nwritten to {config.out}.json, .csv and .md")
+    exit_if_diverged(rows)
     return report
 
 
@@ -151,19 +160,19 @@ def _protocols(config: Config) -> list[str]:
     require_known("--protocols", config.protocols, PROTOCOLS)
     for name in config.protocols:
         PROTOCOLS[name].check(name, config.data)
-    allowed = [
-        name for name, each in PROTOCOLS.items() if all(getattr(config.data, need) is not None for need in each.needs)
-    ]
+    allowed = [name for name, each in PROTOCOLS.items() if each.allowed_by(config.data)]
     if not allowed:
-        raise ConfigurationError("no data are given: name folders with --images and --eval-images, --voc or --videos")
+        raise ConfigurationError(
+            "no data are given: name folders with --images and --eval-images, --voc, --voc-segmentation or --videos"
+        )
     return list(dict.fromkeys(config.protocols)) or allowed
 
 
 def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """One line a figure."""
     for row in rows:
-        for figure in row["figures"][0]:
-            values = [each[figure] for each in row["figures"]]
+        for figure in columns_of([row]) or [PROTOCOLS[row["protocol"]].figure]:
+            values = [value_of(each, figure) for each in row["figures"]]
             columns = mean_of(values).as_columns("value")
             names = {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values)}
             yield {**names, **columns, "seconds": sum(row["seconds"]) / len(values)}

@@ -8,6 +8,9 @@ initial weights, or "timm/NAME". Of each image the centre square is resized to w
 map pool5 is the feature, as in the nearest-neighbour search (`permenv.transfer.retrieval.pool_features`). Files that
 cannot be read, and copies of others, are left out and named.
 
+The squares of a folder are kept in the user's cache, as for training. Those of a large folder, of more than 4 GiB of
+pixels, are kept as JPEG, so that the features are of images that were encoded anew.
+
 The batch statistics of an untrained trunk are measured on the images first, as everywhere here.
 
 Writes OUT.npy, (N, features) float32, row by row, and OUT.json with the source and "files", the path of each row's file
@@ -17,6 +20,7 @@ within the folder.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +30,6 @@ import tyro
 from torch import nn
 
 from experiments.common.files import as_json, require_writable, with_ending, write_json
-from experiments.common.protocols import some_of
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
@@ -34,8 +37,9 @@ from permenv.data.files import summary
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
 from permenv.progress import progress_bar
+from permenv.transfer.batches import chunks
 from permenv.transfer.retrieval import pool_features
-from permenv.transfer.trunks import with_measured_statistics
+from permenv.transfer.trunks import some_of, with_measured_statistics
 
 _PART = 1024  # images whose features are in memory at once
 
@@ -86,31 +90,40 @@ def main(config: Config) -> tuple[Path, Path]:
         existing = rows if rows.exists() else about
         raise ConfigurationError(f"{existing} exists already: name other files with --out, or remove it")
     rows.parent.mkdir(parents=True, exist_ok=True)
-    features = _write(rows.with_name(f".{rows.name}.part"), trunk.module.to(device), images, config.source)
-    write_json(about, content)
-    features.replace(rows)
-    width = np.load(rows, mmap_mode="r").shape[1]
+    part = rows.with_name(f".{rows.name}.part")
+    try:
+        width = _write(part, trunk.module.to(device), images, config.source)
+        write_json(about, content)
+        part.replace(rows)
+    finally:
+        part.unlink(missing_ok=True)
     skipped = f"; left out: {len(images.skipped)}: {summary(images.skipped)}" if images.skipped else ""
     print(f"{trunk.describe()}: {len(images)} images, {width} features each{skipped}.")
     print(f"written to {rows} and {about}")
     return rows, about
 
 
-def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> Path:
-    """Write the features of all images, a part at a time."""
-    rows: np.ndarray | None = None
-    parts = np.array_split(np.arange(len(images)), -(-len(images) // _PART))
-    for part in progress_bar(parts, label="features", unit="part"):
-        features = pool_features(trunk, images, part)
-        if not np.isfinite(features).all():
-            raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
-        if rows is None:
-            shape = (len(images), features.shape[1])
-            rows = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-        rows[part] = features
-    assert isinstance(rows, np.memmap), "there is an image at least"
-    rows.flush()
-    return path
+def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> int:
+    """Write the features of all images, a part at a time; return how many an image has.
+
+    The file is no memory map: on a full disk, writing to one ends the process instead of raising an error.
+    """
+    width = 0
+    parts = chunks(np.arange(len(images)), _PART)
+    with path.open("wb") as file:
+        for part in progress_bar(parts, label="features", unit="part"):
+            features = pool_features(trunk, images, part)
+            if not np.isfinite(features).all():
+                raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
+            if not width:
+                width = features.shape[1]
+                descr = np.lib.format.dtype_to_descr(features.dtype)
+                header = {"descr": descr, "fortran_order": False, "shape": (len(images), width)}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(features.tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    return width
 
 
 def _holds(path: Path, content: Any) -> bool:

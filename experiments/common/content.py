@@ -1,10 +1,12 @@
-"""What is in the folders and files that options name, so that a result says of which content it is."""
+"""What is in the folders and files that options name, and in the sources: a result says of which content it is."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from permenv.data.files import read_regular, walk
 from permenv.data.splits import MAX_BYTES, list_files
 from permenv.data.voc import find_release
 
+_PACKAGES = ("permenv", "agents", "experiments")
 _TEXT = (".txt", ".xml")  # lists of clips and images, annotations of VOC
 
 
@@ -72,6 +75,19 @@ def digest_of_folder(folder: Path, with_lists: bool, without: Path | None = None
         except OSError:  # a link to nowhere, or nothing that its reader would take
             state = ""
         digest.update(os.fsencode(name) + b"\0" + state.encode() + b"\0")
+    return digest.hexdigest()
+
+
+@functools.cache
+def digest_of_code() -> str:
+    """Return a digest of the sources of permenv, agents and experiments, where this process imports them from."""
+    digest = hashlib.blake2b(digest_size=16)
+    for package in _PACKAGES:
+        spec = importlib.util.find_spec(package)
+        for root in map(Path, (spec and spec.submodule_search_locations) or ()):
+            for path in sorted(root.rglob("*.py")):
+                name = f"{package}/{path.relative_to(root).as_posix()}"
+                digest.update(os.fsencode(name) + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

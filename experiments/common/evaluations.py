@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from experiments.common.paper_figures import PAPER
 from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, Job, resolve_setting
 from experiments.common.sources import Source
 from experiments.common.statistics import OF_MEANS, mean_of
@@ -28,7 +30,8 @@ def evaluate(
     """Evaluate one source by one protocol.
 
     Returns:
-        "figures" by name, and "seconds".
+        "figures" by name, None where features are not finite, and "seconds". If the evaluation diverged there are no
+        figures, and "diverged" says where: it would diverge again, and the others need not be lost with it.
 
     Raises:
         ConfigurationError: If the protocol does not allow the trunk.
@@ -36,49 +39,98 @@ def evaluate(
     """
     start, trunk = time.perf_counter(), source.load(seed)
     measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
+    figures: Mapping[str, float | None] = {}
+    diverged = None
     try:
         figures = PROTOCOLS[protocol].run(
             Job(trunk, data, resolve_setting(setting, trunk), seed, torch.device(device), share, measure)
         )
+    except FloatingPointError as error:
+        diverged = str(error)
     except (ConfigurationError, DataError):
         raise
     except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
         raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
-    return {"figures": figures, "seconds": time.perf_counter() - start}
+    return {"figures": figures, "seconds": time.perf_counter() - start, "diverged": diverged}
 
 
 def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
-    """Return the figures and the seconds of the repetitions of an evaluation."""
-    return {name: [each[name] for each in results] for name in ("figures", "seconds")}
+    """Return what `evaluate` returned of the repetitions of an evaluation, by name."""
+    return {name: [each.get(name) for each in results] for name in ("figures", "seconds", "diverged")}
 
 
-def as_table(protocol: str, rows: Sequence[dict[str, Any]]) -> str:
-    """Return the Markdown table of a protocol.
+def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """Return the names of all figures of rows, whose sources may have different ones: layers, for instance."""
+    return list(dict.fromkeys(name for row in rows for figures in row["figures"] for name in figures))
+
+
+def value_of(figures: Mapping[str, float | None], name: str) -> float:
+    """Return a figure; NaN if there is none, because features are not finite or the evaluation diverged."""
+    value = figures.get(name)
+    return math.nan if value is None else value
+
+
+def exit_if_diverged(rows: Sequence[dict[str, Any]]) -> None:
+    """Say which evaluations diverged, when the results of all are written.
+
+    Raises:
+        SystemExit: With code 1, if one has.
+    """
+    found = [(row, reason) for row in rows for reason in row["diverged"] if reason is not None]
+    for row, reason in found:
+        print(f"diverged: {row['protocol']} of {row['source']}: {reason}", file=sys.stderr)
+    if found:
+        raise SystemExit(1)
+
+
+def as_table(protocol: str, rows: Sequence[dict[str, Any]], data: Data, share: float) -> str:
+    """Return the Markdown table of a protocol, with the paper's rows below.
+
+    The title says on which data and at which sizes our rows were measured, and each of the paper's rows is named with
+    its own data: they are the same protocol only where both agree.
 
     Args:
         protocol: Its name.
-        rows: "source", and "figures" and "seconds" of each repetition, of one or more sources.
+        rows: "source", "setting", and of each repetition "figures" and "seconds", of one or more sources.
+        data: What the figures are of.
+        share: Of the protocol's iterations.
     """
     about = PROTOCOLS[protocol]
-    columns = list(rows[0]["figures"][0])
+    columns = columns_of(rows) or [about.figure]
     repetitions = f", mean [{OF_MEANS}]" if len(rows[0]["figures"]) > 1 else ""
+    shortened = "" if share == 1 else f", {share:.1%} of its iterations"
     lines = [
-        f"**{protocol}**: {about.title} ({about.table}), percent{repetitions}",
+        f"**{protocol}**: {about.title} ({about.table}) on {about.on(data)}; {_settings(rows)}{shortened}; "
+        f"percent{repetitions}",
         "",
         "| | " + " | ".join(columns) + " | seconds |",
         "|---" * (2 + len(columns)) + "|",
     ]
     for row in rows:
-        shown = [_in_percent([each[column] for each in row["figures"]]) for column in columns]
+        shown = [_in_percent(row["figures"], column) for column in columns]
         seconds = sum(row["seconds"]) / len(row["seconds"])
         lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
-    for name, figures in about.paper.items():
+    for name, figures in PAPER.get(protocol, {}).items():
         shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
-        lines.append(f"| *{name} in the paper* | " + " | ".join(shown) + " | |")
+        lines.append(f"| *{name}* | " + " | ".join(shown) + " | |")
     return "\n".join(lines)
 
 
-def _in_percent(values: Sequence[float]) -> str:
+def _settings(rows: Sequence[dict[str, Any]]) -> str:
+    """Say the setting of all rows, or of each if they differ."""
+    settings = {row["setting"] for row in rows}
+    if len(settings) == 1:
+        return f"setting {settings.pop()}"
+    return "settings: " + ", ".join(f"{row['source']} {row['setting']}" for row in rows)
+
+
+def _in_percent(repetitions: Sequence[Mapping[str, float | None]], name: str) -> str:
+    diverged = sum(not figures for figures in repetitions)
+    if diverged:
+        return "diverged" if diverged == len(repetitions) else f"{diverged} of {len(repetitions)} diverged"
+    if name not in repetitions[0]:
+        return ""
+    values = [value_of(figures, name) for figures in repetitions]
     if any(math.isnan(value) for value in values):
         return "not finite"
     found = mean_of(values)

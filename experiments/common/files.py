@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -50,8 +51,12 @@ def with_ending(out: Path, ending: str) -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write indented JSON, atomically; dataclasses become objects, and what JSON does not know becomes text."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=_jsonable) + "\n")
+    """Write indented JSON, atomically.
+
+    Dataclasses become objects, numbers that are not finite become null, as JSON has none, and what else it does not
+    know becomes text.
+    """
+    write_text(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,10 +78,14 @@ def write_with(path: Path, save: Callable[[IO[bytes]], object]) -> None:
 
 def as_json(content: Any) -> Any:
     """Return what `write_json` would write, as it would be read back."""
-    return json.loads(json.dumps(content, default=_jsonable))
+    return json.loads(json.dumps(_finite(content), allow_nan=False, default=str))
 
 
-def _jsonable(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)
+        value = dataclasses.asdict(value)
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""The paper's evaluation protocols by name: what each needs, its settings, its figures, and the paper's own.
+"""The paper's evaluation protocols by name: what each needs, its settings and its figures.
 
 A protocol is a function of a trunk and folders of data. "paper" are the sizes of the paper and of the works that it
 cites; "small" those for the tiny trunk and two CPU cores, a few minutes each.
@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from experiments.common.options import data_name
+from experiments.common.paper_figures import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
 from permenv import ConfigurationError, StillImages, VideoClips, image_folder, video_folder
-from permenv.data.folder import centre_square
-from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, voc_images
-from permenv.transfer.action_recognition import ActionOptions, action_recognition
+from permenv.data.voc import VOC_CLASSES, VocImage, find_release, voc_images
+from permenv.transfer.action_recognition import ActionOptions, ActionResult, SplitResult, action_recognition
 from permenv.transfer.action_splits import read_actions
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.detection import DetectionImages, DetectionOptions, detection
@@ -27,16 +28,13 @@ from permenv.transfer.probes import LinearOptions, NonLinearOptions, linear_prob
 from permenv.transfer.proposals import selective_search
 from permenv.transfer.retrieval import TABLE_1, retrieval
 from permenv.transfer.segmentation import SegmentationOptions, segmentation
-from permenv.transfer.trunks import Trunk, with_measured_statistics
+from permenv.transfer.trunks import Trunk, some_of, some_squares, with_measured_statistics
 from permenv.transfer.voc_sets import detection_images, labelled_images, object_crops, segmented_images
 
 Setting = Literal["paper", "small"]
 GivenSetting = Literal["auto", "paper", "small"]
 _FRAMES = 10  # of a video, section 4.1
 _PARTS = ("trainval", "test")  # of VOC 2007
-_CLASS_ACCURACY = "mean over classes"  # Table 3's, by the code that the paper names
-_SKLEARN = "mAP, scikit-learn"  # Table 4 i's, likewise
-_MEASURED = 256  # images that give the batch statistics of an untrained trunk
 
 
 @dataclass(frozen=True)
@@ -119,18 +117,22 @@ class Protocol:
     Attributes:
         title: In words.
         table: Of the paper.
-        needs: Names of fields of `Data`.
-        run: Returns figures by name, shares in [0, 1].
+        needs: Names of fields of `Data`; of those that stand together one suffices.
+        on: Says which data are used.
+        run: Returns figures by name, shares in [0, 1]; None where features are not finite.
         figure: Which of them networks are compared by: that of the paper where it reports one.
-        paper: The paper's figures in percent: by initialisation, by the name of the figure.
     """
 
     title: str
     table: str
-    needs: tuple[str, ...]
-    run: Callable[[Job], dict[str, float]]
+    needs: tuple[tuple[str, ...], ...]
+    on: Callable[[Data], str]
+    run: Callable[[Job], Mapping[str, float | None]]
     figure: str
-    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def allowed_by(self, data: Data) -> bool:
+        """Whether the data that it needs are given."""
+        return not self._lacking(data)
 
     def check(self, name: str, data: Data) -> None:
         """Check that the data are given.
@@ -138,9 +140,12 @@ class Protocol:
         Raises:
             ConfigurationError: If not.
         """
-        for need in self.needs:
-            if getattr(data, need) is None:
-                raise ConfigurationError(f"protocol {name!r} needs --{need.replace('_', '-')}: name the folder")
+        for needs in self._lacking(data):
+            options = " or ".join(f"--{need.replace('_', '-')}" for need in needs)
+            raise ConfigurationError(f"protocol {name!r} needs {options}: name the folder")
+
+    def _lacking(self, data: Data) -> list[tuple[str, ...]]:
+        return [needs for needs in self.needs if all(getattr(data, need) is None for need in needs)]
 
 
 def class_folders(data: Data, side: int) -> tuple[StillImages, StillImages]:
@@ -175,12 +180,12 @@ SETS: Mapping[str, Callable[[Data, int], tuple[StillImages | VideoClips, StillIm
 
 def _retrieve(
     load: Callable[[Data, int], tuple[StillImages | VideoClips, StillImages | VideoClips]], job: Job
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     database, queries = load(job.data, job.trunk.input_size)
     trunk = job.prepared(lambda: some_of(database))
     found = retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True)
     # where features are not finite there is no figure
-    return {f"top {k}": float("nan") if found is None else found[k] for k in TABLE_1}
+    return {f"top {k}": None if found is None else found[k] for k in TABLE_1}
 
 
 def _probe_linearly(job: Job) -> dict[str, float]:
@@ -200,11 +205,15 @@ def _probe_nonlinearly(job: Job) -> dict[str, float]:
 def _recognise_actions(job: Job) -> dict[str, float]:
     assert job.data.videos is not None, "checked by `Protocol.check`"
     clips, splits = read_actions(job.data.videos, job.trunk.input_size)
-    trunk = job.prepared(lambda: some_of(clips))
-    found = action_recognition(trunk, clips, splits, job.options(ActionOptions), seed=job.seed, device=job.device)
+    options: ActionOptions = job.options(ActionOptions)
+    results: list[SplitResult] = []
+    for split in splits:  # a clip that one split trains on is tested by another
+        trunk = job.prepared(functools.partial(some_of, clips, split.train))
+        results += action_recognition(trunk, clips, [split], options, seed=job.seed, device=job.device).splits
+    found = ActionResult.of(results)
     return {
         "accuracy": found.accuracy,
-        _CLASS_ACCURACY: found.class_accuracy,
+        CLASS_ACCURACY: found.class_accuracy,
         **{f"split {each.number}": each.accuracy for each in found.splits},
     }
 
@@ -218,19 +227,19 @@ def _classify(job: Job) -> dict[str, float]:
     )
     found = classification(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
     return {
-        "mAP, 11 points": found.mean.eleven_point,
+        ELEVEN_POINTS: found.mean.eleven_point,
         "mAP, all points": found.mean.all_point,
-        _SKLEARN: found.mean.uninterpolated,
+        SKLEARN: found.mean.uninterpolated,
     }
 
 
 def _detect(job: Job) -> dict[str, float]:
     assert job.data.voc is not None, "checked by `Protocol.check`"
-    train, test = (_detection_images(job.data.voc, job.data.proposals, part) for part in _PARTS)
-    records = _records(job.data)[0]
-    trunk, options = job.prepared(lambda: some_squares(records, job.trunk.input_size)), job.options(DetectionOptions)
+    voc, options = job.data.voc, job.options(DetectionOptions)
+    train, test = (_detection_images(voc, job.data.proposals, part) for part in _PARTS)
+    trunk = job.prepared(lambda: some_squares(voc_images(voc, _PARTS[0]), job.trunk.input_size))
     found = detection(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
-    return {"mAP, 11 points": found.mean.eleven_point, "mAP, all points": found.mean.all_point}
+    return {ELEVEN_POINTS: found.mean.eleven_point, "mAP, all points": found.mean.all_point}
 
 
 @functools.lru_cache(maxsize=len(_PARTS))
@@ -241,10 +250,7 @@ def _detection_images(voc: Path, proposals: Path | None, part: str) -> Detection
 
 
 def _segment(job: Job) -> dict[str, float]:
-    root, parts = job.data.voc, _PARTS
-    if job.data.voc_segmentation is not None:
-        root, parts = job.data.voc_segmentation, ("train", "val")  # the masks of VOC 2012's test are not published
-    assert root is not None, "checked by `Protocol.check`"
+    root, parts = _segmented(job.data)
     records = [voc_images(root, part, "Segmentation") for part in parts]
     train, test = (segmented_images(each) for each in records)
     trunk, options = (
@@ -253,7 +259,15 @@ def _segment(job: Job) -> dict[str, float]:
     )
     classes = ("background", *VOC_CLASSES)
     found = segmentation(trunk.module, train, test, classes, options, seed=job.seed, device=job.device)
-    return {"mean IoU": found.mean}
+    return {MEAN_IOU: found.mean}
+
+
+def _segmented(data: Data) -> tuple[Path, tuple[str, str]]:
+    """The release whose masks are used, and the lists of training and test."""
+    if data.voc_segmentation is not None:
+        return data.voc_segmentation, ("train", "val")  # the masks of VOC 2012's test are not published
+    assert data.voc is not None, "checked by `Protocol.check`"
+    return data.voc, _PARTS
 
 
 def _records(data: Data) -> list[tuple[VocImage, ...]]:
@@ -262,29 +276,44 @@ def _records(data: Data) -> list[tuple[VocImage, ...]]:
     return [voc_images(data.voc, part) for part in _PARTS]
 
 
-def some_of(data: StillImages | VideoClips) -> np.ndarray:
-    """Return evenly spread images, or frames, to measure batch statistics on, (N, S, S, 3) uint8."""
-    images = data.frames if isinstance(data, VideoClips) else data
-    return images.take(_spread(len(images)), torch.device("cpu")).numpy()
+def _name(path: Path | None) -> str:
+    assert path is not None, "checked by `Protocol.check`"
+    return data_name(path, "", 0)
 
 
-def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:
-    """Return the same of VOC's images: their centre squares, resized to `side`."""
-    pixels = [load_voc_image(records[row]) for row in _spread(len(records))]
-    return np.stack([centre_square(each, side) for each in pixels if not isinstance(each, str)])
+def _release(root: Path | None) -> str:
+    """A release of VOC by the names of its folder and of those above it."""
+    assert root is not None, "checked by `Protocol.check`"
+    return "/".join(find_release(root).absolute().parts[-3:])
 
 
-def _spread(number: int) -> np.ndarray:
-    return np.unique(np.linspace(0, number - 1, _MEASURED).astype(np.int64))
+def _on_images(data: Data) -> str:
+    return f"{_name(data.images)} and {_name(data.eval_images)}"
 
 
-_CLASS_FOLDERS = ("images", "eval_images")
-_RANDOM, _JIGSAW, _OPN, _OURS = "random", "jigsaw", "OPN", "S+T+P"
-_LABELS = "ImageNet labels"  # what our supervised network is compared with; the paper's Table 1 has none
+def _on_videos(data: Data) -> str:
+    return f"{_name(data.videos)}, split 1"
 
 
-def _of_tops(*numbers: float) -> dict[str, float]:
-    return {f"top {k}": number for k, number in zip(TABLE_1, numbers, strict=True)}
+def _on_splits(data: Data) -> str:
+    return f"{_name(data.videos)}, three splits"
+
+
+def _on_voc(data: Data) -> str:
+    return f"{_release(data.voc)}, {' and '.join(_PARTS)}"
+
+
+def _on_proposals(data: Data) -> str:
+    proposals = "windows made from edges" if data.proposals is None else f"proposals of {_name(data.proposals)}"
+    return f"{_on_voc(data)}, {proposals}"
+
+
+def _on_masks(data: Data) -> str:
+    root, parts = _segmented(data)
+    return f"{_release(root)}, {' and '.join(parts)}"
+
+
+_CLASS_FOLDERS, _VOC, _VIDEOS = (("images",), ("eval_images",)), (("voc",),), (("videos",),)
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
@@ -292,100 +321,58 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "nearest neighbours of images",
         "as Table 1",
         _CLASS_FOLDERS,
+        _on_images,
         functools.partial(_retrieve, class_folders),
         "top 1",
     ),
     "retrieval-objects": Protocol(
         "nearest neighbours of objects",
         "Table 1, Pascal",
-        ("voc",),
+        _VOC,
+        _on_voc,
         functools.partial(_retrieve, objects),
         "top 1",
-        {
-            _RANDOM: _of_tops(17.6, 61.6, 75.5, 85.5, 94.2),
-            _JIGSAW: _of_tops(39.2, 71.6, 82.2, 89.5, 96.0),
-            _OPN: _of_tops(33.2, 67.1, 78.5, 87.0, 94.6),
-            _OURS: _of_tops(54.3, 73.0, 83.0, 89.9, 96.2),
-        },
     ),
     "retrieval-videos": Protocol(
         "nearest neighbours of frames",
         "Table 1, UCF-101",
-        ("videos",),
+        _VIDEOS,
+        _on_videos,
         functools.partial(_retrieve, clips_of_split_1),
         "top 1",
-        {
-            _RANDOM: _of_tops(18.8, 25.7, 30.0, 35.0, 43.3),
-            _JIGSAW: _of_tops(19.7, 28.5, 33.5, 40.0, 49.4),
-            _OPN: _of_tops(19.9, 28.7, 34.0, 40.6, 51.6),
-            _OURS: _of_tops(25.7, 36.2, 42.2, 49.2, 59.5),
-        },
     ),
     "linear": Protocol(
         "linear classifier of frozen features",
         "Table 2",
         _CLASS_FOLDERS,
+        _on_images,
         _probe_linearly,
         "pool5",
-        {_LABELS: {"pool5": 50.5}, _RANDOM: {"pool5": 14.1}, _JIGSAW: {"pool5": 27.1}, _OURS: {"pool5": 36.5}},
     ),
     "nonlinear": Protocol(
         "two-layer classifier of frozen features",
         "Table 2",
         _CLASS_FOLDERS,
+        _on_images,
         _probe_nonlinearly,
         "pool5",
-        {
-            name: {"pool5": figure}
-            for name, figure in ((_LABELS, 59.7), (_RANDOM, 12.0), (_OPN, 29.6), (_JIGSAW, 34.6), (_OURS, 38.2))
-        },
     ),
     "actions": Protocol(
         "action recognition, mean of three splits",
         "Table 3",
-        ("videos",),
+        _VIDEOS,
+        _on_splits,
         _recognise_actions,
-        _CLASS_ACCURACY,
-        {
-            f"{name}, {data}": {_CLASS_ACCURACY: figure}
-            for data, figures in (
-                ("UCF-101", (67.7, 47.8, 51.5, 56.3, 58.6)),
-                ("HMDB-51", (28.0, 16.3, 22.5, 22.1, 25.0)),
-            )
-            for name, figure in zip((_LABELS, _RANDOM, _JIGSAW, _OPN, _OURS), figures, strict=True)
-        },
+        CLASS_ACCURACY,
     ),
-    "classification": Protocol(
-        "multi-label classification",
-        "Table 4 i",
-        ("voc",),
-        _classify,
-        _SKLEARN,
-        {
-            name: {_SKLEARN: figure}
-            for name, figure in ((_LABELS, 78.2), (_RANDOM, 53.3), (_OPN, 63.8), (_JIGSAW, 67.6), (_OURS, 74.2))
-        },
-    ),
-    "detection": Protocol(
-        "detection by Fast R-CNN",
-        "Table 4 ii",
-        ("voc",),
-        _detect,
-        "mAP, 11 points",
-        {
-            name: {"mAP, 11 points": figure}
-            for name, figure in ((_LABELS, 56.8), (_RANDOM, 43.4), (_OPN, 46.9), (_JIGSAW, 53.2), (_OURS, 52.8))
-        },
-    ),
+    "classification": Protocol("multi-label classification", "Table 4 i", _VOC, _on_voc, _classify, SKLEARN),
+    "detection": Protocol("detection by Fast R-CNN", "Table 4 ii", _VOC, _on_proposals, _detect, ELEVEN_POINTS),
     "segmentation": Protocol(
         "segmentation by FCN-32s",
         "Table 4 iii",
-        ("voc",),
+        (("voc", "voc_segmentation"),),
+        _on_masks,
         _segment,
-        "mean IoU",
-        {
-            name: {"mean IoU": figure}
-            for name, figure in ((_LABELS, 48.0), (_RANDOM, 19.8), (_JIGSAW, 37.6), (_OURS, 42.8))
-        },
+        MEAN_IOU,
     ),
 }

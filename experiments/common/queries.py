@@ -58,8 +58,8 @@ def top1(base_env: PermShuffleEnv, queries: dict[str, Queries], *, untrained: bo
     Args:
         base_env: The environment; a run has begun. Samples of the training set are the database.
         queries: By task.
-        untrained: Whether the batch statistics of the trunk are measured on the database first: an untrained one has
-            none of its own.
+        untrained: Whether the batch statistics of the trunk are measured on the database first, without what is held
+            out: an untrained one has none of its own.
 
     Returns:
         By task, Top-1 of pool5 features in [0, 1]; None without labels, or if the features are not finite.
@@ -70,21 +70,20 @@ def top1(base_env: PermShuffleEnv, queries: dict[str, Queries], *, untrained: bo
 def _top1(
     base_env: PermShuffleEnv, name: str, queries: StillImages | VideoClips | None, untrained: bool
 ) -> float | None:
-    from experiments.common.protocols import some_of  # these are slow to import
-    from permenv.transfer import retrieval
-    from permenv.transfer.trunks import measure_statistics
+    from permenv.transfer import retrieval  # these are slow to import
+    from permenv.transfer.trunks import measure_statistics, some_of
 
     task, held_out = base_env.tasks[name], base_env.run.held_out[name]
-    database = task.data
+    database, searched = task.data, task.trainable(held_out)
     if queries is None or not isinstance(database, StillImages | VideoClips):
         return None
     trunk = base_env.run.trainer.eval_network.trunk
     found = retrieval(
-        measure_statistics(trunk, some_of(database)) if untrained else trunk,
+        measure_statistics(trunk, some_of(database, searched)) if untrained else trunk,
         queries,
         database,
         query_indices=np.unique(held_out[:, 0]) if queries is database else None,
-        database_indices=task.trainable(held_out),
+        database_indices=searched,
         frames=_FRAMES_A_CLIP,
         most=_MOST,
     )

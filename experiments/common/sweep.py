@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from experiments.common.content import contents_of, digest_of_folder
+from experiments.common.content import contents_of, digest_of_code, digest_of_folder
 from experiments.common.files import as_json, require_writable, write_json
 from experiments.common.machine import versions
 from experiments.common.options import SweepOptions
@@ -57,7 +57,9 @@ def sweep(
         work: Does one job. It is pickled if the executor has other processes, so it is a function at module level.
         jobs: By name, the keyword arguments of `work`. They are run in this order. Whatever decides a result must be
             among them: the arguments, the content of the folders that they name (`experiments.common.content`), and the
-            versions of the libraries say whether a result in the folder is the same.
+            versions of the libraries say whether a result in the folder is the same. Where only the code of permenv,
+            agents and experiments has changed since, results are taken, and one line says how many: most changes of
+            code change no result, and training may have taken a night.
         executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`.
         folder: If given, this process writes each result to NAME.json as soon as it is there, under a digest of NAME
             where that is long; results must be what JSON can hold.
@@ -94,21 +96,29 @@ def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], 
     require_writable(folder, "--runs")
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "--runs"):
-        libraries = versions()
+        libraries, code = versions(), digest_of_code()
         digest = functools.cache(functools.partial(digest_of_folder, without=folder))  # jobs share folders
         settings = {
             name: as_json({"arguments": given, "data": contents_of(given, digest), "versions": libraries})
             for name, given in jobs.items()
         }
         files = {name: folder / _file(name) for name in jobs}
-        found |= {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
+        there = {name: _read(path, settings[name]) for name, path in files.items() if os.path.lexists(path)}
+        found |= {name: each["result"] for name, each in there.items()}
+        others = sum(each.get("code") != code for each in there.values())
+        if others:
+            print(
+                f"{others} of the {len(there)} results in {folder} were made by other code of permenv, agents or "
+                "experiments: to make them anew, name another folder with --runs, or remove it",
+                flush=True,
+            )
         missing = {name: jobs[name] for name in jobs if name not in found}
 
         def keep(name: str, result: R) -> None:
-            write_json(files[name], {"settings": settings[name], "result": result})
+            write_json(files[name], {"settings": settings[name], "code": code, "result": result})
 
         run(missing, found, keep)
-        found |= {name: _read(files[name], settings[name]) for name in missing}
+        found |= {name: _read(files[name], settings[name])["result"] for name in missing}
     return {name: found[name] for name in jobs}
 
 
@@ -200,12 +210,13 @@ def _file(name: str) -> str:
     return f"{name}.json"
 
 
-def _read(path: Path, settings: Mapping[str, Any]) -> Any:
+def _read(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a file of a result: "result", and "code", the digest of the sources; older files have none."""
     try:
         if not path.is_file():  # reading a named pipe would wait
             raise OSError("not a file")
-        content = json.loads(path.read_text(encoding="utf-8"))
-        then, result = _leaves(content["settings"]), content["result"]
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        then, _ = _leaves(content["settings"]), content["result"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise RunFolderError(
             f"{path} is not a result of a job ({error}): remove it, and the job is run again"
@@ -218,7 +229,7 @@ def _read(path: Path, settings: Mapping[str, Any]) -> Any:
             f"{path} was made with {name}={then.get(name)!r}, not {now.get(name)!r} ({len(different)} differences): "
             f"name another folder with --runs, or remove it"
         )
-    return result
+    return content
 
 
 def _leaves(tree: Any, name: str = "") -> dict[str, Any]:

@@ -17,7 +17,6 @@ import tyro
 
 from experiments.common.files import write_picture
 from experiments.common.options import require_at_least
-from experiments.common.protocols import some_of
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from experiments.paper.shared import one_of_each_first
@@ -25,7 +24,7 @@ from permenv import ConfigurationError
 from permenv.data.voc import voc_images
 from permenv.transfer.pictures import neighbour_figure
 from permenv.transfer.retrieval import nearest, pool_features
-from permenv.transfer.trunks import with_measured_statistics
+from permenv.transfer.trunks import some_of, with_measured_statistics
 from permenv.transfer.voc_sets import object_crops
 
 

@@ -19,7 +19,7 @@ import tyro
 
 from experiments.common.files import write_picture
 from experiments.common.options import require_at_least
-from experiments.common.protocols import Data, GivenSetting, Job, resolve_setting, some_squares
+from experiments.common.protocols import Data, GivenSetting, Job, resolve_setting
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from experiments.paper.shared import one_of_each_first
@@ -28,6 +28,7 @@ from permenv.data.voc import VOC_CLASSES, voc_images
 from permenv.device import resolve_device
 from permenv.transfer.classification import ClassificationOptions, classification
 from permenv.transfer.pictures import class_saliency, saliency_figure
+from permenv.transfer.trunks import some_squares
 from permenv.transfer.voc_sets import labelled_images
 
 

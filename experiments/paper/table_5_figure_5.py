@@ -37,8 +37,9 @@ import numpy as np
 
 import agents
 from agents.rollout import rollout
+from experiments.common.evaluations import exit_if_diverged, value_of
 from experiments.common.options import EnvOptions, require_at_least, require_known
-from experiments.common.protocols import PROTOCOLS, SETS, Data, some_of
+from experiments.common.protocols import PROTOCOLS, SETS, Data
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source, source_of, weights_of, write_trunk
@@ -50,7 +51,7 @@ from experiments.studies import features
 from permenv import ConfigurationError
 from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
-from permenv.transfer.trunks import Trunk, with_measured_statistics
+from permenv.transfer.trunks import Trunk, some_of, with_measured_statistics
 from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def main(config: Config) -> dict[str, Any]:
         AT_END: {network: [row[-1] for row in curve["top1"]] for network, curve in curves.items()},
         **{
             protocol: {
-                row["source"]: [figures[PROTOCOLS[protocol].figure] for figures in row["figures"]]
+                row["source"]: [value_of(figures, PROTOCOLS[protocol].figure) for figures in row["figures"]]
                 for row in rows
                 if row["protocol"] == protocol
             }
@@ -189,6 +190,7 @@ def main(config: Config) -> dict[str, Any]:
         "rows": rows,
     }
     publish(report, _in_words(report), config.out, _figure(report))
+    exit_if_diverged(rows)
     return report
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from experiments.common.options import require_known
-from experiments.common.protocols import SETS, Data, some_of
+from experiments.common.protocols import SETS, Data
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source, source_of, weights_of
@@ -36,7 +36,7 @@ from experiments.studies import features
 from permenv import ConfigurationError, StillImages, VideoClips
 from permenv.device import resolve_device
 from permenv.transfer.retrieval import retrieval
-from permenv.transfer.trunks import with_measured_statistics
+from permenv.transfer.trunks import some_of, with_measured_statistics
 
 CONDITIONS = ("as evaluated", "measured statistics", "grey", "half size", "twice the size", "half the stride")
 _SIZES = {"half size": 0.5, "twice the size": 2.0}
@@ -99,8 +99,8 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
-def search(source: Source, data: Data, name: str, condition: str, seed: int, device: str) -> float:
-    """Return the Top-1 accuracy of one network on one set under one condition, in [0, 1]; NaN if not finite."""
+def search(source: Source, data: Data, name: str, condition: str, seed: int, device: str) -> float | None:
+    """Return the Top-1 accuracy of one network on one set under one condition, in [0, 1]; None if not finite."""
     trunk = source.load(seed)
     trunk = dataclasses.replace(trunk, module=trunk.module.to(device))
     if condition == "half the stride":
@@ -110,7 +110,7 @@ def search(source: Source, data: Data, name: str, condition: str, seed: int, dev
     if source.is_untrained or condition == "measured statistics":
         trunk = with_measured_statistics(trunk, some_of(database))
     found = retrieval(trunk.module, queries, database, progress=False)
-    return float("nan") if found is None else found[1]
+    return None if found is None else found[1]
 
 
 def grey(data: StillImages | VideoClips) -> StillImages | VideoClips:
@@ -158,7 +158,11 @@ def _in_words(report: dict[str, Any]) -> str:
     for row in report["rows"]:
         shown = []
         for condition in CONDITIONS:
-            found = mean_of(row["top 1"][condition])
+            values = row["top 1"][condition]
+            if None in values:
+                shown.append("not finite")
+                continue
+            found = mean_of(values)
             shown.append(f"{100 * found.value:.1f} [{100 * found.low:.1f}, {100 * found.high:.1f}]")
         lines.append(f"| {row['set']} | {row['network']} | " + " | ".join(shown) + " |")
     return "\n".join(lines)

@@ -26,14 +26,13 @@ from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options
-from experiments.common.protocols import some_of
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.sweep import over_seeds
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
-from permenv.transfer.trunks import measure_statistics
+from permenv.transfer.trunks import measure_statistics, some_of
 from permenv.wrappers.base import base_env_of
 
 MOMENTS = ("untrained", "half", "end")
@@ -150,11 +149,12 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None, untrained: 
     from sklearn.preprocessing import StandardScaler
 
     task, trunk = base_env.tasks["spatial"], base_env.run.trainer.eval_network.trunk
-    if untrained:
-        trunk = measure_statistics(trunk, some_of(task.data))
     held_out = base_env.run.held_out["spatial"]
+    trained = task.trainable(held_out)
+    if untrained:
+        trunk = measure_statistics(trunk, some_of(task.data, trained))
     sets: dict[str, tuple[StillImages, np.ndarray]] = {
-        "train": (task.data, task.trainable(held_out)),
+        "train": (task.data, trained),
         "test": (task.data, held_out[:, 0]) if queries is None else (queries, np.arange(len(queries))),
     }
     features, labels = {}, {}

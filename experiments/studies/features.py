@@ -26,11 +26,11 @@ import torch
 
 import agents
 from agents.rollout import rollout
-from experiments.common.evaluations import as_table, evaluate, in_columns
+from experiments.common.evaluations import as_table, evaluate, exit_if_diverged, in_columns, value_of
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, SweepOptions, require_known
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
-from experiments.common.protocols import PROTOCOLS, Data
+from experiments.common.protocols import PROTOCOLS, Data, resolve_setting
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
 from experiments.common.sources import source_of, weights_of, write_trunk
@@ -109,6 +109,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If a network or protocol is unknown, or data are missing.
         DataError: If data cannot be used.
+        SystemExit: With code 1, if an evaluation diverged; the others are written all the same.
     """
     require_known("--networks", config.networks, NETWORKS)
     require_known("--protocols", config.protocols, PROTOCOLS)
@@ -143,11 +144,15 @@ def main(config: Config) -> dict[str, Any]:
         "rows": rows,
         "gains": list(gains(rows)),
     }
-    tables = [as_table(name, [row for row in rows if row["protocol"] == name]) for name in config.protocols]
+    tables = [
+        as_table(name, [row for row in rows if row["protocol"] == name], config.folders, config.share)
+        for name in config.protocols
+    ]
     text = "\n\n".join([_gains_in_words(report), *tables])
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".md"), text + "\n")
     print(f"{text}\n\nwritten to {config.out}.json and .md")
+    exit_if_diverged(rows)
     return report
 
 
@@ -160,10 +165,12 @@ def evaluate_all(config: Config, weights: Mapping[str, Path], executor: Executor
         executor: Runs the evaluations; those in the folder `runs` are not run again.
 
     Returns:
-        A row for each protocol and network: "protocol", "source", and by seed "figures" and "seconds".
+        A row for each protocol and network: "protocol", "source", "setting", and by seed "figures", "seconds" and
+        "diverged", see `evaluate`.
     """
     assert config.runs is not None, "it has a default"
     seeds = range(config.first_seed, config.first_seed + config.seeds)
+    setting = resolve_setting("auto", load_trunk("random", backbone=config.env.backbone))
     jobs = {
         f"{network}-{protocol}-seed{seed}": {
             "protocol": protocol,
@@ -184,6 +191,7 @@ def evaluate_all(config: Config, weights: Mapping[str, Path], executor: Executor
         {
             "protocol": protocol,
             "source": network,
+            "setting": setting,
             **in_columns([found[f"{network}-{protocol}-seed{seed}"] for seed in seeds]),
         }
         for protocol in config.protocols
@@ -231,7 +239,7 @@ def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         figure = PROTOCOLS[row["protocol"]].figure
         pairs = zip(row["figures"], untrained[row["protocol"]], strict=True)
-        more = mean_of([own[figure] - theirs[figure] for own, theirs in pairs])
+        more = mean_of([value_of(own, figure) - value_of(theirs, figure) for own, theirs in pairs])
         yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, **more.as_columns("gain")}
 
 
@@ -243,7 +251,8 @@ def _gains_in_words(report: dict[str, Any]) -> str:
         "|---|---|---|---|",
     ]
     for row in report["gains"]:
-        shown = f"{Estimate.of_columns(row, 'gain'):+.1%}".replace("%", "")
+        known = row["gain"] is not None
+        shown = f"{Estimate.of_columns(row, 'gain'):+.1%}".replace("%", "") if known else "not finite"
         lines.append(f"| {row['protocol']} | {row['figure']} | {row['source']} | {shown} |")
     return "\n".join(lines)
 

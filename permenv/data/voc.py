@@ -154,8 +154,8 @@ def load_voc_mask(record: VocImage) -> np.ndarray | str:
         PngImageFile(BytesIO(content)).verify()
     except (EOFError, OSError, SyntaxError, ValueError) as fault:
         return f"damaged mask: {getattr(fault, 'strerror', None) or fault}"
-    unknown = set(np.unique(classes).tolist()) - {*range(len(VOC_CLASSES) + 1), VOID}
-    return f"the indices {sorted(unknown)} of the mask are no classes" if unknown else classes
+    unknown = classes[(classes > len(VOC_CLASSES)) & (classes != VOID)]
+    return f"the indices {np.unique(unknown).tolist()} of the mask are no classes" if len(unknown) else classes
 
 
 def find_release(root: str | Path) -> Path:

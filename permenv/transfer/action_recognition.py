@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from permenv.data import DataError, VideoClips
 from permenv.progress import progress_bar
+from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.crops import SCALES, evaluated_crops, training_crop
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, map_shape, network_input
@@ -47,7 +48,6 @@ from permenv.transfer.trunks import Trunk
 
 _SCORE = "score"
 _DEVIATION = 0.001  # of the last layer's initial weights, that of Wang et al.
-_CHUNK = 64  # crops in the network at once, in testing
 _CPU = torch.device("cpu")
 
 
@@ -139,6 +139,16 @@ class ActionResult:
     by_class: dict[str, float]
     splits: tuple[SplitResult, ...]
 
+    @classmethod
+    def of(cls, splits: Sequence[SplitResult]) -> ActionResult:
+        """Average over splits of the same classes, one or more."""
+        return cls(
+            _mean([each.accuracy for each in splits]),
+            _mean([each.class_accuracy for each in splits]),
+            {name: _mean([each.by_class[name] for each in splits]) for name in splits[0].by_class},
+            tuple(splits),
+        )
+
 
 def action_recognition(
     trunk: Trunk,
@@ -181,13 +191,7 @@ def action_recognition(
         losses = _train(network, trunk.input_size, clips, split, train, options, seed, progress)
         scores = clip_scores(network, clips, split.test, trunk.input_size, options, progress=progress)
         results.append(_figures(split.number, scores, test, clips.frames.classes, losses))
-    by_class = {name: _mean([each.by_class[name] for each in results]) for name in clips.frames.classes}
-    return ActionResult(
-        _mean([each.accuracy for each in results]),
-        _mean([each.class_accuracy for each in results]),
-        by_class,
-        tuple(results),
-    )
+    return ActionResult.of(results)
 
 
 @torch.no_grad()
@@ -218,8 +222,7 @@ def clip_scores(
         crops = np.concatenate(
             [evaluated_crops(frame, side, options.test_scale, options.ten_crops) for frame in frames]
         )
-        chunks = np.array_split(crops, -(-len(crops) // _CHUNK))
-        logits = torch.cat([network(network_input(chunk, device))[_SCORE] for chunk in chunks])
+        logits = torch.cat([network(network_input(chunk, device))[_SCORE] for chunk in chunks(crops, CHUNK)])
         scores.append(logits.mean(0).cpu().numpy())
     return np.stack(scores)
 
@@ -253,16 +256,19 @@ def _train(
     batches = epochs(rng, len(split.train), options.batch)
     lengths = clips.lengths
 
-    def loss_of_a_batch() -> Tensor:
+    def draw() -> tuple[np.ndarray, np.ndarray]:
         rows = next(batches)
         chosen = split.train[rows]
         frames = clips.take(chosen, rng.integers(lengths[chosen])[:, None], _CPU)[:, 0].numpy()
-        crops = np.stack([training_crop(frame, side, options.scales, rng) for frame in frames])
+        return np.stack([training_crop(frame, side, options.scales, rng) for frame in frames]), labels[rows]
+
+    def loss_of(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        crops, classes = batch
         logits = network(network_input(crops, device))[_SCORE]
-        return nn.functional.cross_entropy(logits, torch.from_numpy(labels[rows]).to(device))
+        return nn.functional.cross_entropy(logits, torch.from_numpy(classes).to(device))
 
     label = f"split {split.number}"
-    return fine_tune(network, options.schedule, loss_of_a_batch, label=label, progress=progress)
+    return fine_tune(network, options.schedule, draw, loss_of, label=label, progress=progress)
 
 
 def _figures(

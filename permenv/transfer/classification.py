@@ -146,13 +146,16 @@ def classification(
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(train.images), options.batch)
 
-    def loss_of_a_batch() -> Tensor:
+    def draw() -> tuple[np.ndarray, np.ndarray]:
         rows = next(batches)
-        crops = np.stack([random_crop(train.images[row], options, rng) for row in rows])
-        logits = network(network_input(crops, device))[_SCORE]
-        return multi_label_loss(logits, torch.from_numpy(train.labels[rows]).to(device))
+        return np.stack([random_crop(train.images[row], options, rng) for row in rows]), train.labels[rows]
 
-    losses = fine_tune(network, options.schedule, loss_of_a_batch, label="classification", progress=progress)
+    def loss_of(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        crops, labels = batch
+        logits = network(network_input(crops, device))[_SCORE]
+        return multi_label_loss(logits, torch.from_numpy(labels).to(device))
+
+    losses = fine_tune(network, options.schedule, draw, loss_of, label="classification", progress=progress)
     scores = class_scores(network, test.images, options, seed=seed, progress=progress)
     by_class = {
         name: classification_precision(scores[:, column], test.labels[:, column]) for column, name in enumerate(classes)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from permenv.progress import progress_bar
+from permenv.transfer.batches import chunks, padded
 from permenv.transfer.boxes import box_targets, clipped, mirrored, moved, suppress
 from permenv.transfer.crops import resized
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
@@ -40,7 +41,7 @@ from permenv.transfer.voc_metrics import (
 
 _CLASS, _BOX = "class", "box"
 _POOLED = (6, 6)  # units that fc6 sees of a proposal
-_CHUNK = 512  # proposals in fc6 at once
+_PROPOSALS = 512  # in fc6 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,16 +179,18 @@ def detection(
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(usable), options.images)
 
-    def loss_of_a_batch() -> Tensor:
+    def draw() -> tuple[list[np.ndarray], list[Regions]]:
         chosen = [usable[index] for index in next(batches)]
         drawn = [sample(regions[index], options, rng) for index in chosen]
         images = [train.images[index] for index in chosen]
         for index, image in enumerate(images):
             if rng.random() < 0.5:
                 images[index], drawn[index] = image[:, ::-1], drawn[index].mirrored(image.shape[1])
-        return detector.loss(images, drawn)
+        return images, drawn
 
-    losses = fine_tune(detector, options.schedule, loss_of_a_batch, label="detection", progress=progress)
+    losses = fine_tune(
+        detector, options.schedule, draw, lambda batch: detector.loss(*batch), label="detection", progress=progress
+    )
     found = detect(detector, test, classes, progress=progress)
     by_class = {
         name: detection_precision(found[name], [_truth(objects, label) for objects in test.objects])
@@ -285,11 +288,7 @@ class FastRCNN(nn.Module):
             pixels = resized(image, max(1, round(height * factor)), max(1, round(width * factor)))
             inputs.append(network_input(pixels[None], device)[0])
             factors.append(factor)
-        rows, columns = (max(each.shape[dim] for each in inputs) for dim in (1, 2))
-        batch = torch.stack(
-            [nn.functional.pad(each, (0, columns - each.shape[2], 0, rows - each.shape[1])) for each in inputs]
-        )
-        return self.network.trunk(batch.contiguous(memory_format=torch.channels_last)), factors
+        return self.network.trunk(padded(inputs, 0.0).contiguous(memory_format=torch.channels_last)), factors
 
     def pooled(self, maps: Tensor, boxes: np.ndarray, images: np.ndarray) -> Tensor:
         """Pool resized boxes (R, 4) of images (R,) from feature maps: (R, c, 6, 6)."""
@@ -315,15 +314,15 @@ class FastRCNN(nn.Module):
         class_loss = nn.functional.cross_entropy(self.network.outputs[_CLASS](units), truth)
         rows, columns = (torch.from_numpy(each).to(maps.device) for each in (objects, classes))
         predicted = self.network.outputs[_BOX](units).unflatten(1, (-1, 4))[rows, columns]
-        difference = predicted - torch.from_numpy(wanted).float().to(maps.device)
-        return class_loss + smooth_l1(difference).sum() / len(labels)
+        shifts = torch.from_numpy(wanted).float().to(maps.device)
+        return class_loss + nn.functional.smooth_l1_loss(predicted, shifts, reduction="sum") / len(labels)
 
     @torch.no_grad()
     def predict(self, image: np.ndarray, proposals: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (m, classes) and boxes (m, classes, 4) of proposals (m, 4) of an image."""
         maps, (factor,) = self.maps([image])
         probabilities, predicted = [], []
-        for part in np.array_split(proposals, max(1, -(-len(proposals) // _CHUNK))):
+        for part in chunks(proposals, _PROPOSALS):
             units = self.network.hidden(self.pooled(maps, part * factor, np.zeros(len(part), dtype=np.int64)))
             probabilities.append(self.network.outputs[_CLASS](units).softmax(1)[:, 1:].cpu().numpy())
             predicted.append(self.network.outputs[_BOX](units).unflatten(1, (-1, 4)).cpu().numpy())
@@ -344,12 +343,6 @@ def centred(trunk: nn.Sequential) -> nn.Sequential:
         elif isinstance(layer, nn.MaxPool2d) and isinstance(layer.kernel_size, int):
             layer.padding = (layer.kernel_size - 1) // 2
     return trunk
-
-
-def smooth_l1(difference: Tensor) -> Tensor:
-    """0.5 x² where |x| < 1, else |x| - 0.5 (Girshick 2015, equation 3)."""
-    size = difference.abs()
-    return torch.where(size < 1, 0.5 * size**2, size - 0.5)
 
 
 def assign(proposals: np.ndarray, objects: Objects, options: DetectionOptions) -> Regions:

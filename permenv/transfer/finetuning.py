@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from permenv.progress import progress_bar
+
+B = TypeVar("B")
 
 
 @dataclass(frozen=True)
@@ -36,14 +41,22 @@ class Schedule:
 
 
 def fine_tune(
-    network: nn.Module, schedule: Schedule, loss_of_a_batch: Callable[[], Tensor], *, label: str, progress: bool = True
+    network: nn.Module,
+    schedule: Schedule,
+    draw: Callable[[], B],
+    loss_of: Callable[[B], Tensor],
+    *,
+    label: str,
+    progress: bool = True,
 ) -> np.ndarray:
     """Train all parameters of a network.
 
     Args:
         network: It is trained in place, in training mode, and left in evaluation mode.
         schedule: Number of iterations and learning rates.
-        loss_of_a_batch: Draws the next mini-batch and returns its loss.
+        draw: Draws the next mini-batch and decodes it, once an iteration, in a thread of its own while the network is
+            trained on the one before.
+        loss_of: Returns the loss of a mini-batch.
         label: Label of the progress bar.
         progress: Show a progress bar, see `permenv.progress`.
 
@@ -51,7 +64,7 @@ def fine_tune(
         (iterations,) the losses.
 
     Raises:
-        FloatingPointError: If the loss is not finite.
+        FloatingPointError: If the loss is not finite; the network is as it was before that iteration.
     """
     parameters = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
     weights = [each for name, each in parameters if not name.endswith("bias")]
@@ -63,28 +76,42 @@ def fine_tune(
     )
     network.train()
     losses = np.empty(schedule.iterations)
-    with progress_bar(total=schedule.iterations, label=label, unit="it", show=progress) as bar:
-        for iteration in range(schedule.iterations):
+    with (
+        contextlib.closing(_ahead(draw, schedule.iterations)) as batches,
+        progress_bar(total=schedule.iterations, label=label, unit="it", show=progress) as bar,
+    ):
+        for iteration, batch in enumerate(batches):
             rate = schedule.learning_rate * schedule.drop ** (iteration // schedule.drop_every)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["rate"]
+            optimizer.zero_grad()
             with torch.enable_grad():  # whatever mode the caller is in
-                loss = loss_of_a_batch()
-            losses[iteration] = loss.item()
+                loss = loss_of(batch)
+                loss.backward()
+            if schedule.largest_gradient is not None:
+                nn.utils.clip_grad_norm_([each for _, each in parameters], schedule.largest_gradient)
+            losses[iteration] = loss.item()  # waits for a GPU: only now, when all but the step is on its way
             if not np.isfinite(losses[iteration]):
                 raise FloatingPointError(
                     f"{label}: the loss is {losses[iteration]} in iteration {iteration}; "
                     f"lower the learning rate {schedule.learning_rate}"
                 )
-            optimizer.zero_grad()
-            loss.backward()
-            if schedule.largest_gradient is not None:
-                nn.utils.clip_grad_norm_([each for _, each in parameters], schedule.largest_gradient)
             optimizer.step()
             bar.update()
             bar.set_postfix(loss=f"{losses[iteration]:.3f}", refresh=False)
     network.eval()
     return losses
+
+
+def _ahead(draw: Callable[[], B], number: int) -> Generator[B, None, None]:
+    """Yield so many mini-batches; the next one is drawn while the caller uses the one before, and never a second."""
+    with ThreadPoolExecutor(1, "mini-batches") as thread:
+        waiting = thread.submit(draw)
+        for left in reversed(range(number)):
+            batch = waiting.result()
+            if left:
+                waiting = thread.submit(draw)
+            yield batch
 
 
 def epochs(rng: np.random.Generator, number: int, batch: int) -> Iterator[np.ndarray]:

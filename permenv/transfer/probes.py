@@ -30,12 +30,12 @@ from permenv.config import ConfigurationError
 from permenv.data import DataError, StillImages
 from permenv.data.source import free_bytes
 from permenv.progress import progress_bar
+from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import SeededDropout, linear_layer, network_input
 from permenv.transfer.retrieval import class_names
 from permenv.transfer.trunks import POOL5, Trunk
 
-_CHUNK = 64  # images in the trunk at once
 _PARTS = 3  # of a training: the learning rate drops after each
 _LARGEST = torch.finfo(torch.float16).max
 
@@ -334,7 +334,7 @@ def _frozen_features(
         group = _that_fit(waiting, {name: 2 * shape.numel() * len(data.labels) for name, shape in shapes.items()})
         waiting = waiting[len(group) :]
         features = {name: torch.empty((len(data.labels), *shapes[name]), dtype=torch.float16) for name in group}
-        for start, images, rows in _chunks(data, progress):
+        for start, images, rows in _of_all(data, progress):
             for name, each in maps(images, rows, group).items():
                 if not each.abs().max() <= _LARGEST:
                     raise FloatingPointError(
@@ -346,12 +346,12 @@ def _frozen_features(
             yield name, each.to(device) if each.nbytes < free_bytes(device) // 2 else each
 
 
-def _chunks(data: _Labelled, progress: bool) -> Iterator[tuple[int, StillImages, np.ndarray]]:
+def _of_all(data: _Labelled, progress: bool) -> Iterator[tuple[int, StillImages, np.ndarray]]:
     """Rows of images, and the place of the first among all."""
     first = 0
     with progress_bar(total=len(data.labels), label="features", unit="image", show=progress) as bar:
         for images, rows in data.parts:
-            for chunk in np.array_split(rows, -(-len(rows) // _CHUNK)):
+            for chunk in chunks(rows, CHUNK):
                 yield first, images, chunk
                 first += len(chunk)
                 bar.update(len(chunk))
@@ -387,7 +387,7 @@ def _rescale(features: Tensor, train_number: int, *, centre: bool) -> None:
         centre: Subtract the mean of each feature and divide all by one number, so that the mean of the squared lengths
             is 1; else divide by one number only, so that the mean of the squares is 1.
     """
-    pieces, training = features.split(_CHUNK), features[:train_number].split(_CHUNK)
+    pieces, training = features.split(CHUNK), features[:train_number].split(CHUNK)
     mean = sum(piece.double().sum(0) for piece in training) / train_number if centre else 0
     squares = sum(float((piece.double() - mean).square().sum()) for piece in training) / train_number
     unit = math.sqrt(squares if centre else squares / features[0].numel()) or 1.0
@@ -445,12 +445,14 @@ def _probe(
         network = make().to(device)
         batches = epochs(np.random.default_rng([seed, 1]), len(rows), options.batch)
 
-        def loss_of_a_batch() -> Tensor:
-            batch = torch.from_numpy(rows[next(batches)])
+        def draw() -> Tensor:
+            return torch.from_numpy(rows[next(batches)])
+
+        def loss_of(batch: Tensor) -> Tensor:
             return nn.functional.cross_entropy(network(_taken(features, batch, device)), labels[batch].to(device))
 
-        schedule = options.schedule(len(rows), rate)
-        return network, fine_tune(network, schedule, loss_of_a_batch, label=f"{layer}, {label}", progress=progress)
+        schedule, words = options.schedule(len(rows), rate), f"{layer}, {label}"
+        return network, fine_tune(network, schedule, draw, loss_of, label=words, progress=progress)
 
     by_rate = {}
     for rate in options.rates:
@@ -470,7 +472,7 @@ def _probe(
 @torch.no_grad()
 def _accuracy(network: nn.Module, features: Tensor, labels: Tensor, rows: np.ndarray, device: torch.device) -> float:
     right = 0
-    for batch in torch.from_numpy(rows).split(_CHUNK):
+    for batch in torch.from_numpy(rows).split(CHUNK):
         right += int((network(_taken(features, batch, device)).argmax(1).cpu() == labels[batch]).sum())
     return right / len(rows)
 

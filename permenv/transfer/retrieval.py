@@ -18,13 +18,13 @@ from permenv.data import StillImages, VideoClips
 from permenv.data.videos import spread
 from permenv.networks import eval_mode
 from permenv.progress import progress_bar
+from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.plain import network_input
 
 TABLE_1 = (1, 5, 10, 20, 50)
 """The k's of Table 1."""
 
 _MAP_SIDE = 6
-_CHUNK = 64  # images in the trunk at once
 
 
 def retrieval(
@@ -92,10 +92,9 @@ def pool_features(trunk: nn.Module, data: StillImages, indices: np.ndarray, *, p
         (N, features) float32.
     """
     device = next(trunk.parameters()).device
-    chunks = np.array_split(indices, max(1, -(-len(indices) // _CHUNK)))
     with eval_mode(trunk):
         parts = []
-        for chunk in progress_bar(chunks, label="features", unit="batch", show=progress):
+        for chunk in progress_bar(chunks(indices, CHUNK), label="features", unit="batch", show=progress):
             pool5 = trunk(network_input(data.take(chunk, device), device))
             pool5 = nn.functional.adaptive_avg_pool2d(
                 pool5, (min(pool5.shape[2], _MAP_SIDE), min(pool5.shape[3], _MAP_SIDE))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from permenv.data.voc import VOID
 from permenv.progress import progress_bar
+from permenv.transfer.batches import padded
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune
 from permenv.transfer.plain import FineTunedNetwork, network_input, plain_trunk, receptive_field
 from permenv.transfer.voc_metrics import class_iou, confusion, mean_iou
@@ -127,13 +128,15 @@ def segmentation(
     network = FullyConvolutional(trunk, len(classes), options, seed=seed).to(device)
     batches = epochs(np.random.default_rng([seed, 0]), len(train.images), options.batch)
 
-    def loss_of_a_batch() -> Tensor:
-        rows = next(batches)
-        images = [network_input(train.images[row][None], device)[0] for row in rows]
-        masks = [torch.from_numpy(np.array(train.masks[row])).to(device) for row in rows]
-        return pixel_loss(network(_padded(images, 0.0)), _padded(masks, VOID), len(classes))
+    def draw() -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(train.images[row], train.masks[row]) for row in next(batches)]
 
-    losses = fine_tune(network, options.schedule, loss_of_a_batch, label="segmentation", progress=progress)
+    def loss_of(batch: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+        images = [network_input(image[None], device)[0] for image, _ in batch]
+        masks = [torch.from_numpy(np.array(mask)).to(device) for _, mask in batch]
+        return pixel_loss(network(padded(images, 0.0)), padded(masks, VOID), len(classes))
+
+    losses = fine_tune(network, options.schedule, draw, loss_of, label="segmentation", progress=progress)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     bar = progress_bar(test.images, label="testing", unit="image", show=progress)
     for image, mask in zip(bar, test.masks, strict=True):
@@ -241,14 +244,3 @@ def pixel_loss(scores: Tensor, masks: Tensor, classes: int) -> Tensor:
     if bool((used & (labels >= classes)).any()):
         raise ValueError(f"a mask has the label {int(labels[used].max())}; expected 0 to {classes - 1}, or {VOID}")
     return nn.functional.cross_entropy(scores, labels, ignore_index=VOID, reduction="sum") / used.sum().clamp_min(1)
-
-
-def _padded(images: Sequence[Tensor], value: float) -> Tensor:
-    """One batch of images (..., h, w) of several sizes; smaller ones are padded at the right and at the bottom."""
-    rows, columns = (max(each.shape[dim] for each in images) for dim in (-2, -1))
-    return torch.stack(
-        [
-            nn.functional.pad(each, (0, columns - each.shape[-1], 0, rows - each.shape[-2]), value=value)
-            for each in images
-        ]
-    )

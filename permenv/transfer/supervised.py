@@ -84,14 +84,17 @@ def supervised(
     rng = np.random.default_rng([seed, 0])
     batches = epochs(rng, len(among), options.batch)
 
-    def loss_of_a_batch() -> Tensor:
+    def draw() -> tuple[np.ndarray, np.ndarray]:
         chosen = among[next(batches)]
         pixels = images.take(chosen, torch.device("cpu")).numpy()
-        squares = np.stack([training_crop(each, trunk.input_size, SCALES, rng) for each in pixels])
-        logits = network(network_input(squares, device))[_CLASS]
-        return nn.functional.cross_entropy(logits, torch.from_numpy(labels[chosen]).to(device))
+        return np.stack([training_crop(each, trunk.input_size, SCALES, rng) for each in pixels]), labels[chosen]
 
-    fine_tune(network, options.schedule, loss_of_a_batch, label="supervised", progress=progress)
+    def loss_of(batch: tuple[np.ndarray, np.ndarray]) -> Tensor:
+        squares, classes = batch
+        logits = network(network_input(squares, device))[_CLASS]
+        return nn.functional.cross_entropy(logits, torch.from_numpy(classes).to(device))
+
+    fine_tune(network, options.schedule, draw, loss_of, label="supervised", progress=progress)
     return dataclasses.replace(
         trunk,
         module=module.eval(),

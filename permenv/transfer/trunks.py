@@ -1,4 +1,7 @@
-"""The trunk that a protocol starts from: where its weights come from, and at which size and stride it is evaluated."""
+"""The trunk that a protocol starts from.
+
+Where its weights come from, at which size and stride it is evaluated, and the batch statistics of an untrained one.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +23,22 @@ from torch import Tensor, nn
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import PRESETS, Backbone, ConfigurationError
+from permenv.data import StillImages, VideoClips
 from permenv.data.files import read_regular
+from permenv.data.folder import centre_square
+from permenv.data.voc import VocImage, load_voc_image
 from permenv.networks import BACKBONES, build_network, eval_mode
 from permenv.saved_run import read_run, trunk_weights
+from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.plain import network_input
+from permenv.transfer.retrieval import spread_frames
 
 POOL5 = "pool5"  # the output of any trunk
 _CAFFENET_INPUT, _CAFFENET_STRIDE = 227, 4  # section 4.1 and appendix B: the stride is 2 in training
 _OTHER_INPUT = 224  # of backbones that no preset has
 _COUNTER = "num_batches_tracked"  # of batch normalisation; evaluation does not use it
 _MOST_BYTES = 2**33
-_CHUNK = 64  # images in the trunk at once
+_MEASURED = 256  # images that give the batch statistics of an untrained trunk
 _SHOWN = 6  # names in an error
 
 
@@ -183,11 +191,39 @@ def measure_statistics(module: nn.Module, images: np.ndarray) -> nn.Module:
         layer.momentum = None  # the mean over all batches
     module.train()
     device = next(module.parameters()).device
-    for chunk in np.array_split(images, -(-len(images) // _CHUNK)):
+    for chunk in chunks(images, CHUNK):
         module(network_input(chunk, device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     return module.eval()
+
+
+def some_of(data: StillImages | VideoClips, among: np.ndarray | None = None) -> np.ndarray:
+    """Return evenly spread images, or frames, to measure batch statistics on.
+
+    Args:
+        data: Images or clips.
+        among: (n,) int, which of them; by default all.
+
+    Returns:
+        (N, S, S, 3) uint8.
+    """
+    rows = np.arange(len(data)) if among is None else among
+    if isinstance(data, VideoClips):
+        images, rows = data.frames, spread_frames(data, rows, int(data.lengths.max()))
+    else:
+        images = data
+    return images.take(rows[_spread(len(rows))], torch.device("cpu")).numpy()
+
+
+def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:
+    """Return the same of VOC's images: their centre squares, resized to `side`."""
+    pixels = [load_voc_image(records[row]) for row in _spread(len(records))]
+    return np.stack([centre_square(each, side) for each in pixels if not isinstance(each, str)])
+
+
+def _spread(number: int) -> np.ndarray:
+    return np.unique(np.linspace(0, number - 1, _MEASURED).astype(np.int64))
 
 
 def _make(backbone: str | Backbone, seed: int) -> nn.Module:

@@ -90,6 +90,25 @@ def test_what_was_killed_between_the_two_files_is_repeated(photos, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"photos", "mine.npy", "mine.json"}
 
 
+def test_features_that_are_not_finite_are_refused_and_leave_no_file(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "_PART", 3)
+    monkeypatch.setattr(
+        extract, "pool_features", lambda trunk, images, part: np.full((3, 2), np.nan if 5 in part else 1)
+    )
+    with pytest.raises(ConfigurationError, match="random: its features are not finite"):
+        run("random", "--backbone", "two-convolutions", "--images", photos, "--out", tmp_path / "out" / "mine")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_rows_of_several_parts_are_in_order(photos, tmp_path, monkeypatch):
+    options = ("random", "--backbone", "two-convolutions", "--images", photos)
+    whole = np.load(run(*options, "--out", tmp_path / "whole")[0])
+    monkeypatch.setattr(extract, "_PART", 4)
+    parts = np.load(run(*options, "--out", tmp_path / "parts")[0])
+    assert (parts.shape, parts.dtype) == ((6, whole.shape[1]), np.float32)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
 def test_a_missing_source_or_folder_is_named(photos, tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         run(tmp_path / "none.safetensors", "--images", photos, "--out", tmp_path / "mine")

@@ -7,14 +7,18 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tests.experiments.helpers import write_photos
 from tests.experiments.test_kills import ENTRIES, Entry, Warm, contents, start_or_resume, warm
+from tests.helpers import ROOT
 
 __all__ = ["warm"]  # a fixture
 
@@ -96,6 +100,26 @@ def fill_often(warm: Warm, entry: Entry, folder: Path, fills: int, seed: int) ->
 def test_a_run_that_met_a_full_disk_is_continued_to_the_same_end(warm, tmp_path, name):
     table = fill_often(warm, ENTRIES[name], tmp_path, fills=3, seed=0)
     assert table == Counter({"fills": 3, **dict.fromkeys(FAILURES, 0)})
+
+
+@pytest.mark.ci
+def test_features_that_met_a_full_disk_leave_nothing_and_are_written_when_there_is_room(tmp_path):
+    write_photos(tmp_path / "photos")
+    place = tmp_path / "disk"
+    command = [
+        *(sys.executable, "experiments/extract.py", "random", "--backbone", "two-convolutions", "--device", "cpu"),
+        *("--images", str(tmp_path / "photos"), "--out", str(place / "features")),
+    ]
+    options = {"cwd": ROOT, "env": {**os.environ, "PERMENV_CACHE": str(tmp_path / "cache")}, "check": False}
+    with Disk.of(place, 3 * PAGE) as disk:  # for the header and a part of the rows
+        done = subprocess.run(command, capture_output=True, text=True, **options)
+        assert done.returncode == 1, "no signal has ended it"
+        assert "No space left" in done.stderr.splitlines()[-1]
+        assert "Traceback" not in done.stderr
+        assert not list(place.iterdir())
+        disk.resize(2**30)
+        assert subprocess.run(command, capture_output=True, **options).returncode == 0
+        assert len(np.load(place / "features.npy")) == 36
 
 
 @pytest.mark.long

@@ -1,11 +1,12 @@
-"""What is in the folders that options name: any change of a file shows, and nothing else does."""
+"""What is in the folders that options name, and in the sources: any change of a file shows, and nothing else does."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from experiments.common.content import contents_of, digest_of_folder
+from experiments.common import content
+from experiments.common.content import contents_of, digest_of_code, digest_of_folder
 from experiments.common.options import EnvOptions
 from experiments.common.protocols import Data
 
@@ -81,3 +82,20 @@ def test_results_within_the_data_do_not_count(root):
 
 def test_a_folder_of_an_unknown_user_is_left_to_whoever_reads_it():
     assert contents_of({"images": Path("~no such user/photos")}) == {}
+
+
+def test_a_change_of_the_sources_shows(tmp_path, monkeypatch):
+    package = tmp_path / "sources_of_a_test"
+    (package / "inside").mkdir(parents=True)
+    for name in ("__init__.py", "inside/module.py", "data.json"):
+        (package / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(content, "_PACKAGES", (package.name,))
+    digest = digest_of_code.__wrapped__  # without its memory
+    before = digest()
+    (package / "data.json").write_text("{}")
+    assert digest() == before
+    (package / "inside" / "module.py").write_text("# a comment")
+    changed = digest()
+    (package / "inside" / "module.py").rename(package / "inside" / "other.py")
+    assert len({before, changed, digest()}) == 3

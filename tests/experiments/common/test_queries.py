@@ -12,10 +12,9 @@ import torch
 
 from experiments import reinforce
 from experiments.common.options import JobOptions
-from experiments.common.protocols import some_of
 from experiments.common.queries import find_queries, top1
 from permenv import CheckpointError, DataError
-from permenv.transfer.trunks import measure_statistics
+from permenv.transfer.trunks import measure_statistics, some_of
 from tests.experiments.helpers import job, metrics, write_photos
 from tests.helpers import ROOT
 
@@ -169,7 +168,8 @@ def test_an_untrained_trunk_is_evaluated_with_measured_batch_statistics(make_env
     env = make_env(num_scenes=60)
     env.reset(seed=0)
     base_env = env.unwrapped
-    trunk, database = base_env.run.trainer.eval_network.trunk, base_env.tasks["spatial"].data
+    trunk, task = base_env.run.trainer.eval_network.trunk, base_env.tasks["spatial"]
+    trained = task.trainable(base_env.run.held_out["spatial"])
     before = {name: value.clone() for name, value in trunk.state_dict().items()}
     evaluated = []
 
@@ -182,7 +182,7 @@ def test_an_untrained_trunk_is_evaluated_with_measured_batch_statistics(make_env
     assert top1(base_env, queries) == top1(base_env, queries, untrained=True) == {"spatial": 0.5}
     own, measured = evaluated
     assert own is trunk
-    expected = measure_statistics(trunk, some_of(database)).state_dict()
+    expected = measure_statistics(trunk, some_of(task.data, trained)).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in measured.state_dict().items())
     assert not all(torch.equal(value, before[name]) for name, value in measured.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in trunk.state_dict().items())

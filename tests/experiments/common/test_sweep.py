@@ -89,6 +89,22 @@ def test_results_of_other_arguments_or_versions_are_refused_before_anything_runs
         sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
 
 
+def test_results_of_other_code_are_taken_and_counted(tmp_path, capsys, monkeypatch):
+    sweep(raise_to, JOBS, executor=SerialExecutor(), folder=tmp_path)
+    sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path)
+    assert capsys.readouterr().out == ""
+    path = tmp_path / "4-2.json"
+    content = json.loads(path.read_text())
+    del content["code"]  # as of a version that did not keep it
+    path.write_text(json.dumps(content))
+    assert sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
+    said = f"of the {len(JOBS)} results in {tmp_path} were made by other code of permenv, agents or experiments: "
+    assert capsys.readouterr().out.startswith(f"1 {said}to make them anew, ")
+    monkeypatch.setattr("experiments.common.sweep.digest_of_code", lambda: "changed")
+    assert sweep(refuse, JOBS, executor=SerialExecutor(), folder=tmp_path) == RESULTS
+    assert capsys.readouterr().out.startswith(f"{len(JOBS)} {said}")
+
+
 def count(data, seed):
     """Do a job on data."""
     return seed + sum(1 for path in data.images.rglob("*") if path.is_file())

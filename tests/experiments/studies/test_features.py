@@ -57,6 +57,18 @@ def test_what_is_done_is_not_done_again(options, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_a_network_whose_evaluation_diverged_has_no_gain():
+    rows = [
+        {"protocol": "linear", "source": source, "figures": figures}
+        for source, figures in (
+            ("untrained", [{"pool5": 0.25}, {"pool5": 0.5}]),
+            ("jigsaw", [{"pool5": 0.5}, {"pool5": 0.75}]),
+            ("joint", [{"pool5": 0.5}, {}]),
+        )
+    ]
+    assert {row["source"]: row["gain"] for row in features.gains(rows)} == {"jigsaw": 0.25, "joint": None}
+
+
 def test_unknown_names_are_refused(options):
     with pytest.raises(ConfigurationError, match="--networks 'alexnet': choose from untrained, jigsaw"):
         features.main(options(networks=("alexnet",)))

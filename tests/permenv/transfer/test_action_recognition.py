@@ -76,7 +76,7 @@ def normalised(crop):
 
 @pytest.mark.parametrize("ten", [False, True])
 def test_scores_are_the_mean_over_all_crops_of_all_frames(ten, monkeypatch):
-    monkeypatch.setattr("permenv.transfer.action_recognition._CHUNK", 7)  # chunks of different sizes
+    monkeypatch.setattr("permenv.transfer.action_recognition.CHUNK", 7)  # chunks of different sizes
     options = dataclasses.replace(OPTIONS, ten_crops=ten)
     rng = np.random.default_rng(0)
     frames = [rng.integers(0, 256, (length, 64, 64, 3), dtype=np.uint8) for length in (1, 5, 3)]

@@ -15,7 +15,7 @@ from permenv.transfer.classification import (
     multi_label_loss,
     random_crop,
 )
-from permenv.transfer.finetuning import Schedule, epochs, fine_tune
+from permenv.transfer.finetuning import Schedule
 
 CLASSES = ("red", "green", "bright corner")
 OPTIONS = ClassificationOptions(
@@ -82,12 +82,6 @@ def test_the_loss_is_the_logistic_one_without_difficult_classes():
     assert multi_label_loss(logits, labels).item() == pytest.approx(sum(terms) / 2, abs=1e-6)
 
 
-def test_an_epoch_has_every_element_once():
-    batches = epochs(np.random.default_rng(0), 10, 4)
-    drawn = np.concatenate([next(batches) for _ in range(5)])
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == list(range(10))
-
-
 def test_colours_are_learned_and_a_seed_decides_the_result(trunk):
     state = torch.get_rng_state()
     train, test = coloured(60, 0), coloured(40, 1)
@@ -128,22 +122,3 @@ def test_a_divergence_is_named(trunk):
     options = dataclasses.replace(OPTIONS, schedule=Schedule(40, 1e30, 100))
     with pytest.raises(FloatingPointError, match=r"classification: the loss is .* lower the learning rate"):
         classification(trunk, coloured(8, 0), coloured(8, 0), CLASSES, options, progress=False)
-
-
-def test_rates_drop_and_gradients_are_limited():
-    layer = torch.nn.Linear(1, 1)
-    with torch.no_grad():
-        layer.weight.zero_()
-        layer.bias.zero_()
-    values = []
-
-    def loss():
-        values.append((layer.weight.item(), layer.bias.item()))
-        return -(layer.weight.sum() * 3 + layer.bias.sum() * 4)  # the norm of the gradient is 5
-
-    schedule = Schedule(4, 0.1, 2, drop=0.5, momentum=0.0, weight_decay=0.0, largest_gradient=1.0)
-    fine_tune(layer, schedule, loss, label="test", progress=False)
-    values.append((layer.weight.item(), layer.bias.item()))
-    steps = np.diff(np.array(values), axis=0)
-    assert steps[:, 0] == pytest.approx([0.06, 0.06, 0.03, 0.03], abs=1e-6)  # 0.1 · 3 / 5, then half
-    assert steps[:, 1] == pytest.approx([0.16, 0.16, 0.08, 0.08], abs=1e-6)  # twice the rate

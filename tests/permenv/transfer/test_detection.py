@@ -20,7 +20,6 @@ from permenv.transfer.detection import (
     detect,
     detection,
     sample,
-    smooth_l1,
 )
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.plain import plain_trunk, receptive_field
@@ -131,13 +130,6 @@ def test_targets_are_normalised_by_class_over_images_and_their_mirror_images():
 
 
 # The detector
-
-
-def test_smooth_l1_and_its_gradient_are_those_of_the_paper():
-    x = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
-    assert smooth_l1(x).tolist() == pytest.approx([2.5, 0.5, 0.125, 0, 0.125, 1.5])
-    smooth_l1(x).sum().backward()
-    assert x.grad.tolist() == pytest.approx([-1, -1, -0.5, 0, 0.5, 1])
 
 
 def test_a_padded_caffenet_has_units_at_multiples_of_sixteen():

@@ -11,9 +11,11 @@ import permenv
 from permenv import batch_norm
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
+from permenv.data import StillImages, VideoClips
 from permenv.distributed import ALONE
 from permenv.networks import BACKBONES
-from permenv.transfer.trunks import load_trunk, with_measured_statistics
+from permenv.transfer import trunks
+from permenv.transfer.trunks import load_trunk, some_of, with_measured_statistics
 from tests.helpers import every_task, small_backbone, small_run
 
 
@@ -227,3 +229,19 @@ def test_measured_statistics_leave_everything_else_as_it_was():
         0.1
     ] * 5
     assert measured.source == "random weights, seed 0, batch statistics of 70 images"
+
+
+def test_statistics_are_measured_on_evenly_spread_images_of_those_that_are_named(monkeypatch):
+    monkeypatch.setattr(trunks, "_MEASURED", 4)
+    numbers = np.arange(10, dtype=np.uint8)
+    images = StillImages(np.broadcast_to(numbers[:, None, None, None], (10, 2, 2, 3)).copy(), None, (), "numbers", "")
+    clips = VideoClips(images, np.array([0, 2, 3, 7, 10]), ("a", "b", "c", "d"))
+    for data, among, expected in (
+        (images, None, [0, 3, 6, 9]),
+        (images, np.array([1, 2, 8]), [1, 2, 8]),
+        (clips, None, [0, 3, 6, 9]),
+        (clips, np.array([0, 2]), [0, 1, 4, 6]),
+    ):
+        found = some_of(data, among)
+        assert found.shape == (len(expected), 2, 2, 3)
+        assert found[:, 0, 0, 0].tolist() == expected

@@ -201,7 +201,7 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
     picture = Figure(figsize=(13, max(0.3 * len(figures) + 1.4, 3.6)), dpi=120, layout="constrained")
     add_title(picture, title)
     *bars, curves = picture.subplots(1, 3, width_ratios=(1, 1, 1.4))
-    for axis, column, moment in zip(bars, ("at_end", "at_half"), ("at the end", "at half of the run"), strict=True):
+    for axis, column, moment in zip(bars, ("at_half", "at_end"), ("at half of the run", "at the end"), strict=True):
         for place, (name, its) in enumerate(figures.items()):
             value, low, high = (100 * end for end in its[column])
             axis.barh(place, value, color=colours[name], alpha=0.85)
@@ -212,7 +212,7 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
         axis.set_yticks(range(len(figures)), [_label(name) for name in figures] if axis is bars[0] else [])
         axis.tick_params(axis="y", length=0)
         axis.set_ylim(len(figures) - 0.4, -0.6)
-        axis.set(title=f"accuracy {moment}", xlabel="% of random permutations'")
+        axis.set(title=f"accuracy {moment}", xlabel="% of random's [95%]")
     for text, name in zip(bars[0].get_yticklabels(), figures, strict=True):
         if name in (*named, *best):
             text.set(color=colours[name], fontweight="bold")
@@ -233,6 +233,9 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
 def _label(name: str) -> str:
     """Return what pictures call an agent."""
     agent = re.split(r", | \(", name)[0]  # without its options
+    if curriculum := re.fullmatch(r"easiest-first \((\S+), (\S+)\)", name):
+        start, growth = map(float, curriculum.groups())
+        return f"easiest {start:.0%} first, all at {growth:.0%}"
     return _LABELS.get(agent, agent) + name.removeprefix(agent)
 
 

@@ -123,7 +123,7 @@ def test_an_agent_that_does_not_exist_is_refused(options, tmp_path):
     [
         ("random", "random permutations"),
         ("reinforce, cross-entropy", "REINFORCE, cross-entropy"),
-        ("easiest-first (0.1, 0.5)", "easiest first (0.1, 0.5)"),
+        ("easiest-first (0.1, 0.5)", "easiest 10% first, all at 50%"),
         ("inverse", "inverse of REINFORCE"),
         ("inverse of pool-policy", "inverse of the learned"),
         ("across-pgpe-pool-seed0", "across-pgpe-pool-seed0"),
@@ -138,10 +138,14 @@ def test_the_picture_emphasises_a_few_agents():
     column = {name: Estimate(0.5, 0.4, 0.6) for name in ("at_half", "at_end")}
     runs = [{"iterations": [0, 10], "errors": [0.9, 0.5], "diverged": False}]
     figure = leaderboard._picture(dict.fromkeys(names, column), dict.fromkeys(names, runs), "a title")
-    end, _, curves = figure.axes
+    half, end, curves = figure.axes
+    assert [axis.get_title(loc="left") for axis in (half, end)] == [
+        "accuracy at half of the run",
+        "accuracy at the end",
+    ]
     assert [text.get_text() for text in curves.texts] == ["c", "b", "a", "REINFORCE", "random permutations"]
     assert len({text.get_color() for text in curves.texts}) == 5
-    assert [text.get_text() for text in end.get_yticklabels()][4:] == ["random permutations", "e", "REINFORCE"]
+    assert [text.get_text() for text in half.get_yticklabels()][4:] == ["random permutations", "e", "REINFORCE"]
     grey = [line for line in curves.lines if line.get_label() in ("d", "e")]
     assert len({line.get_color() for line in grey}) == 1
     assert figure.get_suptitle() == "a title"

@@ -360,8 +360,10 @@ def _figure(report: dict[str, Any]) -> Figure:
         lines += axis.plot(curve["iterations"], value, marker=".", label=name)
         axis.fill_between(curve["iterations"], low, high, color=lines[-1].get_color(), alpha=0.12, linewidth=0)
     for line, style in zip(LINES, ("dotted", "dashed"), strict=True):
-        lines.append(axis.axhline(100 * np.mean(report["lines"][line]), color="black", linestyle=style, label=line))
+        heights = [100 * np.mean(report["lines"][line])] * 2
+        lines += axis.plot((0, report["iterations"]), heights, color="black", linestyle=style, label=line)
     axis.set(xlabel="SGD iteration", ylabel="Top-1, %", title=f"nearest neighbours of {report['search']}")
+    axis.set_xlim(0, report["iterations"])
     label_lines(axis, lines)
     return picture
 

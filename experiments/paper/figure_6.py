@@ -49,7 +49,7 @@ class Config(SweepOptions):
     """The options."""
 
     task: tyro.conf.Suppress[str] = "spatiotemporal"
-    seeds: int = 5
+    seeds: int = 3
     """Runs of each."""
     first_seed: int = 720
     """The first of the seeds."""

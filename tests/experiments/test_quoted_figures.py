@@ -9,6 +9,7 @@ from experiments.common.statistics import Estimate
 from tests.helpers import ROOT
 
 LONG, SHORT, PHOTOS = "learned", "learned-2400", "learned-imagenette"
+OTHER_RATES = ("random-2400-rate-0.03", "random-2400-rate-0.04")
 RANDOM, LEARNED, INVERSE = "random", "pool-policy", "inverse of pool-policy"
 CURRICULUM = {LONG: "easiest-first (0.1, 0.5)", SHORT: "easiest-first (0.1, 0.75)", PHOTOS: "easiest-first (0.1, 0.5)"}
 
@@ -69,6 +70,9 @@ def quotations():
     ratios = [ratio(PHOTOS, a, at).split()[0] for a in (LEARNED, CURRICULUM[PHOTOS]) for at in ("at_half", "at_end")]
     yield "README.md", "{} of random's accuracy at half and {} at the end, the curriculum {} and {}", ratios
     yield "README.md", "{} points with a non-linear", [gain("nonlinear").replace("+", "")]
+    rates = [accuracy(file, RANDOM, share) for file in (SHORT, *OTHER_RATES) for share in (0.5, 1.0)]
+    sentence = "have {} at half and {} at the end at this rate, {} and {} at 1.5 times the rate, and {} and {} at twice"
+    yield "docs/results.md", sentence, rates
     for file in (LONG, SHORT, PHOTOS):
         for fragment, figures in rows_of_the_table(file):
             yield "docs/results.md", fragment, figures

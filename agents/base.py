@@ -137,13 +137,13 @@ class Agent(ABC):
             ValueError: If the state is that of a class which does not know what was learned.
         """
 
-        def place(method: str) -> int:
-            return next((place for place, kind in enumerate(cls.__mro__) if method in vars(kind)), len(cls.__mro__))
+        def depth(method: str) -> int:
+            return next((level for level, kind in enumerate(cls.__mro__) if method in vars(kind)), len(cls.__mro__))
 
         for method in ("learn", "update", "_update"):
-            if place(method) < max(place("state_dict"), place("load_state_dict")):
+            if depth(method) < max(depth("state_dict"), depth("load_state_dict")):
                 raise ValueError(
-                    f"{cls.__mro__[place(method)].__name__} has a {method} of its own, but not its own state_dict and "
+                    f"{cls.__mro__[depth(method)].__name__} has a {method} of its own, but not its own state_dict and "
                     f"load_state_dict: what it learns would be lost when a run is resumed. Define both; they call "
                     f"those of the base class and add what changes, if anything does."
                 )

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from permenv.data.clip_files import spread
 from permenv.data.embedded import embedded_clips, embedded_scenes
 from permenv.data.files import UNLABELLED, summary
 from permenv.data.folder import centre_square, image_folder
 from permenv.data.source import DataError, StillImages, VideoClips, free_bytes, log
-from permenv.data.videos import spread, video_folder
+from permenv.data.videos import video_folder
 from permenv.progress import progress_bar
 
 HASH_BYTES = 64 * 2**20  # pixels are hashed in pieces of this size

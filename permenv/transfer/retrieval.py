@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from permenv.data import StillImages, VideoClips
-from permenv.data.videos import spread
+from permenv.data.clip_files import spread
 from permenv.networks import eval_mode
 from permenv.progress import progress_bar
 from permenv.transfer.batches import CHUNK, chunks

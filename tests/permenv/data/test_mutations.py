@@ -16,11 +16,12 @@ import pytest
 from PIL import Image, ImageOps
 
 from permenv.data.cache import cached_rows
+from permenv.data.clip_files import spread
 from permenv.data.folder import ImageFiles, centre_square, image_folder
 from permenv.data.source import DataError
 from permenv.data.splits import official_split
 from permenv.data.store import Store
-from permenv.data.videos import spread, video_folder
+from permenv.data.videos import video_folder
 
 LONGEST = 10.0
 """Seconds that a file may take."""

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from permenv.data import folder, videos
+from permenv.data import clip_files, folder, videos
 from permenv.data.files import Budget
 from permenv.data.folder import image_folder
 from permenv.data.rows import CachedRows
@@ -202,8 +202,8 @@ def test_frames_are_spread_evenly_from_the_first_to_the_last(tmp_path, most):
 def test_of_a_long_video_only_the_kept_frames_are_converted(tmp_path, monkeypatch):
     film(tmp_path / "a.avi", count=400)
     converted = []
-    square = videos.rgb_square
-    monkeypatch.setattr(videos, "rgb_square", lambda *args: converted.append(1) or square(*args))
+    square = clip_files.rgb_square
+    monkeypatch.setattr(clip_files, "rgb_square", lambda *args: converted.append(1) or square(*args))
     assert clip(read(tmp_path, 8), 0) == evenly(400, 8)
     assert len(converted) == 8
 
@@ -426,7 +426,7 @@ def test_short_clips_are_skipped(tmp_path):
 
 
 def test_frames_that_are_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr(videos, "MAX_PIXELS", SIDE * SIDE)
+    monkeypatch.setattr(clip_files, "MAX_PIXELS", SIDE * SIDE)
     film(tmp_path / "a.avi")
     film(tmp_path / "b.avi", width=2 * SIDE)
     clips = read(tmp_path)
@@ -434,14 +434,14 @@ def test_frames_that_are_too_large(tmp_path, monkeypatch):
 
 
 def test_threads_decode_frames_of_no_more_pixels_at_a_time_than_allowed(tmp_path, monkeypatch):
-    crowd, grab = Crowd(3), videos._grab
+    crowd, grab = Crowd(3), clip_files._grab
 
     def grab_in_crowd(*args):
         with crowd.joined():
             return grab(*args)
 
-    monkeypatch.setattr(videos, "_grab", grab_in_crowd)
-    monkeypatch.setattr(videos, "decoding", Budget(3 * SIDE**2 + 1))
+    monkeypatch.setattr(clip_files, "_grab", grab_in_crowd)
+    monkeypatch.setattr(clip_files, "decoding", Budget(3 * SIDE**2 + 1))
     for number in range(12):
         film(tmp_path / f"{number}.avi", first=number)
     assert len(read(tmp_path)) == 12
@@ -515,9 +515,9 @@ def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
 def opened(monkeypatch):
     """The names of all files of clips that are opened, also of those that cannot be read."""
     names = []
-    open_regular, read_file = videos.open_regular, videos.read
-    monkeypatch.setattr(videos, "open_regular", lambda path: names.append(path.name) or open_regular(path))
-    monkeypatch.setattr(videos, "read", lambda path: names.append(path.name) or read_file(path))
+    open_regular, read_file = clip_files.open_regular, clip_files.read
+    monkeypatch.setattr(clip_files, "open_regular", lambda path: names.append(path.name) or open_regular(path))
+    monkeypatch.setattr(clip_files, "read", lambda path: names.append(path.name) or read_file(path))
     return names
 
 
@@ -579,7 +579,7 @@ def test_of_the_clips_the_one_that_was_added_is_read_for_its_digest(three_clips,
         read_before_decoding.extend(opened)
         return "not decoded"
 
-    monkeypatch.setattr(videos, "_load", note)
+    monkeypatch.setattr(videos, "load_clip", note)
     with pytest.raises(DataError, match="no usable clip"):
         read(three_clips)
     assert set(read_before_decoding) == {"3.avi"}

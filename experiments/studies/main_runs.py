@@ -1,7 +1,7 @@
 """The main job's runs of the README: the summaries and pictures in `experiments/results`.
 
     python experiments/studies/main_runs.py --runs scenes temporal-scenes compare-seed0
-    python experiments/studies/main_runs.py --data path/to/data
+    python experiments/studies/main_runs.py --data-folder path/to/data
 
 `RUNS` is the table. Each run is trained in a folder of its own, or continued there; one that has ended is only
 evaluated again. Then its summary, without what is particular to this machine's folders, and its pictures are copied.
@@ -64,7 +64,7 @@ class Config:
 
     runs: tuple[str, ...] = tuple(RUNS)
     """Names in the table."""
-    data: Path = Path("../shared/data")
+    data_folder: Path = Path("../shared/data")
     """Folder of the real data: imagenette, cctv, actions."""
     arguments: str = ""
     """Further arguments of `experiments/reinforce.py`, for example --arguments="--preset paper --device cuda"."""
@@ -88,8 +88,8 @@ def main(config: Config) -> None:
         CheckpointError, RunFolderError: If a folder holds a run of other options, or a longer one.
     """
     require_known("unknown run", config.runs, RUNS)
-    if any("{data}" in RUNS[name].arguments for name in config.runs) and not config.data.is_dir():
-        raise DataError(f"there is no folder {config.data}: name that of the real data with --data")
+    if any("{data}" in RUNS[name].arguments for name in config.runs) and not config.data_folder.is_dir():
+        raise DataError(f"there is no folder {config.data_folder}: name that of the real data with --data-folder")
     for name in config.runs:
         folder = config.folder / name
         print(f"{name}: python experiments/reinforce.py {RUNS[name].arguments}".rstrip(), flush=True)
@@ -98,7 +98,7 @@ def main(config: Config) -> None:
 
 
 def _train(run: Run, folder: Path, config: Config) -> None:
-    words = [word.format(data=config.data) for word in run.arguments.split()]
+    words = [word.format(data=config.data_folder) for word in run.arguments.split()]
     words += [*config.arguments.split(), "--out", str(folder)]
     if RunFolder.holds_run(folder):
         words.append("--resume")
@@ -126,7 +126,7 @@ def copy(run: Run, folder: Path, config: Config) -> None:
     }
     del summary["folder"]
     for figures in summary["tasks"].values():
-        figures["queries"] = figures["queries"].removeprefix(f"{config.data}/")
+        figures["queries"] = figures["queries"].removeprefix(f"{config.data_folder}/")
     write_json(config.out / run.summary, summary)
     for name, name_there in run.pictures.items():
         write_bytes(config.out / name_there, (folder / name).read_bytes())

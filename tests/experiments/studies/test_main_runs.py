@@ -86,7 +86,7 @@ def test_paths_of_this_machine_are_left_out(tmp_path):
     run, data = main_runs.RUNS["imagenette"], Path("/somewhere/data")
     summary = {"folder": str(tmp_path), "tasks": {"spatial": {"queries": "/somewhere/data/imagenette/val"}}}
     write_json(tmp_path / "summary.json", summary)
-    main_runs.copy(run, tmp_path, options(tmp_path, "imagenette", data=data, arguments=""))
+    main_runs.copy(run, tmp_path, options(tmp_path, "imagenette", data_folder=data, arguments=""))
     assert json.loads((tmp_path / "results" / "imagenette.json").read_text()) == {
         "command": "python experiments/reinforce.py --images data/imagenette/train",
         "tasks": {"spatial": {"queries": "imagenette/val"}},
@@ -97,5 +97,5 @@ def test_unknown_runs_and_missing_data_are_refused_before_anything_is_trained(tm
     with pytest.raises(ConfigurationError, match="unknown run 'scene': choose from scenes"):
         main_runs.main(options(tmp_path, "scenes", "scene"))
     with pytest.raises(DataError, match="there is no folder /nowhere"):
-        main_runs.main(options(tmp_path, "scenes", "joint", data=Path("/nowhere")))
+        main_runs.main(options(tmp_path, "scenes", "joint", data_folder=Path("/nowhere")))
     assert not (tmp_path / "runs").exists()

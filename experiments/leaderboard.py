@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved
+from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved, time_needed
 from experiments.common.files import with_ending, write_json, write_picture
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
@@ -170,15 +170,17 @@ def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Esti
     """Return what is estimated of each agent, the lowest final error first."""
     random = Curves.of(found[_REFERENCE])
     curves = {name: Curves.of(runs) for name, runs in found.items()}
-    figures = {
-        name: {
+    figures = {}
+    for name, each in curves.items():
+        needs = iterations_needed(each, random)
+        cost = 0.0 if name == _REFERENCE else float(np.mean([run["cost"] for run in found[name]]))
+        figures[name] = {
             "final_error": mean_of(each.errors[:, -1]),
             "at_half": accuracy_ratio(each, random, 0.5),
             "at_end": accuracy_ratio(each, random, 1.0),
-            "needs": iterations_needed(each, random),
+            "needs": needs,
+            "time": time_needed(needs, cost),
         }
-        for name, each in curves.items()
-    }
     return dict(sorted(figures.items(), key=lambda item: item[1]["final_error"].value))
 
 
@@ -246,14 +248,14 @@ def _in_words(report: dict[str, Any], figures: dict[str, dict[str, Estimate]]) -
         f"mean [{report['interval']}]",
         "",
         "| agent | final error | accuracy at half, of random's | at the end | iterations to random's final error "
-        "| seconds | cost |",
-        "|---|---|---|---|---|---|---|",
+        "| time to it | seconds | cost |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["agents"]:
         its = figures[row["agent"]]
         lines.append(
             f"| {row['agent']} | {its['final_error']:.3f} | {its['at_half']:.0%} | {its['at_end']:.0%} "
-            f"| {its['needs']:.0%} | {row['seconds']:.0f} | {row['cost']:.0%} |"
+            f"| {its['needs']:.0%} | {its['time']:.0%} | {row['seconds']:.0f} | {row['cost']:.0%} |"
         )
     for name, its in report["against_the_curriculum"].items():
         if its["saved"] is not None:

@@ -83,6 +83,16 @@ def iterations_needed(policy: Curves, reference: Curves) -> Estimate:
     return estimate(lambda seeds: _shares_needed(policy, reference, seeds), len(policy.errors))
 
 
+def time_needed(needs: Estimate, cost: float) -> Estimate:
+    """Return `iterations_needed` as a share of the time that random permutations take, which need no validation.
+
+    Args:
+        needs: What `iterations_needed` returned.
+        cost: The share of the policy's time that is not training, in [0, 1); it is taken as exact.
+    """
+    return Estimate(*(share / (1 - cost) for share in needs))
+
+
 def iterations_saved(policy: Curves, other: Curves, reference: Curves) -> Estimate:
     """Return how many iterations less than another policy one needs to reach the reference's final error.
 
@@ -92,8 +102,8 @@ def iterations_saved(policy: Curves, other: Curves, reference: Curves) -> Estima
         reference: Runs with random permutations, of the same seeds.
 
     Returns:
-        As a share of the run's iterations, see `iterations_needed`; below 0 if the policy needs more. Infinite or NaN
-        where the error is not reached.
+        As a share of the run's iterations, see `iterations_needed`; below 0 if the policy needs more. Infinite where
+        one of them does not reach the error, NaN where neither does.
     """
 
     def saved(seeds: np.ndarray) -> np.ndarray:

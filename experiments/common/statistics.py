@@ -10,9 +10,8 @@ import numpy as np
 
 _RESAMPLES = 10_000
 _LEVEL = 0.95
-_FEW = 10  # of fewer runs a bootstrap interval is too narrow
 _BOOTSTRAP = f"bootstrap over the seeds, {_RESAMPLES} resamples"
-_RATIOS = f"Fieller's with Student's t below {_FEW} seeds, else {_BOOTSTRAP}"
+_RATIOS = "Fieller's with Student's t"
 OF_MEANS = f"{_LEVEL:.0%}, Student's t"
 OF_RATIOS = f"{_LEVEL:.0%}, {_RATIOS}"
 INTERVAL = f"{_LEVEL:.0%}: of means Student's t; of ratios of means {_RATIOS}; of shares of iterations {_BOOTSTRAP}"
@@ -33,14 +32,17 @@ class Estimate(NamedTuple):
 
     @classmethod
     def of_columns(cls, columns: Mapping[str, float | None], name: str) -> Estimate:
-        """Return what `as_columns` was called on; where an end is None, it is infinite."""
+        """Return what `as_columns` was called on.
+
+        Where an end is None, it is infinite. Where the value is None, it was not reached, and the ends say nothing.
+        """
         value, low, high = (columns[each] for each in (name, f"{name}_low", f"{name}_high"))
         return cls(
-            math.inf if value is None else value, -math.inf if low is None else low, math.inf if high is None else high
+            math.nan if value is None else value, -math.inf if low is None else low, math.inf if high is None else high
         )
 
     def __format__(self, form: str) -> str:
-        """Format all three: "value [low, high]"; an infinite value was not reached, two infinite ends are left out."""
+        """Format as "value [low, high]": a value that is not finite was not reached; two infinite ends are left out."""
         if not math.isfinite(self.value):
             return "not reached"
         if math.isinf(self.low) and math.isinf(self.high):
@@ -54,7 +56,8 @@ def estimate(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> Estim
     """Estimate a statistic of several runs, whose seeds are resampled: a bootstrap percentile interval.
 
     Of fewer than about ten runs such an interval is too narrow; of three it is at most the range. Means and their
-    ratios have better ones: `mean_of`, `ratio_of_means`.
+    ratios have better ones: `mean_of`, `ratio_of_means`. A resample whose value is not a number may be anything, so it
+    widens the interval to both sides.
 
     Args:
         statistic: Takes (N, count) indices of runs and returns (N,) values. Where it indexes the runs of two policies
@@ -64,7 +67,8 @@ def estimate(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> Estim
     resampled = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
     values, tail = statistic(resampled), (1 - _LEVEL) / 2
     # "lower" and "higher": between a finite and an infinite value there is nothing to interpolate
-    low, high = np.quantile(values, tail, method="lower"), np.quantile(values, 1 - tail, method="higher")
+    low = np.quantile(np.nan_to_num(values, nan=-np.inf, posinf=np.inf, neginf=-np.inf), tail, method="lower")
+    high = np.quantile(np.nan_to_num(values, nan=np.inf, posinf=np.inf, neginf=-np.inf), 1 - tail, method="higher")
     return Estimate(float(statistic(np.arange(count)[None])[0]), float(low), float(high))
 
 
@@ -86,22 +90,15 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
-    """Estimate the ratio of the means of paired values.
+    """Estimate the ratio of the means of paired values, with Fieller's interval, which holds for few runs as well.
 
-    Of fewer than ten runs the interval is Fieller's: a ratio ρ lies in it if, by Student's t test, the mean of ours - ρ
-    theirs is not different from 0. Of more it is that of `estimate`.
+    A ratio ρ lies in the interval if, by Student's t test, the mean of ours - ρ theirs is not different from 0.
 
     Args:
         ours: (runs,).
         theirs: (runs,), of the same seeds. If their mean is not different from 0, or there is a single run, the ends of
-            Fieller's interval are infinite.
+            the interval are infinite.
     """
-    if len(ours) < _FEW:
-        return _fieller(ours, theirs)
-    return estimate(lambda runs: ours[runs].mean(axis=1) / theirs[runs].mean(axis=1), len(ours))
-
-
-def _fieller(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
     from scipy.special import stdtrit  # slow to import
 
     above, below = ours.mean(), theirs.mean()

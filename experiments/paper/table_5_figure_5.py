@@ -43,7 +43,7 @@ from experiments.common.protocols import PROTOCOLS, SETS, Data
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sources import Source, source_of, weights_of, write_trunk
-from experiments.common.statistics import OF_MEANS, mean_of
+from experiments.common.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.style import label_lines, styled
 from experiments.common.sweep import executor_of, sweep
 from experiments.paper.shared import moments_of
@@ -176,6 +176,7 @@ def main(config: Config) -> dict[str, Any]:
             for protocol in config.protocols
         },
     }
+    of_lines = {line: [lines[f"{line}-seed{seed}"] for seed in seeds] for line in LINES}
     numbers = ("num_permutations", "num_validation", "batch_size")
     report = {
         **heading(config),
@@ -184,7 +185,10 @@ def main(config: Config) -> dict[str, Any]:
         "search": config.search,
         "numbers": {name: getattr(config.env, name) for name in numbers},
         "curves": curves,
-        "lines": {line: [lines[f"{line}-seed{seed}"] for seed in seeds] for line in LINES},
+        "lines": of_lines,
+        "above_untrained": {
+            name: mean_of(np.subtract(values, of_lines[LINES[0]])) for name, values in measures[AT_END].items()
+        },
         "measures": measures,
         "differences": {measure: differences(values) for measure, values in measures.items()},
         "rows": rows,
@@ -386,6 +390,10 @@ def _in_words(report: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     for line, values in report["lines"].items():
         lines.append(f"\nTop-1 of the {line} network: {mean_of(100 * np.array(values)):.1f}")
+    above = (
+        f"{name} {Estimate(*(100 * end for end in gain)):+.1f}" for name, gain in report["above_untrained"].items()
+    )
+    lines += ["", f"{AT_END}, in points above the {LINES[0]} network of the same seed: {', '.join(above)}"]
     lines += ["", *(said(measure, pairs) for measure, pairs in report["differences"].items())]
     return "\n".join(lines)
 

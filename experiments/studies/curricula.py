@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
+from experiments.common.effect import Curves, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, ratio_of_means
+from experiments.common.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
 from experiments.common.sweep import over_seeds
 
 CURRICULA = tuple(itertools.product((0.1, 0.3, 0.5), (0.3, 0.5, 0.75, 1.0)))
@@ -63,8 +63,8 @@ def main(config: Config) -> dict[str, Any]:
             {
                 "curriculum": name,
                 "return": float((reductions @ config.discount ** np.arange(reductions.shape[1])).mean()),
-                **accuracy_ratio(curves, random, 0.5).as_columns("at_half"),
-                **accuracy_ratio(curves, random, 1.0).as_columns("at_end"),
+                **mean_of(curves.accuracies(0.5) - random.accuracies(0.5)).as_columns("more_at_half"),
+                **mean_of(curves.accuracies(1.0) - random.accuracies(1.0)).as_columns("more_at_end"),
                 **iterations_needed(curves, random).as_columns("needs"),
                 "errors": curves.errors.tolist(),
             }
@@ -107,14 +107,15 @@ def _in_words(report: dict[str, Any]) -> str:
     lines = [
         in_words(report),
         "",
-        "| curriculum | return | accuracy at half, of random's | at the end | iterations to random's final error |",
+        "| curriculum | return | accuracy at half, points above random's | at the end "
+        "| iterations to random's final E |",
         "|---|---|---|---|---|",
     ]
     for row in report["curricula"]:
         needs = "-" if row["needs"] is None else f"{row['needs']:.0%}"
-        lines.append(
-            f"| {row['curriculum']} | {row['return']:.3f} | {row['at_half']:.0%} | {row['at_end']:.0%} | {needs} |"
-        )
+        more = (Estimate.of_columns(row, column) for column in ("more_at_half", "more_at_end"))
+        cells = " | ".join(f"{Estimate(*(100 * end for end in points)):+.1f}" for points in more)
+        lines.append(f"| {row['curriculum']} | {row['return']:.3f} | {cells} | {needs} |")
     random = report["random"]
     lines += [
         "",

@@ -174,5 +174,7 @@ def test_agents_are_compared_with_the_curriculum(options, capsys, monkeypatch):
     ratio = report["against_the_curriculum"]["random"]["at_end"]
     assert ratio == pytest.approx(1 / rows[name]["at_end"])
     assert (rows["random"]["needs"], rows[name]["needs"]) == pytest.approx((1, 2 / 3))
+    # a tenth of its time is no training; random permutations need nothing else
+    assert (rows["random"]["time"], rows[name]["time"]) == pytest.approx((1, 2 / 3 / 0.9))
     assert report["against_the_curriculum"]["random"]["saved"] == pytest.approx(-1 / 3)
     assert "80% [80%, 80%] at the end; it saves -33.3% [-33.3%, -33.3%] of the iterations" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.common.effect import Curves, accuracy_ratio, first_crossing, iterations_needed
+from experiments.common.effect import Curves, accuracy_ratio, first_crossing, iterations_needed, iterations_saved
 
 ITERATIONS = np.array([0, 10, 20, 40])
 
@@ -51,16 +51,37 @@ def test_an_error_that_is_never_reached_needs_infinitely_many_iterations():
     assert iterations_needed(worse, RANDOM).value == math.inf
 
 
-def test_the_interval_contains_what_pairs_of_seeds_give():
+def slow_share(policy, random, seeds):
+    """The share of the iterations at which the mean curve of some runs is at random's end, on a fine grid."""
+    grid = np.linspace(0, 40, 4001)
+    mean = np.interp(grid, ITERATIONS, policy.errors[seeds].mean(axis=0))
+    below = np.flatnonzero(mean <= random.errors[seeds, -1].mean() + 1e-12)
+    return grid[below[0]] / 40 if len(below) else math.inf
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.0])
+def test_the_intervals_of_iterations_contain_what_pairs_of_seeds_give(gain):
+    """Without a gain, many of the resampled policies never reach the error."""
     rng = np.random.default_rng(0)
     random = Curves(ITERATIONS, 1 - np.sort(rng.random((12, 4)), axis=1))
-    policy = Curves(ITERATIONS, random.errors - 0.1 * rng.random((12, 4)))
-    found = accuracy_ratio(policy, random, 1.0)
-    values = []
-    for _ in range(2000):
+    policy, other = (Curves(ITERATIONS, random.errors - gain + 0.1 * rng.normal(size=(12, 4))) for _ in range(2))
+    needed, saved = [], []
+    for _ in range(1000):
         seeds = rng.integers(12, size=12)
-        values.append((1 - policy.errors[seeds, -1]).mean() / (1 - random.errors[seeds, -1]).mean())
-    assert (found.low, found.high) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.02)
+        shares = [slow_share(each, random, seeds) for each in (policy, other)]
+        needed.append(shares[0])
+        saved.append(0.0 if shares == [math.inf, math.inf] else shares[1] - shares[0])
+    found = iterations_needed(policy, random)
+    assert (found.low, found.high) == pytest.approx(quantiles(needed), abs=0.05)
+    found = iterations_saved(policy, other, random)
+    if gain:
+        assert (found.low, found.high) == pytest.approx(quantiles(saved), abs=0.05)
+    else:
+        assert (found.low, found.high) == (-math.inf, math.inf)
+
+
+def quantiles(values):
+    return np.quantile(values, 0.025, method="lower"), np.quantile(values, 0.975, method="higher")
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -58,6 +58,8 @@ def test_all_networks_are_compared(options, saved_figure, capsys):
     assert set(report["measures"]) == {table_5.DURING, table_5.AT_END, "classification", "actions"}
     assert all(len(pairs) == 21 for pairs in report["differences"].values())
     assert {len(values) for values in report["lines"].values()} == {2}
+    gain = np.mean(report["curves"]["S"]["top1"], axis=0)[-1] - np.mean(report["lines"]["untrained"])
+    assert report["above_untrained"]["S"].value == pytest.approx(gain)
     (axis,) = saved_figure(config.out.with_suffix(".png")).axes
     for line, (name, curve) in zip(axis.lines, report["curves"].items(), strict=False):
         assert line.get_label() == name

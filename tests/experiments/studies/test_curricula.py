@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from experiments.studies import curricula
 from tests.experiments.helpers import small
@@ -24,11 +25,13 @@ def test_it_ranks_the_curricula_by_their_discounted_return(tmp_path, monkeypatch
             for errors in row["errors"]
         ]
         assert row["return"] == pytest.approx(sum(returns) / len(returns))
-        assert row["at_end"] == pytest.approx(
-            sum(1 - errors[-1] for errors in row["errors"])
-            / sum(1 - errors[-1] for errors in next(each for each in rows if each["curriculum"] == "random")["errors"])
-        )
     errors = np.array(next(row for row in rows if row["curriculum"] == "random")["errors"])
+    for row in rows:
+        if row["curriculum"] != "random":
+            ours = np.array(row["errors"])[:, -1]
+            assert row["more_at_end"] == pytest.approx((errors[:, -1] - ours).mean())
+            interval = scipy.stats.ttest_rel(errors[:, -1], ours).confidence_interval()
+            assert (row["more_at_end_low"], row["more_at_end_high"]) == pytest.approx((interval.low, interval.high))
     kept = json.loads(next((tmp_path / "runs").glob("random-seed*.json")).read_text())
     iterations = kept["result"]["iterations"]
     late = 1 - np.interp(0.9 * iterations[-1], iterations, errors.mean(axis=0))

@@ -101,6 +101,9 @@ class _InfoOfValidations(gym.Wrapper[Any, Any, Any, Any]):
 # `make_model`.
 
 
+_LARGEST_BUFFER = 1_000_000  # transitions, the default of Stable-Baselines3
+
+
 def _on_policy(steps: int) -> dict[str, Any]:
     return {
         "policy": PolicyAhead,
@@ -129,7 +132,8 @@ def _dqn(steps: int, updates: int) -> dict[str, Any]:
         "policy": "MlpPolicy",
         # n-step returns over a whole update; one-step returns would credit only its last action.
         "n_steps": steps,
-        "buffer_size": steps * updates,  # a run
+        # a run; of one of millions of steps, what fits into memory, and two updates at least
+        "buffer_size": min(steps * updates, max(_LARGEST_BUFFER, 2 * steps)),
         "learning_starts": 0,  # the exploration schedule begins with random actions anyway
         "train_freq": steps,  # there is no reward in between
         "gradient_steps": 32,

@@ -175,7 +175,8 @@ def _take_out_tensors(node: Any, path: str, tensors: dict[str, torch.Tensor]) ->
     if name in tensors:
         raise ValueError(f"the tree has two entries {name!r}: leave '/' out of its keys")
     if isinstance(node, torch.Tensor):
-        tensors[name] = node.detach().cpu().contiguous()
+        # a copy: safetensors refuses tensors that share memory, such as the weights of a layer that is used twice
+        tensors[name] = node.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return {_TENSOR: name}
     tensors[name] = torch.from_numpy(np.array(node, order="C"))
     return {_ARRAY: name}

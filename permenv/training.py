@@ -148,12 +148,12 @@ class Trainer:
             network.trunk.load_state_dict(trunk)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that training changes: a tree of tensors and numbers. The tensors are not copied."""
+        """Everything that training changes: a tree of tensors and numbers, which are copied."""
         return {
             "iteration": self.iteration,
-            "network": dict(self.network.state_dict()),
-            "momentum": dict(self._momentum),
-            "averaged": None if self._averaged is None else dict(self._averaged.state_dict()),
+            "network": _copies(self.network.state_dict()),
+            "momentum": _copies(self._momentum),
+            "averaged": None if self._averaged is None else _copies(self._averaged.state_dict()),
         }
 
     def state_schema(self) -> Schema:
@@ -327,6 +327,11 @@ def _by_dtype(averaged: nn.Module, network: nn.Module) -> list[tuple[list[Tensor
         averages.append(average.detach())
         values.append(value.detach())
     return list(lists.values())
+
+
+def _copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy each; names that share a tensor have copies of their own."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 
 def _like(value: Any) -> Schema:

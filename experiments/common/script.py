@@ -13,6 +13,7 @@ from __future__ import annotations
 import shlex
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -97,6 +98,9 @@ def _last_words(
     if isinstance(error, ERRORS):
         return f"error: {error}", 1
     cause = error.__cause__ if isinstance(error, JobError) else error
+    if isinstance(cause, BrokenExecutor):
+        killed = "a worker process was killed, perhaps because memory ran out: run fewer of them with --processes"
+        return f"error: {killed}; {_how_to_continue(config, launch)}", 1
     if isinstance(cause, (*ERRORS, OSError, RankError)):  # a full disk, say
         return f"error: {error}; {_how_to_continue(config, launch)}", 1
     return None

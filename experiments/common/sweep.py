@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -166,8 +167,8 @@ def _run(
 
         def finish(future: Future[R], name: str) -> None:
             if name not in done:
-                done.add(name)
                 keep(name, _result(future, name))
+                done.add(name)
                 bar.update()
 
         futures: dict[Future[R], str] = {}
@@ -182,10 +183,11 @@ def _run(
         except Exception:
             for future in futures:
                 future.cancel()
-            for future, name in futures.items():  # those that were running end, and are kept
-                if not future.cancelled():
-                    with contextlib.suppress(JobError):
-                        finish(future, name)
+            running = [future for future in futures if not future.cancelled()]
+            # they end, and are kept; what could not be written, on a full disk, is written once more at last
+            for future in itertools.chain(as_completed(running), running):
+                with contextlib.suppress(JobError, OSError):
+                    finish(future, futures[future])
             raise
         except BaseException:
             # a pool of processes that is stopped is broken on purpose, and its jobs must not be cancelled meanwhile

@@ -124,6 +124,37 @@ def test_a_run_with_a_users_backbone_pickles(make_env, task):
 # Checkpoints
 
 
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_state_in_memory_stays_as_it_was_while_the_run_goes_on(ema_decay):
+    run, other = small_run(ema_decay=ema_decay), small_run(ema_decay=ema_decay)
+    for each in (run, other):
+        each.iterate()
+    state = run.state_dict()
+    for _ in range(3):
+        run.iterate()
+    run.load_state_dict(state)
+    assert run.iteration == 1
+    assert_same_weights(run, other)
+    assert [run.iterate() for _ in range(2)] == [other.iterate() for _ in range(2)]
+
+
+def a_layer_twice() -> torch.nn.Module:
+    """A user's trunk whose second and third layer have their weights in common."""
+    shared = torch.nn.Conv2d(4, 4, 3, padding=1)
+    first = torch.nn.Conv2d(3, 4, 5, stride=2)
+    return torch.nn.Sequential(first, shared, torch.nn.ReLU(), shared, torch.nn.AdaptiveAvgPool2d(2))
+
+
+def test_a_run_whose_backbone_uses_a_layer_twice_is_saved_and_continued(tmp_path):
+    run, other = (small_run(seed=seed, backbone=a_layer_twice) for seed in (0, 1))
+    run.iterate()
+    run.save(tmp_path / "run")
+    other.load(tmp_path / "run")
+    trunk = other.trainer.network.trunk
+    assert trunk[1] is trunk[3]
+    assert [run.iterate() for _ in range(3)] == [other.iterate() for _ in range(3)]
+
+
 @joint_first
 @pytest.mark.parametrize("steps", [pytest.param(0, marks=pytest.mark.ci), 7, pytest.param(24, marks=pytest.mark.ci)])
 def test_a_saved_run_continues_bit_for_bit(make_env, tmp_path, task, steps):

@@ -3,6 +3,7 @@
 import dataclasses
 import signal
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,6 +106,11 @@ def test_a_signal_that_is_to_be_ignored_is_ignored(monkeypatch):
             OSError(28, "No space left on device", "x.json"),
             "error: [Errno 28] No space left on device: 'x.json'; somewhere holds it; continue with: "
             "python 'a script.py' --resume\n",
+        ),
+        (
+            BrokenProcessPool("A process in the process pool was terminated abruptly"),
+            "error: a worker process was killed, perhaps because memory ran out: run fewer of them with --processes; "
+            "somewhere holds it; continue with: python 'a script.py' --resume\n",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 """A sweep runs each job once, in any executor, and says which job failed."""
 
+import errno
 import json
 import os
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from experiments.common.files import write_json
 from experiments.common.options import SweepOptions
 from experiments.common.processes import SerialExecutor, make_executor
 from experiments.common.protocols import Data
@@ -158,6 +160,32 @@ def test_jobs_that_run_while_another_fails_are_kept(tmp_path):
     with ThreadPoolExecutor(2) as pool, pytest.raises(JobError, match="bad one"):
         sweep(work, {"slow": {"fails": False}, "bad one": {"fails": True}}, executor=pool, folder=tmp_path)
     assert json.loads((tmp_path / "slow.json").read_text())["result"] == "done"
+
+
+def test_results_that_a_full_disk_refused_are_written_when_there_is_room(tmp_path, monkeypatch):
+    """Of three jobs the first one's result cannot be written, nor, at first, that of the one that still runs."""
+    refused, all_run = threading.Event(), threading.Barrier(3)
+    attempts = []
+
+    def write(path, content):
+        attempts.append(path.stem)
+        if len(attempts) < 3:
+            refused.set()
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write_json(path, content)
+
+    def work(waits):
+        all_run.wait()
+        if waits:
+            refused.wait()
+        return "done"
+
+    monkeypatch.setattr("experiments.common.sweep.write_json", write)
+    jobs = {"quick": {"waits": False}, "slow": {"waits": True}, "slower": {"waits": True}}
+    with ThreadPoolExecutor(3) as pool, pytest.raises(OSError, match="No space left"):
+        sweep(work, jobs, executor=pool, folder=tmp_path)
+    assert {json.loads(path.read_text())["result"] for path in tmp_path.glob("*.json")} == {"done"}
+    assert {path.stem for path in tmp_path.glob("*.json")} == set(jobs)
 
 
 def test_every_variant_is_run_with_every_seed(tmp_path):

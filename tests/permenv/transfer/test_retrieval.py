@@ -117,6 +117,18 @@ def test_an_image_retrieves_itself_whatever_number_its_class_has(trunk):
     assert retrieval(trunk, others, database) == {1: 0.0}
 
 
+def test_a_database_that_is_searched_in_parts_gives_the_same_accuracies(trunk, monkeypatch):
+    rng = np.random.default_rng(1)
+    queries, database = images(rng.integers(0, 4, 12), "abcd"), images(rng.integers(0, 4, 23), "abcd", seed=1)
+    whole = retrieval(trunk, queries, database, top=(1, 3, 10))
+    assert len(set(whole.values())) > 1
+    for part in (1, 5, 22):
+        monkeypatch.setitem(retrieval.__globals__, "_PART", part)
+        assert retrieval(trunk, queries, database, top=(1, 3, 10)) == whole
+    with pytest.raises(ValueError, match="the 24 nearest of 23 entries"):
+        retrieval(trunk, queries, database, top=(24,))
+
+
 def test_indices_choose_queries_and_database(trunk):
     data = images([0, 1, 1, 0])
     found = retrieval(trunk, data, data, query_indices=np.array([0]), database_indices=np.array([1, 2]), top=(1, 2))

@@ -17,18 +17,21 @@ from tests.helpers import ROOT
 TEXTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")] + sorted(
     (ROOT / "docs").rglob("*.md")
 )
+SCRIPT = re.compile(r"(?:^|&& )(?:[A-Z_]+=\S+ )*(?:python|torchrun --nproc-per-node \d+) (experiments/.*)")
 COMMANDS = [
-    (str(path.relative_to(ROOT)), line.split("python ", 1)[1])
+    (str(path.relative_to(ROOT)), command)
     for path in TEXTS
     for block in blocks(path, "bash")
     for line in block.splitlines()
-    if re.search(r"(^|&& )python experiments/", line)
+    for command in SCRIPT.findall(line)
 ]
 
 
 def test_every_page_of_the_documentation_has_been_found():
     assert len(pages()) > 10
     assert len(COMMANDS) > 10
+    lines = [line for path in TEXTS for block in blocks(path, "bash") for line in block.splitlines()]
+    assert len(COMMANDS) == sum(".py" in line and "experiments/" in line for line in lines)
 
 
 @pytest.mark.ci
@@ -62,8 +65,13 @@ def test_the_reward_of_the_tutorial_takes_a_divergence_for_the_worst_outcome(mak
 
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
-def test_a_command_of_the_documentation_parses(page, command):
+def test_a_command_of_the_documentation_parses(page, command, tmp_path, monkeypatch):
     script, *arguments = shlex.split(command, comments=True)
+    for name in re.findall(r"mine:(\w+)", command):  # the reader's
+        own = f"import agents\n\nclass {name}(agents.Agent):\n    def __init__(self, *spaces, seed, group=0): ...\n"
+        (tmp_path / "mine.py").write_text(own)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     parse(module.Config, arguments=arguments)
 

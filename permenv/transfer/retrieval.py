@@ -83,7 +83,8 @@ def retrieval(
         neighbours = np.concatenate([neighbours, start + found], axis=1)
         distances = np.concatenate([distances, how_far], axis=1)
         order = distances.argsort(axis=1, kind="stable")[:, : max(top)]
-        neighbours, distances = (np.take_along_axis(array, order, axis=1) for array in (neighbours, distances))
+        neighbours = np.take_along_axis(neighbours, order, axis=1)
+        distances = np.take_along_axis(distances, order, axis=1)
     return _accuracies(class_names(query_images, query_rows), class_names(images, rows)[neighbours], top)
 
 

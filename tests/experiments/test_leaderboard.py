@@ -7,10 +7,11 @@ import math
 import pytest
 
 from experiments import leaderboard
-from experiments.common.players import AGENTS
+from experiments.common.players import AGENTS, play
 from experiments.common.run_folder import CHECKPOINT, RunFolderError
 from experiments.common.statistics import Estimate
 from permenv import ConfigurationError
+from permenv.wrappers import CrossEntropyReward
 from tests.experiments.helpers import small
 
 
@@ -46,9 +47,17 @@ def test_it_writes_a_table_and_a_picture(options, tmp_path):
     assert json.loads((tmp_path / "board.json").read_text()) == report
 
 
-def test_an_agent_can_learn_from_the_cross_entropy(options):
-    report = leaderboard.main(options(agents=(), cross_entropy=("reinforce",), seeds=1, updates=3))
-    assert {row["agent"] for row in report["agents"]} == {"random", "reinforce, cross-entropy"}
+def test_an_agent_can_learn_from_the_cross_entropy(options, monkeypatch):
+    played = []
+
+    def play_and_note(player, env, **given):
+        played.append((player, isinstance(env, CrossEntropyReward)))
+        return play(player, env, **given)
+
+    monkeypatch.setattr(leaderboard, "play", play_and_note)
+    report = leaderboard.main(options(agents=("reinforce",), cross_entropy=("reinforce",), seeds=1, updates=3))
+    assert {row["agent"] for row in report["agents"]} == {"random", "reinforce", "reinforce, cross-entropy"}
+    assert sorted(played) == [("random", False), ("reinforce", False), ("reinforce", True)]
     with pytest.raises(ConfigurationError, match="unknown agent 'sarsa'"):
         leaderboard.main(options(cross_entropy=("sarsa",)))
 

@@ -4,10 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
+import agents
+from agents.rollout import rollout
 from experiments import across_runs
 from experiments.paper import table_f1
+from experiments.paper.shared import policy_in
 from permenv import CheckpointError
+from permenv.wrappers.base import base_env_of
 from tests.experiments.helpers import small
 
 
@@ -48,6 +53,38 @@ def test_it_measures_three_policies_at_every_checkpoint(options, tmp_path, capsy
     printed = capsys.readouterr().out
     assert "| policy | (125 ± 14)% |" in printed
     assert "best constant pool of each checkpoint, one epoch: " in printed
+
+
+@pytest.mark.parametrize("kind", [*table_f1.KINDS, table_f1._pool(0.3)])
+def test_copies_of_a_checkpoint_are_continued_by_the_frozen_policy_that_is_named(options, kind, monkeypatch):
+    _, _, env = table_f1._with_epochs(options().environment)
+    base_env = base_env_of(env)
+    view, agent = policy_in(env, None, 0)
+    observation, _ = view.reset(seed=0)
+    rollout(view, agent, observation=observation, updates=1)
+    weights = {name: value.clone() for name, value in base_env.run.trainer.network.state_dict().items()}
+    seen = {}
+
+    def play(fork, frozen, **given):
+        seen.update(fork=fork, frozen=frozen, given=given)
+        assert all(torch.equal(value, weights[name]) for name, value in fork.run.trainer.network.state_dict().items())
+        return rollout(fork, frozen, **given)
+
+    monkeypatch.setattr(table_f1, "rollout", play)
+    errors = table_f1._continue(base_env, base_env.run.observation, kind, agent, None, 0, updates=1)
+    assert len(errors) == 1
+    assert seen["fork"] is not base_env
+    assert seen["given"]["learn"] is False
+    frozen = seen["frozen"]
+    assert frozen is not agent
+    expected = {"policy": agents.Reinforce, "inverse": agents.InversePolicy, "random": agents.RandomPolicy}
+    assert type(frozen) is expected.get(kind, agents.EasiestFirst)
+    if kind == "policy":
+        np.testing.assert_array_equal(
+            frozen.probabilities(base_env.run.observation), agent.probabilities(base_env.run.observation)
+        )
+    if kind not in expected:
+        assert frozen.start == 0.3
 
 
 def test_checkpoints_at_which_the_two_policies_are_the_same_are_told_from_others():

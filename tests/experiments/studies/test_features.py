@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from experiments.common.protocols import Data
+from experiments.common.sources import Source
 from experiments.studies import conditions, features
 from permenv import ConfigurationError, StillImages, make_config
 from permenv.networks import BACKBONES
+from permenv.transfer.trunks import load_trunk
 from tests.experiments import releases
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -92,6 +95,34 @@ def test_each_condition_is_one_change(options, tmp_path, capsys):
     untrained = report["rows"][0]["top 1"]
     assert untrained["as evaluated"] == untrained["measured statistics"], "they are measured in any case"
     assert "| images | jigsaw |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("condition", conditions.CONDITIONS)
+def test_a_condition_changes_what_its_name_says(condition, monkeypatch):
+    loaded, measured, blank = [], [], torch.zeros(1, 3, 64, 64)
+    rng = np.random.default_rng(0)
+
+    def images(data, side):
+        loaded.append(side)
+        pixels = torch.from_numpy(rng.integers(0, 256, (4, side, side, 3), dtype=np.uint8))
+        return [StillImages(pixels, np.array([0, 1, 0, 1]), ("a", "b"), "images", "")] * 2
+
+    def search(module, queries, database, **_):
+        pixels = np.asarray(database.pixels)
+        assert (np.ptp(pixels, axis=-1) == 0).all() == (condition == "grey")
+        denser = 2 if condition == "half the stride" else 1
+        assert module(blank).shape[2] == denser * original.module(blank).shape[2]
+        return {1: 0.5}
+
+    source = Source("jigsaw", "somewhere", "", "two-convolutions")
+    original = load_trunk("random", backbone="two-convolutions")
+    monkeypatch.setattr(Source, "load", lambda self, seed: original)
+    monkeypatch.setitem(conditions.SETS, "images", images)
+    monkeypatch.setattr(conditions, "retrieval", search)
+    monkeypatch.setattr(conditions, "with_measured_statistics", lambda trunk, _: measured.append(1) or trunk)
+    assert conditions.search(source, Data(), "images", condition, 0, "cpu") == 0.5
+    assert loaded == [original.input_size * {"half size": 1, "twice the size": 4}.get(condition, 2) // 2]
+    assert bool(measured) == (condition == "measured statistics")
 
 
 def test_grey_images_have_no_colour_and_keep_their_luma():

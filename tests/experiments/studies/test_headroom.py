@@ -41,6 +41,25 @@ def test_it_compares_the_best_curriculum_with_tuned_random_permutations(options,
     assert (tmp_path / "headroom.png").is_file()
 
 
+def test_rates_and_curricula_are_chosen_on_tuning_seeds_alone(options, monkeypatch):
+    """On the reported seeds others would be better: rate 2 for random permutations, the second curriculum."""
+    tuned = {0.5: 0.2, 1.0: 0.3, 2.0: 0.1}
+    curricula = headroom.CURRICULA
+
+    def run(rate, curriculum, before, updates, seed, environment):
+        is_tuning = seed < 200
+        accuracy = tuned[rate] if is_tuning else rate / 10
+        if curriculum is not None:
+            accuracy += 0.1 if (curriculum == curricula[2]) == is_tuning else 0.05
+        return {"iterations": [0, 5, 10], "errors": [1.0, 1 - accuracy / 2, 1 - accuracy], "diverged": False}
+
+    monkeypatch.setattr(headroom, "_run", run)
+    (row,) = headroom.main(options(cells=("nano",), runs=None))["cells"]
+    assert row["learning_rate_multiple"] == 1.0
+    assert tuple(row["curriculum"]) == curricula[2]
+    assert (row["random_at_end"], row["curriculum_at_end"]) == pytest.approx((0.1, 0.15))  # of the reported seeds
+
+
 def curves(*accuracies):
     """Return runs of these accuracies before, at half and at the end."""
     return Curves(np.array([0, 5, 10]), 1 - np.array(accuracies))

@@ -6,6 +6,8 @@ import pytest
 
 from experiments.studies import within_run
 from permenv import ConfigurationError
+from permenv.wrappers import CrossEntropyReward, ErrorReduction
+from permenv.wrappers.base import base_env_of
 from tests.experiments.helpers import small
 
 
@@ -30,6 +32,19 @@ def test_every_variant_runs_for_equally_many_iterations(options, tmp_path, capsy
         assert len(row["errors"][0]) == (5 if within_run.VARIANTS[name].halves else 3)
         assert row["errors"][0][0] == by_name["random"]["errors"][0][0]
     assert "| learning rate 0.1 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", within_run.VARIANTS)
+def test_a_variant_is_played_with_its_options_and_its_reward(options, name, monkeypatch):
+    played = []
+    monkeypatch.setattr(within_run, "play", lambda agent, env, **given: played.append((agent, env, given)))
+    within_run._run(name, 7, options().environment)
+    variant = within_run.VARIANTS[name]
+    ((agent, env, given),) = played
+    assert (agent, given) == (variant.agent, {"seed": 7, **variant.options})
+    for reward, kind in (("reduction", ErrorReduction), ("cross-entropy", CrossEntropyReward)):
+        assert isinstance(env, kind) == (variant.reward == reward)
+    assert base_env_of(env).config.total_updates == (4 if variant.halves else 2)
 
 
 def test_a_variant_that_does_not_exist_is_refused(options, tmp_path):

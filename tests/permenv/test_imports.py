@@ -11,6 +11,7 @@ import pytest
 from tests.helpers import ROOT, SMALL
 
 LAYERS = """
+permenv.atomic
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.locks permenv.records
 permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed permenv.device
 permenv.data permenv.batch_norm permenv.saved_run
@@ -35,6 +36,7 @@ package stands for its modules, which may import one another, but not in a circl
 `__init__`, which collects the public names."""
 
 NARROWER = {
+    "permenv.checkpoint": {"atomic"},
     "permenv.data": {"locks", "progress"},
     "permenv.heads": set(),
     "permenv.saved_run": {"checkpoint", "schema"},
@@ -46,7 +48,7 @@ NARROWER = {
     "permenv.registry": {"config", "data", "networks", "tasks"},
     "permenv.training": {"batch_norm", "config", "device", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
-    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
+    "permenv.transfer": {"atomic", "augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
         *(
             "checkpoint",

@@ -22,15 +22,14 @@ import torch
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError, Precision
-from permenv.device import resolve_device, spare_threads
+from permenv.device import resolve_device
 from permenv.distributed import ALONE, Ranks, current
-from permenv.memory import check_memory
 from permenv.networks import eval_mode
 from permenv.records import PHASES, Record
-from permenv.registry import data_keywords, make_config, make_tasks
 from permenv.run_schema import run_schema
 from permenv.saved_run import read_run, trunk_weights
 from permenv.schema import shown
+from permenv.setup import make_tasks, prepare
 from permenv.state import draw_members, group_members, group_permutations, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
@@ -539,32 +538,6 @@ class Pretraining:
     def _set_groups(self, groups: dict[str, np.ndarray]) -> None:
         self.groups = groups
         self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
-
-
-def prepare(
-    preset: str, task: str, device: str | torch.device, options: Mapping[str, Any]
-) -> tuple[Config, torch.device, dict[str, Any]]:
-    """Check what a run is made of, before any data are read.
-
-    Args:
-        preset: A name in `permenv.PRESETS`.
-        task: A name in `permenv.registered_tasks()`.
-        device: "auto", "cpu" or "cuda".
-        options: Data (`images`, `videos`) and any field of `permenv.Config`, by keyword.
-
-    Returns:
-        All numbers, the device, and the data by keyword, for `make_tasks`.
-
-    Raises:
-        ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
-    """
-    keywords = data_keywords()
-    data = {name: value for name, value in options.items() if name in keywords}
-    config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
-    chosen = resolve_device(device)
-    spare_threads()
-    check_memory(task, config, chosen, data)
-    return config, chosen, data
 
 
 def _precision_in(state: Any) -> Precision | None:

@@ -20,6 +20,7 @@ permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
 permenv.registry permenv.run_schema
 permenv.memory
+permenv.setup
 permenv.pretraining
 permenv.episode
 permenv.render
@@ -45,29 +46,14 @@ NARROWER = {
     "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
-    "permenv.registry": {"config", "data", "networks", "tasks"},
+    "permenv.registry": {"config", "tasks"},
+    "permenv.setup": {"config", "device", "memory", "networks", "registry", "tasks"},
     "permenv.training": {"batch_norm", "config", "device", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
     "permenv.transfer": {"atomic", "augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
-        *(
-            "checkpoint",
-            "config",
-            "device",
-            "distributed",
-            "memory",
-            "networks",
-            "records",
-            "registry",
-            "run_schema",
-            "saved_run",
-            "schema",
-            "state",
-            "streams",
-            "tasks",
-            "torch_state",
-        ),
-        *("training", "validation"),
+        *("checkpoint", "config", "device", "distributed", "networks", "records", "run_schema", "saved_run", "schema"),
+        *("setup", "state", "streams", "tasks", "torch_state", "training", "validation"),
     },
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
     "permenv.render": {"episode", "reward", "state", "tasks"},

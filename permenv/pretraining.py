@@ -21,13 +21,13 @@ import torch
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
-from permenv.config import Config, ConfigurationError, Precision
+from permenv.config import Config, ConfigurationError
 from permenv.device import resolve_device
-from permenv.distributed import ALONE, Ranks, current
+from permenv.distributed import Ranks, current
 from permenv.networks import eval_mode
 from permenv.records import PHASES, Record
 from permenv.run_schema import run_schema
-from permenv.saved_run import read_run, trunk_weights
+from permenv.saved_run import precision_of, read_run, trunk_weights
 from permenv.schema import shown
 from permenv.setup import make_tasks, prepare
 from permenv.state import draw_members, group_members, group_permutations, observe
@@ -358,7 +358,7 @@ class Pretraining:
         device "auto" may stand for another one.
         """
         if config.precision == "auto":
-            config = dataclasses.replace(config, precision=_precision_in(state) or "auto")
+            config = dataclasses.replace(config, precision=precision_of(state) or "auto")
         run = cls._blank(config, tasks, device)
         run_schema(run.identity, run.tasks, config.num_groups, run.trainer.state_schema()).check(state, "run")
         run._continue(state)
@@ -540,15 +540,6 @@ class Pretraining:
         self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
 
 
-def _precision_in(state: Any) -> Precision | None:
-    """Return the precision of a run's state, which may be no such state."""
-    identity = state.get("identity") if isinstance(state, Mapping) else None
-    found = identity.get("precision") if isinstance(identity, Mapping) else None
-    if not isinstance(found, str) or found not in ("float32", "bf16"):
-        return None
-    return "bf16" if found == "bf16" else "float32"
-
-
 @default_torch_state()
 def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> dict[str, torch.Tensor]:
     """Read the trunk of a saved run, of whatever task, and check that it fits.
@@ -565,7 +556,7 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
         CheckpointError: If the file is damaged or holds no run, its trunk is another one, or is not finite.
     """
     saved = read_run(path)["run"]
-    trainer = _new_trainer(config, tasks, torch.device("cpu"), 0, ALONE)
+    like = Trainer(config, {}, _piece_shape(tasks), torch.device("cpu"), 0)  # without heads, for the trunk alone
     ours = config.as_dict()["backbone"]
     with checkpoint.naming(path):
         trunk = trunk_weights(saved)
@@ -574,12 +565,15 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
             raise CheckpointError(
                 f"its trunk is backbone={shown(theirs)}, this run's backbone={ours!r}: use the checkpoint's backbone"
             )
-        trainer.trunk_schema().check(trunk, "run/trainer/trunk")
+        like.trunk_schema().check(trunk, "run/trainer/trunk")
         if not all(value.isfinite().all() for value in trunk.values()):
             raise CheckpointError("its trunk is not finite, its run diverged: use an earlier checkpoint")
     return trunk
 
 
 def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int, ranks: Ranks) -> Trainer:
-    piece_shape = next(iter(tasks.values())).piece_shape
-    return Trainer(config, {name: task.head for name, task in tasks.items()}, piece_shape, device, seed, ranks)
+    return Trainer(config, {name: task.head for name, task in tasks.items()}, _piece_shape(tasks), device, seed, ranks)
+
+
+def _piece_shape(tasks: Mapping[str, Task]) -> tuple[int, ...]:
+    return next(iter(tasks.values())).piece_shape

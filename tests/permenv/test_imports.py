@@ -40,7 +40,7 @@ NARROWER = {
     "permenv.checkpoint": {"atomic"},
     "permenv.data": {"locks", "progress"},
     "permenv.heads": set(),
-    "permenv.saved_run": {"checkpoint", "schema"},
+    "permenv.saved_run": {"checkpoint", "config", "schema"},
     "permenv.distributed": {"config"},
     "permenv.device": {"config"},
     "permenv.batch_norm": {"config", "distributed"},

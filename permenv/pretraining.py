@@ -24,6 +24,7 @@ from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
 from permenv.device import resolve_device
 from permenv.distributed import Ranks, current
+from permenv.minibatches import MiniBatches
 from permenv.networks import eval_mode
 from permenv.records import PHASES, Record
 from permenv.run_schema import run_schema
@@ -34,7 +35,7 @@ from permenv.state import draw_members, group_members, group_permutations, obser
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
-from permenv.training import Batch, Trainer
+from permenv.training import Trainer
 from permenv.validation import Validation, validate
 
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does
@@ -237,17 +238,12 @@ class Pretraining:
             groups = self._checked(groups)
         start = time.perf_counter()
         batches, chosen = {}, np.zeros_like(self.choices)
-        for number, (name, task) in enumerate(self.tasks.items()):
+        for number, (name, minibatches) in enumerate(self._minibatches.items()):
             labels, drawn = self._draw_labels(name, None if groups is None else groups[:, number], number)
             np.add.at(chosen[number], drawn, 1)
-            samples = self._draw_samples(name, number, self.iteration)
-            orders, augmentation = task.permutations[labels], self._stream(Purpose.AUGMENTATION, number)
-            if self.ranks.size == 1:
-                batches[name] = Batch(task.pieces(samples, orders, augmentation), labels)
-            else:
-                rows = self.ranks.shard(len(labels))
-                batches[name] = Batch(task.shard_of_pieces(rows, samples, orders, augmentation), labels[rows])
-        self._announce()
+            batches[name] = minibatches.make(self.seed, self.iteration, labels)
+        for minibatches in self._minibatches.values():  # to be read while the network is trained
+            minibatches.announce(self.seed, self.iteration, self.config.batch_size)
         self._is_whole = False
         self.losses = self.trainer.step(batches)
         self.choices += chosen
@@ -345,7 +341,7 @@ class Pretraining:
         twin.validation, twin.groups, twin._members = copy.deepcopy((self.validation, self.groups, self._members))
         twin.records, twin.choices = copy.deepcopy((self.records, self.choices))
         twin.losses, twin.seconds = dict(self.losses), dict.fromkeys(_SPENT_ON, 0.0)
-        twin._announced = {}  # with another seed it draws other samples
+        twin._minibatches = {name: each.fork() for name, each in self._minibatches.items()}
         return twin
 
     @classmethod
@@ -507,23 +503,12 @@ class Pretraining:
             return labels, self.groups[task][labels]
         return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), generator), groups
 
-    def _draw_samples(self, task: str, number: int, iteration: int) -> np.ndarray:
-        """Draw the samples of a mini-batch, (B, k) int64."""
-        generator = stream(self.seed, Purpose.SAMPLES, iteration, number)
-        return self.tasks[task].draw(self._trainable[task], self.config.batch_size, generator)
-
-    def _announce(self) -> None:
-        """Let the tasks read this rank's samples of the next iterations, each once, while the network is trained."""
-        for number, (name, task) in enumerate(self.tasks.items()):
-            last = self.iteration + task.read_ahead
-            for iteration in range(max(self.iteration, self._announced.get(name, 0)) + 1, last + 1):
-                task.announce(self._draw_samples(name, number, iteration)[self.ranks.shard(self.config.batch_size)])
-            self._announced[name] = last
-
     def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
         self.held_out = samples
-        self._announced: dict[str, int] = {}  # by task, the last iteration whose samples were announced
-        self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
+        self._minibatches = {
+            name: MiniBatches(task, number, samples[name], self.ranks)
+            for number, (name, task) in enumerate(self.tasks.items())
+        }
         shards = {name: each[self.ranks.shard(len(each))] for name, each in samples.items()}
         self._validation_pieces = {name: task.pieces(shards[name]) for name, task in self.tasks.items()}
         for name, pieces in self._validation_pieces.items():

@@ -18,7 +18,7 @@ permenv.data permenv.batch_norm permenv.saved_run
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
-permenv.registry permenv.run_schema
+permenv.registry permenv.run_schema permenv.minibatches
 permenv.memory
 permenv.setup
 permenv.pretraining
@@ -50,10 +50,11 @@ NARROWER = {
     "permenv.setup": {"config", "device", "memory", "networks", "registry", "tasks"},
     "permenv.training": {"batch_norm", "config", "device", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
+    "permenv.minibatches": {"distributed", "streams", "tasks", "training"},
     "permenv.transfer": {"atomic", "augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
-        *("checkpoint", "config", "device", "distributed", "networks", "records", "run_schema", "saved_run", "schema"),
-        *("setup", "state", "streams", "tasks", "torch_state", "training", "validation"),
+        *("checkpoint", "config", "device", "distributed", "minibatches", "networks", "records", "run_schema"),
+        *("saved_run", "schema", "setup", "state", "streams", "tasks", "torch_state", "training", "validation"),
     },
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
     "permenv.render": {"episode", "reward", "state", "tasks"},

@@ -18,7 +18,8 @@ from permenv.data import (
 )
 from permenv.env import PermShuffleEnv
 from permenv.pretraining import Pretraining
-from permenv.registry import make_config, register_task, registered_tasks
+from permenv.registry import register_task, registered_tasks
+from permenv.setup import make_config
 from permenv.tasks import Task
 from permenv.validation import Validation
 

@@ -1,34 +1,26 @@
 """Trees of tensors and plain values in one file that is either whole or not there.
 
 A checkpoint is a safetensors file: tensors as its entries, everything else as JSON in its header, with a checksum of
-both. Nothing in it is ever executed. It is written beside its target and renamed into place, so that a process
-killed at any moment leaves the previous checkpoint behind. The checksum finds damage. What a whole file of another
-version or program holds is found by the schema of whoever reads it, see `permenv.schema`.
+both. Nothing in it is ever executed. It is written atomically, see `permenv.atomic`, so that a process killed at any
+moment leaves the previous checkpoint behind. The checksum finds damage. What a whole file of another version or program
+holds is found by the schema of whoever reads it, see `permenv.schema`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
 
-fcntl: ModuleType | None
-try:
-    import fcntl
-except ImportError:  # Windows, where a file that is open cannot be deleted anyway
-    fcntl = None
+from permenv.atomic import write_bytes
 
 FORMAT = "permenv checkpoint 4"
 _TENSOR, _ARRAY = "$tensor", "$array"  # JSON objects with one of these keys stand for an entry of the file
@@ -48,7 +40,7 @@ class CheckpointError(RuntimeError):
 
 
 def write(path: str | Path, tree: dict[str, Any]) -> None:
-    """Save a tree, see `write_bytes`.
+    """Save a tree, atomically.
 
     Args:
         path: The file; its folder is made if need be, a file of that name is replaced.
@@ -65,36 +57,6 @@ def write(path: str | Path, tree: dict[str, Any]) -> None:
     # not `save_file`: its file has a random name, so that a kill leaves it for good, and is readable by its owner only
     content = safetensors.torch.save(tensors, metadata)
     write_bytes(path, content)
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, atomically. What an earlier write that was killed left beside it is removed.
-
-    Args:
-        path: The file; its folder is made if need be, a file of that name is replaced.
-        content: What it is to hold.
-
-    Raises:
-        OSError: If the file cannot be written; a file of that name is then as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                _lock(file)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            if os.name == "posix":  # while it is locked; elsewhere an open file cannot be renamed
-                temporary.replace(path)
-        if os.name != "posix":
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the file is there; some file systems cannot flush a folder
-        _flush_to_disk(path.parent)
 
 
 def read(path: str | Path, *parts: str) -> dict[str, Any]:
@@ -203,29 +165,3 @@ def _checksum(body: str, tensors: dict[str, torch.Tensor]) -> str:
         if tensor.numel():  # nothing has no bytes to view
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Delete the temporary files of writes to this path that were killed."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), leftover.open("rb") as file:
-            _lock(file)  # fails where a living process is still writing
-            leftover.unlink()
-
-
-def _lock(file: BinaryIO) -> None:
-    """Lock a file until it is closed or the process ends.
-
-    Raises:
-        OSError: If another process has locked it, or the file system has no locks.
-    """
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,21 +21,21 @@ import torch
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
-from permenv.config import Config, ConfigurationError, Precision
-from permenv.device import resolve_device, spare_threads
-from permenv.distributed import ALONE, Ranks, current
-from permenv.memory import check_memory
+from permenv.config import Config, ConfigurationError
+from permenv.device import resolve_device
+from permenv.distributed import Ranks, current
+from permenv.minibatches import MiniBatches
 from permenv.networks import eval_mode
 from permenv.records import PHASES, Record
-from permenv.registry import data_keywords, make_config, make_tasks
 from permenv.run_schema import run_schema
-from permenv.saved_run import read_run, trunk_weights
+from permenv.saved_run import precision_of, read_run, trunk_weights
 from permenv.schema import shown
+from permenv.setup import make_tasks, prepare
 from permenv.state import draw_members, group_members, group_permutations, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
-from permenv.training import Batch, Trainer
+from permenv.training import Trainer
 from permenv.validation import Validation, validate
 
 # a checkpoint may be continued with other values of these: they do not change what the next iteration does
@@ -238,17 +238,12 @@ class Pretraining:
             groups = self._checked(groups)
         start = time.perf_counter()
         batches, chosen = {}, np.zeros_like(self.choices)
-        for number, (name, task) in enumerate(self.tasks.items()):
+        for number, (name, minibatches) in enumerate(self._minibatches.items()):
             labels, drawn = self._draw_labels(name, None if groups is None else groups[:, number], number)
             np.add.at(chosen[number], drawn, 1)
-            samples = self._draw_samples(name, number, self.iteration)
-            orders, augmentation = task.permutations[labels], self._stream(Purpose.AUGMENTATION, number)
-            if self.ranks.size == 1:
-                batches[name] = Batch(task.pieces(samples, orders, augmentation), labels)
-            else:
-                rows = self.ranks.shard(len(labels))
-                batches[name] = Batch(task.shard_of_pieces(rows, samples, orders, augmentation), labels[rows])
-        self._announce()
+            batches[name] = minibatches.make(self.seed, self.iteration, labels)
+        for minibatches in self._minibatches.values():  # to be read while the network is trained
+            minibatches.announce(self.seed, self.iteration, self.config.batch_size)
         self._is_whole = False
         self.losses = self.trainer.step(batches)
         self.choices += chosen
@@ -346,7 +341,7 @@ class Pretraining:
         twin.validation, twin.groups, twin._members = copy.deepcopy((self.validation, self.groups, self._members))
         twin.records, twin.choices = copy.deepcopy((self.records, self.choices))
         twin.losses, twin.seconds = dict(self.losses), dict.fromkeys(_SPENT_ON, 0.0)
-        twin._announced = {}  # with another seed it draws other samples
+        twin._minibatches = {name: each.fork() for name, each in self._minibatches.items()}
         return twin
 
     @classmethod
@@ -359,7 +354,7 @@ class Pretraining:
         device "auto" may stand for another one.
         """
         if config.precision == "auto":
-            config = dataclasses.replace(config, precision=_precision_in(state) or "auto")
+            config = dataclasses.replace(config, precision=precision_of(state) or "auto")
         run = cls._blank(config, tasks, device)
         run_schema(run.identity, run.tasks, config.num_groups, run.trainer.state_schema()).check(state, "run")
         run._continue(state)
@@ -508,23 +503,12 @@ class Pretraining:
             return labels, self.groups[task][labels]
         return draw_members(self._members[task], groups.repeat(batch_size // len(groups)), generator), groups
 
-    def _draw_samples(self, task: str, number: int, iteration: int) -> np.ndarray:
-        """Draw the samples of a mini-batch, (B, k) int64."""
-        generator = stream(self.seed, Purpose.SAMPLES, iteration, number)
-        return self.tasks[task].draw(self._trainable[task], self.config.batch_size, generator)
-
-    def _announce(self) -> None:
-        """Let the tasks read this rank's samples of the next iterations, each once, while the network is trained."""
-        for number, (name, task) in enumerate(self.tasks.items()):
-            last = self.iteration + task.read_ahead
-            for iteration in range(max(self.iteration, self._announced.get(name, 0)) + 1, last + 1):
-                task.announce(self._draw_samples(name, number, iteration)[self.ranks.shard(self.config.batch_size)])
-            self._announced[name] = last
-
     def _hold_out(self, samples: dict[str, np.ndarray]) -> None:
         self.held_out = samples
-        self._announced: dict[str, int] = {}  # by task, the last iteration whose samples were announced
-        self._trainable = {name: task.trainable(samples[name]) for name, task in self.tasks.items()}
+        self._minibatches = {
+            name: MiniBatches(task, number, samples[name], self.ranks)
+            for number, (name, task) in enumerate(self.tasks.items())
+        }
         shards = {name: each[self.ranks.shard(len(each))] for name, each in samples.items()}
         self._validation_pieces = {name: task.pieces(shards[name]) for name, task in self.tasks.items()}
         for name, pieces in self._validation_pieces.items():
@@ -539,41 +523,6 @@ class Pretraining:
     def _set_groups(self, groups: dict[str, np.ndarray]) -> None:
         self.groups = groups
         self._members = {name: group_members(each, self.config.num_groups) for name, each in groups.items()}
-
-
-def prepare(
-    preset: str, task: str, device: str | torch.device, options: Mapping[str, Any]
-) -> tuple[Config, torch.device, dict[str, Any]]:
-    """Check what a run is made of, before any data are read.
-
-    Args:
-        preset: A name in `permenv.PRESETS`.
-        task: A name in `permenv.registered_tasks()`.
-        device: "auto", "cpu" or "cuda".
-        options: Data (`images`, `videos`) and any field of `permenv.Config`, by keyword.
-
-    Returns:
-        All numbers, the device, and the data by keyword, for `make_tasks`.
-
-    Raises:
-        ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
-    """
-    keywords = data_keywords()
-    data = {name: value for name, value in options.items() if name in keywords}
-    config = make_config(preset, task, **{name: value for name, value in options.items() if name not in keywords})
-    chosen = resolve_device(device)
-    spare_threads()
-    check_memory(task, config, chosen, data)
-    return config, chosen, data
-
-
-def _precision_in(state: Any) -> Precision | None:
-    """Return the precision of a run's state, which may be no such state."""
-    identity = state.get("identity") if isinstance(state, Mapping) else None
-    found = identity.get("precision") if isinstance(identity, Mapping) else None
-    if not isinstance(found, str) or found not in ("float32", "bf16"):
-        return None
-    return "bf16" if found == "bf16" else "float32"
 
 
 @default_torch_state()
@@ -592,7 +541,7 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
         CheckpointError: If the file is damaged or holds no run, its trunk is another one, or is not finite.
     """
     saved = read_run(path)["run"]
-    trainer = _new_trainer(config, tasks, torch.device("cpu"), 0, ALONE)
+    like = Trainer(config, {}, _piece_shape(tasks), torch.device("cpu"), 0)  # without heads, for the trunk alone
     ours = config.as_dict()["backbone"]
     with checkpoint.naming(path):
         trunk = trunk_weights(saved)
@@ -601,12 +550,15 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
             raise CheckpointError(
                 f"its trunk is backbone={shown(theirs)}, this run's backbone={ours!r}: use the checkpoint's backbone"
             )
-        trainer.trunk_schema().check(trunk, "run/trainer/trunk")
+        like.trunk_schema().check(trunk, "run/trainer/trunk")
         if not all(value.isfinite().all() for value in trunk.values()):
             raise CheckpointError("its trunk is not finite, its run diverged: use an earlier checkpoint")
     return trunk
 
 
 def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int, ranks: Ranks) -> Trainer:
-    piece_shape = next(iter(tasks.values())).piece_shape
-    return Trainer(config, {name: task.head for name, task in tasks.items()}, piece_shape, device, seed, ranks)
+    return Trainer(config, {name: task.head for name, task in tasks.items()}, _piece_shape(tasks), device, seed, ranks)
+
+
+def _piece_shape(tasks: Mapping[str, Task]) -> tuple[int, ...]:
+    return next(iter(tasks.values())).piece_shape

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from permenv import checkpoint
+from permenv.config import Precision
 from permenv.schema import Anything, DictOf, Either, Fields, OneOf
 
 _TENSORS = DictOf(Anything())
@@ -51,3 +53,19 @@ def trunk_weights(run: Any) -> dict[str, Any]:
     network = run["trainer"]["network"] if averaged is None else averaged
     prefix = "trunk." if averaged is None else "module.trunk."
     return {name.removeprefix(prefix): value for name, value in network.items() if name.startswith(prefix)}
+
+
+def precision_of(run: Any) -> Precision | None:
+    """Take the precision in which a run was trained out of its state.
+
+    Args:
+        run: What `Pretraining.state_dict` returned or a file holds of it. It is not checked.
+
+    Returns:
+        "float32" or "bf16"; None if it is no state of a run.
+    """
+    identity = run.get("identity") if isinstance(run, Mapping) else None
+    found = identity.get("precision") if isinstance(identity, Mapping) else None
+    if not isinstance(found, str) or found not in ("float32", "bf16"):
+        return None
+    return "bf16" if found == "bf16" else "float32"

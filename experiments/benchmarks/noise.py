@@ -9,7 +9,8 @@ import torch
 
 import permenv
 from permenv import Pretraining
-from permenv.registry import make_tasks, parts_of
+from permenv.registry import parts_of
+from permenv.setup import make_tasks
 from permenv.tasks import Task
 
 

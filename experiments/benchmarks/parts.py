@@ -44,8 +44,7 @@ def watching(run: Pretraining, watch: Stopwatch) -> Iterator[None]:
     """
     places: list[tuple[object, str, str]] = [
         (run, "_draw_labels", "draw and fetch"),
-        (run, "_draw_samples", "draw and fetch"),
-        (run, "_announce", "draw and fetch"),
+        *((each, name, "draw and fetch") for each in run._minibatches.values() for name in ("_draw", "announce")),
         (StillImages, "take", "draw and fetch"),
         (VideoClips, "take", "draw and fetch"),
         *((task, name, "cut and augment") for task in run.tasks.values() for name in ("pieces", "shard_of_pieces")),

@@ -47,7 +47,7 @@ from experiments.common.report import origin
 from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision
-from permenv.registry import make_tasks
+from permenv.setup import make_tasks
 
 Work = Callable[[int], None]
 """Trains every network of a rival for that many iterations."""

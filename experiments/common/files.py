@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from permenv import ConfigurationError
-from permenv.checkpoint import write_bytes
+from permenv.atomic import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

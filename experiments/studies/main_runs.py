@@ -22,7 +22,7 @@ from experiments.common.report import command_line
 from experiments.common.run_folder import RunFolder, RunFolderError
 from experiments.common.script import run_script
 from permenv import DataError
-from permenv.checkpoint import write_bytes
+from permenv.atomic import write_bytes
 
 
 @dataclass(frozen=True)

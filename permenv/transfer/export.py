@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 from torch import nn
 
-from permenv import checkpoint
+from permenv.atomic import write_bytes
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
 from permenv.data.source import printable
@@ -153,8 +153,8 @@ def export_trunk(trunk: Trunk, path: str | Path, *, card: Card | None = None) ->
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in trunk.module.state_dict().items()}
     content = safetensors.torch.save(tensors, metadata)
-    checkpoint.write_bytes(beside, text)
-    checkpoint.write_bytes(path, content)
+    write_bytes(beside, text)
+    write_bytes(path, content)
     return path, beside
 
 

@@ -481,7 +481,7 @@ def test_a_step_that_fails_before_the_network_has_moved_changes_nothing(make_env
         rollout(each, actions[:start])
     env.unwrapped.save(tmp_path / "before")
     with monkeypatch.context() as patch:
-        patch.setattr(env.unwrapped.tasks[PARTS[task][-1]], "pieces", fail)
+        patch.setattr(env.unwrapped.tasks[PARTS[task][-1]], "shard_of_pieces", fail)
         for _ in range(2):
             with pytest.raises(KeyboardInterrupt):
                 env.step(actions[start])

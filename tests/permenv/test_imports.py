@@ -11,14 +11,16 @@ import pytest
 from tests.helpers import ROOT, SMALL
 
 LAYERS = """
+permenv.atomic
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.locks permenv.records
 permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed permenv.device
 permenv.data permenv.batch_norm permenv.saved_run
 permenv.heads
 permenv.networks
 permenv.tasks permenv.training permenv.validation permenv.transfer
-permenv.registry permenv.run_schema
+permenv.registry permenv.run_schema permenv.minibatches
 permenv.memory
+permenv.setup
 permenv.pretraining
 permenv.episode
 permenv.render
@@ -35,37 +37,24 @@ package stands for its modules, which may import one another, but not in a circl
 `__init__`, which collects the public names."""
 
 NARROWER = {
+    "permenv.checkpoint": {"atomic"},
     "permenv.data": {"locks", "progress"},
     "permenv.heads": set(),
-    "permenv.saved_run": {"checkpoint", "schema"},
+    "permenv.saved_run": {"checkpoint", "config", "schema"},
     "permenv.distributed": {"config"},
     "permenv.device": {"config"},
     "permenv.batch_norm": {"config", "distributed"},
     "permenv.networks": {"config", "heads"},
     "permenv.tasks": {"augment", "config", "data", "heads", "networks", "permutations"},
-    "permenv.registry": {"config", "data", "networks", "tasks"},
+    "permenv.registry": {"config", "tasks"},
+    "permenv.setup": {"config", "device", "memory", "networks", "registry", "tasks"},
     "permenv.training": {"batch_norm", "config", "device", "distributed", "heads", "networks", "schema"},
     "permenv.validation": {"distributed", "heads", "networks", "torch_state"},
-    "permenv.transfer": {"augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
+    "permenv.minibatches": {"distributed", "streams", "tasks", "training"},
+    "permenv.transfer": {"atomic", "augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
-        *(
-            "checkpoint",
-            "config",
-            "device",
-            "distributed",
-            "memory",
-            "networks",
-            "records",
-            "registry",
-            "run_schema",
-            "saved_run",
-            "schema",
-            "state",
-            "streams",
-            "tasks",
-            "torch_state",
-        ),
-        *("training", "validation"),
+        *("checkpoint", "config", "device", "distributed", "minibatches", "networks", "records", "run_schema"),
+        *("saved_run", "schema", "setup", "state", "streams", "tasks", "torch_state", "training", "validation"),
     },
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
     "permenv.render": {"episode", "reward", "state", "tasks"},

@@ -55,11 +55,11 @@ def record_draws(run: Pretraining) -> dict[str, tuple[np.ndarray, dict]]:
     drawn = {}
     for part, task in run.tasks.items():
 
-        def pieces(samples, orders, rng, part=part, cut=task.pieces):
+        def shard_of_pieces(rows, samples, orders, rng, part=part, cut=task.shard_of_pieces):
             drawn[part] = samples, rng.bit_generator.state
-            return cut(samples, orders, rng)
+            return cut(rows, samples, orders, rng)
 
-        task.pieces = pieces
+        task.shard_of_pieces = shard_of_pieces
     return drawn
 
 

@@ -76,7 +76,9 @@ def test_each_mini_batch_is_announced_once_and_before_it_is_needed(begin, monkey
     monkeypatch.setattr(SpatialTask, "announce", record)
     run = begin(3)
     drawn = []
-    monkeypatch.setattr(run.tasks["spatial"], "pieces", _recording(run.tasks["spatial"].pieces, drawn))
+    monkeypatch.setattr(
+        run.tasks["spatial"], "shard_of_pieces", _recording(run.tasks["spatial"].shard_of_pieces, drawn)
+    )
     for iteration in range(1, 5):
         run.iterate()
         assert len(announced) == iteration + 2
@@ -84,9 +86,9 @@ def test_each_mini_batch_is_announced_once_and_before_it_is_needed(begin, monkey
 
 
 def _recording(pieces, drawn):
-    def record(samples, *others):
+    def record(rows, samples, *others):
         drawn.append(samples)
-        return pieces(samples, *others)
+        return pieces(rows, samples, *others)
 
     return record
 

@@ -22,7 +22,7 @@ from permenv import (
     registered_tasks,
 )
 from permenv.permutations import maximally_different
-from permenv.registry import make_tasks
+from permenv.setup import make_tasks
 from permenv.tasks import SpatialTask, Task, TemporalTask
 from permenv.wrappers import FlatJointAction
 from tests.helpers import NUMBERS, SMALL, action_of, assert_same, random_actions, rollout

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from permenv import ConfigurationError, checkpoint, make_config
-from permenv.registry import make_tasks
 from permenv.saved_run import trunk_weights
+from permenv.setup import make_tasks
 from permenv.training import Batch, Trainer
 from tests.helpers import NUMBERS, joint_first, spatial_first
 

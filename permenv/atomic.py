@@ -1,0 +1,80 @@
+"""Files that are written whole or not at all, also by a process that is killed.
+
+A file is written beside its target and renamed into place. It is locked meanwhile, so that what a killed process has
+left can be told from what another is still writing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import uuid
+from pathlib import Path
+from types import ModuleType
+from typing import BinaryIO
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows, where a file that is open cannot be deleted anyway
+    fcntl = None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, atomically. What an earlier write that was killed left beside it is removed.
+
+    Args:
+        path: The file; its folder is made if need be, a file of that name is replaced.
+        content: What it is to hold.
+
+    Raises:
+        OSError: If the file cannot be written; a file of that name is then as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                _lock(file)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            if os.name == "posix":  # while it is locked; elsewhere an open file cannot be renamed
+                temporary.replace(path)
+        if os.name != "posix":
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the file is there; some file systems cannot flush a folder
+        _flush_to_disk(path.parent)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete the temporary files of writes to this path that were killed."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
+            _lock(file)  # fails where a living process is still writing
+            leftover.unlink()
+
+
+def _lock(file: BinaryIO) -> None:
+    """Lock a file until it is closed or the process ends.
+
+    A lock of `permenv.locks` is on a name, under which it makes a file that stays. This one is on an open file, which
+    is renamed.
+
+    Raises:
+        OSError: If another process has locked it, or the file system has no locks.
+    """
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

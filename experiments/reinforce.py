@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import gymnasium as gym
 import tyro
@@ -33,8 +33,6 @@ from experiments.common.run_folder import CHECKPOINT, RunFolder, open_folder, re
 from experiments.common.script import run_script
 from experiments.common.settings import keywords_of
 from permenv import checkpoint, distributed
-
-_CREDITED = ("reinforce", "inverse")  # the policies that --credit concerns
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +52,6 @@ class Config(JobOptions):
         tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(name=AGENT_OPTION, metavar="VALUE")
     ] = ()
     """An option of the agent, a keyword of its class, such as --agent.learning-rate 0.003."""
-    credit: Literal["own", "sum"] = "own"
-    """The gain that a joint task's policy credits the choices of one task with: the task's own, or the sum of both."""
     compare_random: bool = False
     """Train with random permutations too, from the same seed, into `out`/random, and compare."""
 
@@ -72,11 +68,6 @@ class Config(JobOptions):
         except ValueError as error:
             raise permenv.ConfigurationError(f"--policy {self.policy}: {error}") from error
         self.agent_keywords()
-        if self.credit != "own" and not (self.policy in _CREDITED and len(permenv.registered_tasks()[self.task]) > 1):
-            raise permenv.ConfigurationError(
-                f"--credit {self.credit} --policy {self.policy} --task {self.task}: only {' and '.join(_CREDITED)} "
-                f"in a joint task have a choice; leave it out"
-            )
 
     def agent_keywords(self) -> dict[str, Any]:
         """Return `agent_options` as keywords of the agent's class.
@@ -84,7 +75,7 @@ class Config(JobOptions):
         Raises:
             ConfigurationError: If it has no such option, or the value has another type.
         """
-        return keywords_of(self.policy, self.agent_options, without=("credit",) if self.policy in _CREDITED else ())
+        return keywords_of(self.policy, self.agent_options)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -115,7 +106,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     if config.policy == "random":
         raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --policy")
     rival = dataclasses.replace(
-        config, policy="random", policy_from=None, agent_options=(), credit="own", out=config.folder / "random"
+        config, policy="random", policy_from=None, agent_options=(), out=config.folder / "random"
     )
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
@@ -184,9 +175,8 @@ def make_agent(config: Config, env: gym.Env[Any, Any], *, given: bool = True) ->
     Raises:
         ConfigurationError, CheckpointError: If the options do not fit one another, or the state does not fit the agent.
     """
-    options = {"credit": config.credit} if config.policy in _CREDITED else {}
     try:
-        agent = agents.make(config.policy, env, seed=config.seed, **options, **config.agent_keywords())
+        agent = agents.make(config.policy, env, seed=config.seed, **config.agent_keywords())
     except (ValueError, TypeError) as error:
         words = "".join(f" --agent.{name} {value}" for name, value in config.agent_options)
         raise permenv.ConfigurationError(f"--policy {config.policy}{words}: {error}") from error

@@ -307,8 +307,14 @@ def check_same_job(
         folder: Where it is.
 
     Raises:
-        CheckpointError: If one differs.
+        CheckpointError: If one differs, or the run has one that is unknown.
     """
+    unknown = [name for name in saved if name not in settings and name not in may_change]
+    if unknown:
+        raise CheckpointError(
+            f"the run in {folder} was started with {unknown[0]}={saved[unknown[0]]!r}, which is no option of this "
+            f"version: end it with the version that began it, or start another run with --out"
+        )
     for name, value in settings.items():
         if name not in may_change and value != saved.get(name):
             raise CheckpointError(

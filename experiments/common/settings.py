@@ -8,7 +8,7 @@ import inspect
 import itertools
 import numbers
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
@@ -80,18 +80,17 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
     return settings
 
 
-def keywords_of(agent: str, options: Sequence[tuple[str, str]], *, without: Collection[str] = ()) -> dict[str, Any]:
+def keywords_of(agent: str, options: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return options of an agent on a command line as keywords of its class.
 
     Args:
         agent: One of `players.AGENTS`, or of your own.
         options: Names and values, as the command line has them.
-        without: Keywords that are no options.
 
     Raises:
         ConfigurationError: If an option does not exist or is given twice, or its value has another type.
     """
-    types = {name: hint for name, hint in _options_of_words(agent).items() if name not in without}
+    types = _options_of_words(agent)
     found: dict[str, Any] = {}
     for option, word in options:
         name, given = option.replace("-", "_"), f"--agent.{option}"

@@ -189,7 +189,7 @@ def test_options_of_the_policy_reach_it_are_written_down_and_resumed(tmp_path):
         ("random", ("hidden", "1"), "--agent.hidden: random has no options"),
         (f"{__name__}:Last", ("group", "1"), "--agent.group: .*:Last has no options"),
         ("reinforce", ("hidden", "many"), "--agent.hidden many: must be of type int"),
-        ("reinforce", ("credit", "sum"), "--agent.credit: reinforce has"),  # --credit
+        ("reinforce", ("credit", "both"), "--agent.credit both: must be of type .*'own', 'sum'"),
     ],
 )
 def test_options_that_the_policy_does_not_have_are_refused(tmp_path, policy, option, message):
@@ -279,9 +279,8 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
 @pytest.mark.ci
 @pytest.mark.parametrize("task", ["spatial", pytest.param("spatiotemporal", marks=pytest.mark.ci)])
 def test_compare_random_trains_both(tmp_path, task, capsys):
-    options = {"agent_options": (("hidden", "8"),), "compare_random": True}
-    options |= {"credit": "sum"} if task == "spatiotemporal" else {}  # random has no such options
-    config = job(tmp_path / "run", task=task, updates=2, **options)
+    given = (("hidden", "8"), ("credit", "sum"))  # random has no such options
+    config = job(tmp_path / "run", task=task, updates=2, agent_options=given, compare_random=True)
     summary = reinforce.main(config)
     assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 2
     assert summary["relative_accuracy"] > 0
@@ -361,7 +360,7 @@ def test_space_and_time_in_series(tmp_path, capsys):
 @pytest.mark.ci
 def test_what_a_joint_policy_is_credited_with_is_the_users_choice(tmp_path):
     for choice in ("own", "sum"):
-        reinforce.main(job(tmp_path / choice, task="spatiotemporal", credit=choice, updates=5))
+        reinforce.main(job(tmp_path / choice, task="spatiotemporal", agent_options=(("credit", choice),), updates=5))
     own, both = metrics(tmp_path / "own"), metrics(tmp_path / "sum")
     assert own[0] == both[0]  # before the first step of the policy
     assert own != both
@@ -393,12 +392,6 @@ def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
         ({"resume": True}, RunFolderError, r"no checkpoint.safetensors"),
         ({"agent_options": (("hidden", "-1"),)}, ConfigurationError, "--agent.hidden -1: hidden is -1, it must be"),
         ({"agent_options": (("hidden", "2"),) * 2}, ConfigurationError, "--agent.hidden 2: give it once"),
-        ({"credit": "sum"}, ConfigurationError, "--credit sum --policy reinforce --task spatial: only"),
-        (
-            {"task": "spatiotemporal", "policy": "exp3", "credit": "sum"},
-            ConfigurationError,
-            "--policy exp3.*leave it out",
-        ),
         ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
         ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
         ({"policy": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),

@@ -53,7 +53,7 @@ def test_a_run_that_was_stopped_while_its_rival_trained_is_compared_before_it_is
 ):
     config, train = options(tmp_path, "compare-seed1"), reinforce.train
     with monkeypatch.context() as patch:
-        patch.setattr(reinforce, "train", lambda each, loggers: (stop if each.policy == "random" else train)(each))
+        patch.setattr(reinforce, "train", lambda each, loggers: (stop if each.agent == "random" else train)(each))
         with pytest.raises(KeyboardInterrupt):
             main_runs.main(config)
     assert (tmp_path / "runs" / "compare-seed1" / "summary.json").exists()

@@ -1,7 +1,7 @@
 """How fast it is, as ratios measured in one run, at the sizes of the chosen preset.
 
     python experiments/benchmarks/speed.py
-    python experiments/benchmarks/speed.py --preset paper --env.batch-size 32 --which validation step joint
+    python experiments/benchmarks/speed.py --preset paper --env.batch-size 32 --only validation step joint
 
 - validation: all |Ψ| × |X_val| scores of each task, exactly, against running the whole network on permuted pixels. The
   naive time is extrapolated from a part of the pairs.
@@ -58,7 +58,7 @@ _CLASSIFIER_SCALE = 200  # an untrained network predicts all alike, and two meth
 class Config(EnvOptions):
     """The benchmark's options."""
 
-    which: tuple[Measured, ...] = get_args(Measured)
+    only: tuple[Measured, ...] = get_args(Measured)
     """What to measure."""
     naive_pairs: int = 384
     """Pairs of permutation and sample that the naive validation is timed on; the rest is extrapolated."""
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     report: dict[str, Any] = {**origin(config), "machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
-    for name in config.which:
+    for name in config.only:
         report[name] = measure[name](config, device)
         write_json(config.file, report)  # each time: whoever stops it has what was measured
     print(f"\nwritten to {config.file}")

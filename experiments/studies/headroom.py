@@ -148,7 +148,7 @@ class Config(SweepOptions):
     """The study's options."""
 
     preset: Preset = "nano"
-    cells: tuple[str, ...] = tuple(CELLS)
+    only: tuple[str, ...] = tuple(CELLS)
     """Which settings to run."""
     data_folder: Path = Path("../shared/data")
     """Folder of the real data: imagenette, cctv."""
@@ -174,16 +174,16 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If there is no such cell.
         DataError: If a cell's data are not there.
     """
-    require_known("--cells", config.cells, CELLS)
-    for folder in filter(None, (each for name in config.cells for each in (CELLS[name].images, CELLS[name].videos))):
+    require_known("--only", config.only, CELLS)
+    for folder in filter(None, (each for name in config.only for each in (CELLS[name].images, CELLS[name].videos))):
         if not (config.data_folder / folder).is_dir():
             raise DataError(
                 f"there is no folder {config.data_folder / folder}: name that of the real data with --data-folder, or "
-                f"leave out the cells that need it with --cells"
+                f"leave out the cells that need it with --only"
             )
     tuning = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + config.tuning_seeds)
     reported = range(config.first_seed, config.first_seed + config.seeds)
-    plans = {name: _Plan(name, config) for name in config.cells}
+    plans = {name: _Plan(name, config) for name in config.only}
     rates = _play(config, {(name, rate, None): plan for name, plan in plans.items() for rate in RATES}, tuning)
     best_rate = {name: max(RATES, key=lambda rate: _accuracy(rates[name, rate, None])) for name in plans}
     curricula = _play(

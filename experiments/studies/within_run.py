@@ -79,7 +79,7 @@ class Config(SweepOptions):
     changes: ClassVar = {"scenes_seed": 1000}
 
     preset: Preset = "nano"
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    only: tuple[str, ...] = tuple(VARIANTS)
     """Which variants to run; random permutations are always among them."""
     seeds: int = 4
     """Runs of each variant."""
@@ -97,8 +97,8 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such variant.
     """
-    require_known("--variants", config.variants, VARIANTS)
-    names = dict.fromkeys((_REFERENCE, *config.variants))
+    require_known("--only", config.only, VARIANTS)
+    names = dict.fromkeys((_REFERENCE, *config.only))
     found = over_seeds(_run, {name: {"name": name} for name in names}, config)
     random = Curves.of(found[_REFERENCE])
     rows, lines = [], []

@@ -33,6 +33,6 @@ def test_every_variant_runs_for_equally_many_iterations(options, tmp_path, capsy
 
 
 def test_a_variant_that_does_not_exist_is_refused(options, tmp_path):
-    with pytest.raises(ConfigurationError, match="--variants 'foo': choose from random, "):
-        within_run.main(options(variants=("foo",)))
+    with pytest.raises(ConfigurationError, match="--only 'foo': choose from random, "):
+        within_run.main(options(only=("foo",)))
     assert not (tmp_path / "runs").exists()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch
 
 from experiments.common.options import data_name
 from experiments.common.paper_figures import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
-from permenv import ConfigurationError, StillImages, VideoClips, image_folder, video_folder
+from permenv import ConfigurationError, DataError, StillImages, VideoClips, image_folder, video_folder
 from permenv.data.voc import VOC_CLASSES, VocImage, find_release, voc_images
 from permenv.transfer.action_recognition import ActionOptions, ActionResult, SplitResult, action_recognition
 from permenv.transfer.action_splits import read_actions
@@ -135,17 +137,27 @@ class Protocol:
         return not self._lacking(data)
 
     def check(self, name: str, data: Data) -> None:
-        """Check that the data are given.
+        """Check that the data are given, and that their folders are there.
 
         Raises:
-            ConfigurationError: If not.
+            ConfigurationError: If they are not given.
+            DataError: If there is no such folder.
         """
         for needs in self._lacking(data):
-            options = " or ".join(f"--{need.replace('_', '-')}" for need in needs)
+            options = " or ".join(map(_option, needs))
             raise ConfigurationError(f"protocol {name!r} needs {options}: name the folder")
+        for need in itertools.chain.from_iterable(self.needs):
+            folder = getattr(data, need)
+            if folder is not None and not Path(os.path.expanduser(folder)).is_dir():  # noqa: PTH111 - raises nothing
+                raise DataError(f"protocol {name!r}: there is no folder {folder}; name it with {_option(need)}")
 
     def _lacking(self, data: Data) -> list[tuple[str, ...]]:
         return [needs for needs in self.needs if all(getattr(data, need) is None for need in needs)]
+
+
+def _option(field: str) -> str:
+    """Return the option that names a folder of `Data`."""
+    return f"--{field.replace('_', '-')}"
 
 
 def class_folders(data: Data, side: int) -> tuple[StillImages, StillImages]:

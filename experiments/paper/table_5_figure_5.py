@@ -126,8 +126,8 @@ def main(config: Config) -> dict[str, Any]:
     """Train and evaluate what is missing, print and write.
 
     Raises:
-        ConfigurationError: If a network or protocol is unknown, data are missing, or there are too few seeds.
-        DataError: If data cannot be used.
+        ConfigurationError: If a network or protocol is unknown, or there are too few seeds.
+        DataError: If data are missing or cannot be used.
     """
     _check(config)
     assert config.runs is not None, "it has a default"

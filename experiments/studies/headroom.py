@@ -28,7 +28,7 @@ import agents
 from agents.rollout import rollout
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import with_ending, write_picture
-from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
+from experiments.common.options import DATA_FOLDER, EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.players import curriculum_options, watch
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
@@ -150,7 +150,7 @@ class Config(SweepOptions):
     preset: Preset = "nano"
     only: tuple[str, ...] = tuple(CELLS)
     """Which settings to run."""
-    data_folder: Path = Path("../shared/data")
+    data_folder: Path = DATA_FOLDER
     """Folder of the real data: imagenette, cctv."""
     seeds: int = 5
     """Reported runs of each policy."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments import reinforce
 from experiments.common.files import write_json
-from experiments.common.options import parse, require_known
+from experiments.common.options import DATA_FOLDER, parse, require_known
 from experiments.common.report import command_line
 from experiments.common.run_folder import RunFolder, RunFolderError
 from experiments.common.script import run_script
@@ -64,7 +64,7 @@ class Config:
 
     only: tuple[str, ...] = tuple(RUNS)
     """Which runs of the table."""
-    data_folder: Path = Path("../shared/data")
+    data_folder: Path = DATA_FOLDER
     """Folder of the real data: imagenette, cctv, actions."""
     runs: Path = Path("runs/main")
     """Where the run folders are."""

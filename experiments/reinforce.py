@@ -64,7 +64,7 @@ class Config(JobOptions):
         """
         super().__post_init__()
         try:
-            agents.kind_of(self.agent).require_state()
+            agents.agent_class(self.agent).require_state()
         except ValueError as error:
             raise permenv.ConfigurationError(f"--agent {self.agent}: {error}") from error
         self.agent_keywords()
@@ -124,7 +124,7 @@ def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: d
 
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
         ours["relative_accuracy"] = _relative_accuracy(ours, theirs)
-    untrained = {task: its["error_first"] for task, its in summary["tasks"].items()}  # of both runs
+    untrained = {task: task_summary["error_first"] for task, task_summary in summary["tasks"].items()}  # of both runs
     curves = {
         name if len(untrained) == 1 else f"{task}, {name}": curve
         for name, run in ((config.agent, config), ("random", rival))

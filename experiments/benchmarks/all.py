@@ -112,7 +112,7 @@ def main(config: Config) -> dict[str, Any]:
     write_json(config.out / "summary.json", summary)
     print(json.dumps({name: summary[name] for name in ("iteration", "training")}, indent=2))
     print(f"written to {config.out}")
-    failed = [name for name, its in done.items() if its["ended"] != WELL and name != _TRAINING]
+    failed = [name for name, run in done.items() if run["ended"] != WELL and name != _TRAINING]
     failed += [_TRAINING] if summary["training"] is None else []
     if failed:
         print(f"failed: see {', '.join(str(config.out / f'{name}.log') for name in failed)}", file=sys.stderr)

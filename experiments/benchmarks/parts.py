@@ -42,7 +42,7 @@ def watching(run: Pretraining, watch: Stopwatch) -> Iterator[None]:
         run: The run, which is as it was afterwards.
         watch: The stopwatch.
     """
-    places: list[tuple[object, str, str]] = [
+    methods: list[tuple[object, str, str]] = [
         (run, "_draw_labels", "draw and fetch"),
         (run, "_draw_samples", "draw and fetch"),
         (run, "_announce", "draw and fetch"),
@@ -55,8 +55,8 @@ def watching(run: Pretraining, watch: Stopwatch) -> Iterator[None]:
         (run.trainer, "_update_averages", "optimiser"),
     ]
     with contextlib.ExitStack() as stack:
-        for place, name, part in places:
-            stack.enter_context(mock.patch.object(place, name, watch.timed(part, getattr(place, name))))
+        for owner, name, part in methods:
+            stack.enter_context(mock.patch.object(owner, name, watch.timed(part, getattr(owner, name))))
         yield
 
 

@@ -118,11 +118,11 @@ def _make_files(config: Config) -> int:
     coarse.resize((64, 48), Image.Resampling.BICUBIC).save(content, "JPEG", quality=85)
     start, rest = content.getvalue()[:2], content.getvalue()[2:]
     for number in tqdm(range(there, count), desc="files", disable=None):
-        place = folder / f"{number // _PER_FOLDER:04}"
+        subfolder = folder / f"{number // _PER_FOLDER:04}"
         if number % _PER_FOLDER == 0:
-            place.mkdir(exist_ok=True)
+            subfolder.mkdir(exist_ok=True)
         comment = b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big")  # a comment, by which they differ
-        (place / f"{number:07}.jpg").write_bytes(start + comment + rest)
+        (subfolder / f"{number:07}.jpg").write_bytes(start + comment + rest)
     return max(there, count)
 
 

@@ -1,4 +1,4 @@
-"""The paper's evaluation protocols by name: what each needs, its settings and its figures.
+"""The paper's evaluation protocols by name: what each needs, its settings and its metrics.
 
 A protocol is a function of a trunk and folders of data. "paper" are the sizes of the paper and of the works that it
 cites; "small" those for the tiny trunk and two CPU cores, a few minutes each.
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from experiments.common.options import data_name
-from experiments.common.paper_figures import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
+from experiments.common.paper_numbers import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
 from permenv import ConfigurationError, DataError, StillImages, VideoClips, image_folder, video_folder
 from permenv.data.voc import VOC_CLASSES, VocImage, find_release, voc_images
 from permenv.transfer.action_recognition import ActionOptions, ActionResult, SplitResult, action_recognition
@@ -121,8 +121,8 @@ class Protocol:
         table: Of the paper.
         needs: Names of fields of `Data`; of those that stand together one suffices.
         on: Says which data are used.
-        run: Returns figures by name, shares in [0, 1]; None where features are not finite.
-        figure: Which of them networks are compared by: that of the paper where it reports one.
+        run: Returns metrics by name, shares in [0, 1]; None where features are not finite.
+        metric: Which of them networks are compared by: that of the paper where it reports one.
     """
 
     title: str
@@ -130,7 +130,7 @@ class Protocol:
     needs: tuple[tuple[str, ...], ...]
     on: Callable[[Data], str]
     run: Callable[[Job], Mapping[str, float | None]]
-    figure: str
+    metric: str
 
     def allowed_by(self, data: Data) -> bool:
         """Whether the data that it needs are given."""
@@ -196,7 +196,7 @@ def _retrieve(
     database, queries = load(job.data, job.trunk.input_size)
     trunk = job.prepared(lambda: some_of(database))
     found = retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True)
-    # where features are not finite there is no figure
+    # where features are not finite there is no metric
     return {f"top {k}": None if found is None else found[k] for k in TABLE_1}
 
 

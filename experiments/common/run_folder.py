@@ -216,7 +216,7 @@ class RunFolder:
             )
 
 
-class ReplayedFolder(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """The run folder of another rank than the first: it reads the checkpoint, and rank 0 writes all files and logs."""
 
     def __init__(self, path: Path, resume: bool):
@@ -259,7 +259,7 @@ def open_folder(path: Path, resume: bool, loggers: Sequence[Logger] = ()) -> Run
         ConfigurationError, RunFolderError: See `RunFolder`.
     """
     ranks = distributed.current()
-    folder = RunFolder(path, resume, loggers) if ranks.is_first else ReplayedFolder(path, resume)
+    folder = RunFolder(path, resume, loggers) if ranks.is_first else ReadOnlyRunFolder(path, resume)
     ranks.barrier()
     return folder
 

@@ -6,7 +6,7 @@ with make_executor(processes=2) as executor:
     results = sweep(work, jobs, executor=executor, folder=Path("runs/mine"))
 ```
 
-`over_seeds` does the same from the options of a script, and `kept` for what runs jobs in another way.
+`over_seeds` does the same from the options of a script, and `run_missing` for what runs jobs in another way.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def sweep(
         JobError: If a job failed. Jobs not yet begun are cancelled. Those that run are completed and kept; on Ray they
             are cancelled as well.
     """
-    return kept(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
+    return run_missing(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
 
 
-def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]) -> dict[str, R]:
+def run_missing(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]) -> dict[str, R]:
     """Return the results of all jobs, those that a folder has and those of the others, which are run.
 
     Args:

@@ -82,7 +82,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         done[name] = run_command(shlex.split(COMMANDS[name]), config.out / f"{name}.log")
         print(f"  {done[name]['seconds']:.0f} s, {done[name]['ended']}", flush=True)
         write_json(config.out / "summary.json", done)
-    failed = [name for name, its in done.items() if its["ended"] != WELL]
+    failed = [name for name, run in done.items() if run["ended"] != WELL]
     if failed:
         print(f"failed: see {', '.join(str(config.out / f'{name}.log') for name in failed)}", file=sys.stderr)
         raise SystemExit(1)

@@ -225,7 +225,7 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
     Returns:
         By ordering task E at the end; "seconds".
     """
-    start, figures = time.perf_counter(), {}
+    start, errors = time.perf_counter(), {}
     if network == SUPERVISED:
         weights = _train_on_labels(options, seed)
     else:
@@ -233,9 +233,9 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
         base_env = base_env_of(env)
         rollout(env, agents.make("random", env, seed=seed), seed=seed, learn=False)
         weights = base_env.run.trainer.eval_network.trunk.state_dict()
-        figures = dict(base_env.records[-1].errors)
+        errors = dict(base_env.records[-1].errors)
     write_trunk(path, weights)
-    return {**figures, "seconds": time.perf_counter() - start}
+    return {**errors, "seconds": time.perf_counter() - start}
 
 
 def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
@@ -252,15 +252,15 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
 
 
 def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Compare each network's figure of a protocol with that of the untrained network of the same seed."""
+    """Compare each network's metric of a protocol with that of the untrained network of the same seed."""
     untrained = {row["protocol"]: row["figures"] for row in rows if row["source"] == UNTRAINED}
     for row in rows:
         if row["source"] == UNTRAINED or row["protocol"] not in untrained:
             continue
-        figure = PROTOCOLS[row["protocol"]].figure
+        metric = PROTOCOLS[row["protocol"]].metric
         pairs = zip(row["figures"], untrained[row["protocol"]], strict=True)
-        more = mean_of([value_of(own, figure) - value_of(theirs, figure) for own, theirs in pairs])
-        yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, **more.as_columns("gain")}
+        more = mean_of([value_of(own, metric) - value_of(theirs, metric) for own, theirs in pairs])
+        yield {"protocol": row["protocol"], "source": row["source"], "figure": metric, **more.as_columns("gain")}
 
 
 def _gains_in_words(report: dict[str, Any]) -> str:

@@ -123,8 +123,8 @@ def copy(run: Run, folder: Path, config: Config) -> None:
         **json.loads((folder / "summary.json").read_text(encoding="utf-8")),
     }
     del summary["folder"]
-    for figures in summary["tasks"].values():
-        figures["queries"] = figures["queries"].removeprefix(f"{config.data_folder}/")
+    for task_summary in summary["tasks"].values():
+        task_summary["queries"] = task_summary["queries"].removeprefix(f"{config.data_folder}/")
     write_json(config.out / run.summary, summary)
     for name, name_there in run.pictures.items():
         write_bytes(config.out / name_there, (folder / name).read_bytes())

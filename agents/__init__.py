@@ -86,8 +86,8 @@ __all__ = [
     "Transition",
     "Ucb",
     "UniformGroups",
+    "agent_class",
     "collect",
-    "kind_of",
     "make",
     "options_of",
     "rollout",
@@ -98,7 +98,7 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Age
     """Build an agent by its name for an environment.
 
     Args:
-        name: A key of `AGENTS`, or "module:Class" for an agent of your own, see `kind_of`.
+        name: A key of `AGENTS`, or "module:Class" for an agent of your own, see `agent_class`.
         env: The environment it will act in. Its spaces determine the shapes of the agent, its number of updates the
             pace of the curricula, and `Lookahead` forks it.
         seed: Determines what the agent draws, >= 0. It may be the seed of the environment: the seeds used inside are
@@ -111,7 +111,7 @@ def make(name: str, env: gym.Env[Any, Any], *, seed: int, **options: Any) -> Age
     Raises:
         ValueError: If there is no agent of that name, or it does not support the environment or the options.
     """
-    kind = kind_of(name)
+    kind = agent_class(name)
     # of the agent, and of the Reinforce that may be inside it
     outer, inner = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
     spaces = env.observation_space, env.action_space
@@ -136,14 +136,14 @@ def options_of(name: str) -> dict[str, Any]:
     Raises:
         ValueError: If there is no agent of that name.
     """
-    kind = kind_of(name)
+    kind = agent_class(name)
     if kind is InversePolicy:  # they are those of the policy that `make` inverts
         kind = Reinforce
     parameters = inspect.signature(kind, eval_str=True).parameters.values()
     return {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY and each.name != "seed"}
 
 
-def kind_of(name: str) -> type[Agent]:
+def agent_class(name: str) -> type[Agent]:
     """Find the class of an agent.
 
     Args:

@@ -28,7 +28,7 @@ class Transition:
         observation: ŝ on which the action was taken.
         action: The chosen group; joint task: (T,), one group per task.
         reward: r_t if the step ended an update, else 0; joint task: the mean over the tasks.
-        observation_next: ŝ after the step.
+        next_observation: ŝ after the step.
         terminated: Whether the run ended early because the network diverged, or under `permenv.wrappers.FiniteHorizon`
             because all its updates are done.
         truncated: Whether the run ended because all its updates are done.
@@ -41,7 +41,7 @@ class Transition:
     observation: np.ndarray
     action: Action
     reward: SupportsFloat
-    observation_next: np.ndarray
+    next_observation: np.ndarray
     terminated: bool
     truncated: bool
     info: dict[str, Any]

@@ -170,7 +170,7 @@ class Lookahead(GroupAgent):
         def note(transition: Transition) -> None:
             plan[-1].actions.append(transition.action)
             if transition.info["validated"] and not in_update(transition.info):
-                plan.append(_Stretch(transition.observation_next.tolist(), []))
+                plan.append(_Stretch(transition.next_observation.tolist(), []))
 
         base_env: Any = self.env.unwrapped
         last = rollout(base_env.fork(), candidate, observation=observation, updates=1, on_step=note)

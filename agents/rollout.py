@@ -44,7 +44,7 @@ def rollout(
         Two updates, then one more under another agent, on a copy of the run:
 
         >>> last = rollout(env, agent, seed=0, updates=2)
-        >>> rollout(permenv.wrappers.fork(env), other, observation=last.observation_next, updates=1)
+        >>> rollout(permenv.wrappers.fork(env), other, observation=last.next_observation, updates=1)
 
     Args:
         env: The environment.
@@ -60,7 +60,7 @@ def rollout(
             is not completed; the transition that is returned tells.
 
     Returns:
-        The last transition. Its `done` tells whether the episode is over; its `observation_next` is where another
+        The last transition. Its `done` tells whether the episode is over; its `next_observation` is where another
         rollout can continue.
 
     Raises:
@@ -79,8 +79,8 @@ def rollout(
     completed = 0
     while True:
         action = agent.act(observation)
-        observation_next, reward, terminated, truncated, info = env.step(action)
-        transition = Transition(observation, action, reward, observation_next, terminated, truncated, info)
+        next_observation, reward, terminated, truncated, info = env.step(action)
+        transition = Transition(observation, action, reward, next_observation, terminated, truncated, info)
         if learn:
             agent.learn(transition)
         if on_step is not None:
@@ -91,4 +91,4 @@ def rollout(
                 on_update(transition)
         if transition.done or completed == updates:
             return transition
-        observation = observation_next
+        observation = next_observation

@@ -162,7 +162,7 @@ def main(config: Config) -> list[dict[str, float]]:
     settings = as_json(config)
     with contextlib.closing(RunFolder(config.folder, config.resume, [TensorBoardLogger()])) as folder:
         env = _make_view(config)  # reports what is wrong with the options or the data
-        settings["data"] = {task: its.data.fingerprint for task, its in base_env_of(env).tasks.items()}
+        settings["data"] = {name: task.data.fingerprint for name, task in base_env_of(env).tasks.items()}
         saved = folder.read()
         if saved:
             before = {**saved["job"]["settings"], "algorithm": algorithm_in(saved["job"]["settings"])}

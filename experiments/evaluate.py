@@ -169,12 +169,12 @@ def _protocols(config: Config) -> list[str]:
 
 
 def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """One line a figure."""
+    """One line a metric."""
     for row in rows:
-        for figure in columns_of([row]) or [PROTOCOLS[row["protocol"]].figure]:
-            values = [value_of(each, figure) for each in row["figures"]]
+        for metric in columns_of([row]) or [PROTOCOLS[row["protocol"]].metric]:
+            values = [value_of(each, metric) for each in row["figures"]]
             columns = mean_of(values).as_columns("value")
-            names = {"protocol": row["protocol"], "source": row["source"], "figure": figure, "n": len(values)}
+            names = {"protocol": row["protocol"], "source": row["source"], "figure": metric, "n": len(values)}
             yield {**names, **columns, "seconds": sum(row["seconds"]) / len(values)}
 
 

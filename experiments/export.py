@@ -1,7 +1,7 @@
 """Export the trunk of a run for others: weights that torch loads without permenv, and a model card.
 
     python experiments/export.py runs/spatial-reinforce-seed0
-    python experiments/export.py path/to/checkpoint.safetensors --out exported --name mine --data "ImageNet, train"
+    python experiments/export.py path/to/checkpoint.safetensors --out exported --name mine --data-name "ImageNet, train"
 
 Writes NAME.safetensors and NAME.md, see `permenv.transfer.export`. The weights are those that the run validates. The
 card is written from the checkpoint: task, data, iterations, seed, validation error, all numbers of the run.
@@ -35,7 +35,7 @@ class Config:
     """Folder of the two files."""
     name: str | None = None
     """Their name; by default those of backbone and tasks, and the seed."""
-    data: str | None = None
+    data_name: str | None = None
     """The data in words; by default the last two names of the folder that the run was given."""
 
 
@@ -52,7 +52,7 @@ def main(config: Config) -> tuple[Path, Path]:
     path = config.checkpoint.expanduser()
     if path.is_dir():
         path /= CHECKPOINT
-    card = read_card(path, _data(path, config.data))
+    card = read_card(path, _data(path, config.data_name))
     trunk = load_trunk(path)
     name = config.name or "-".join([trunk.name, *card.data, f"seed{card.seed}"])
     weights, text = export_trunk(trunk, config.out / f"{name}.safetensors", card=card)

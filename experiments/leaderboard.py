@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.common.agent_runs import AGENTS, check_names, code_of, curriculum_options, play, play_learned
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved, time_needed
 from experiments.common.files import with_ending, write_json, write_picture
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import AGENTS, check_names, code_of, curriculum_options, play, play_learned
 from experiments.common.report import heading
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
@@ -107,7 +107,7 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.cross_entropy:
         variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True, **code_of(name)}
     found = over_seeds(_run, variants, config)
-    figures = _figures(found)
+    by_agent = _metrics(found)
     report = {
         **heading(config),
         "first_seed": config.first_seed,
@@ -117,18 +117,22 @@ def main(config: Config) -> dict[str, Any]:
                 "agent": name,
                 "n": len(found[name]),
                 "diverged": sum(run["diverged"] for run in found[name]),
-                **{column: value for figure, each in its.items() for column, value in each.as_columns(figure).items()},
+                **{
+                    column: value
+                    for metric, each in metrics.items()
+                    for column, value in each.as_columns(metric).items()
+                },
                 **{column: float(np.mean([run[column] for run in found[name]])) for column in ("seconds", "cost")},
                 "errors": [run["errors"] for run in found[name]],
             }
-            for name, its in figures.items()
+            for name, metrics in by_agent.items()
         ],
         "against_the_curriculum": _against(found, _curriculum_name(config)),
     }
     write_json(with_ending(config.out, ".json"), report)
     title = f"{config.preset} preset, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}"
-    write_picture(with_ending(config.out, ".png"), _picture(figures, found, title))
-    print(_in_words(report, figures))
+    write_picture(with_ending(config.out, ".png"), _picture(by_agent, found, title))
+    print(_in_words(report, by_agent))
     return report
 
 
@@ -166,26 +170,26 @@ def _against(found: dict[str, list[dict[str, Any]]], curriculum: str) -> dict[st
     }
 
 
-def _figures(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Estimate]]:
+def _metrics(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Estimate]]:
     """Return what is estimated of each agent, the lowest final error first."""
     random = Curves.of(found[_REFERENCE])
     curves = {name: Curves.of(runs) for name, runs in found.items()}
-    figures = {}
+    by_agent = {}
     for name, each in curves.items():
         needs = iterations_needed(each, random)
         cost = 0.0 if name == _REFERENCE else float(np.mean([run["cost"] for run in found[name]]))
-        figures[name] = {
+        by_agent[name] = {
             "final_error": mean_of(each.errors[:, -1]),
             "at_half": accuracy_ratio(each, random, 0.5),
             "at_end": accuracy_ratio(each, random, 1.0),
             "needs": needs,
             "time": time_needed(needs, cost),
         }
-    return dict(sorted(figures.items(), key=lambda item: item[1]["final_error"].value))
+    return dict(sorted(by_agent.items(), key=lambda item: item[1]["final_error"].value))
 
 
 @styled
-def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
+def _picture(by_agent: dict[str, dict[str, Estimate]], found: dict[str, list[dict[str, Any]]], title: str) -> Figure:
     """Draw each agent's accuracy relative to random permutations, and its mean error over the run.
 
     Random permutations, the paper's agent and the best others have a colour and a label; the rest is grey.
@@ -194,39 +198,39 @@ def _picture(figures: dict[str, dict[str, Estimate]], found: dict[str, list[dict
 
     from permenv.render import COLOURS
 
-    named = [name for name in (_REFERENCE, _PAPER) if name in figures]
-    best = [name for name in figures if name not in named][:_BEST]
+    named = [name for name in (_REFERENCE, _PAPER) if name in by_agent]
+    best = [name for name in by_agent if name not in named][:_BEST]
     # whatever their rank, so that several pictures agree
     in_order = sorted(best, key=lambda name: (name.startswith("inverse of "), name.startswith("easiest-first"), name))
-    colours = dict.fromkeys(figures, "0.72") | dict(zip(in_order, COLOURS[2:], strict=False))
+    colours = dict.fromkeys(by_agent, "0.72") | dict(zip(in_order, COLOURS[2:], strict=False))
     colours |= dict(zip(named, ("black", COLOURS[1]), strict=False))
-    picture = Figure(figsize=(13, max(0.3 * len(figures) + 1.4, 3.6)), dpi=120, layout="constrained")
+    picture = Figure(figsize=(13, max(0.3 * len(by_agent) + 1.4, 3.6)), dpi=120, layout="constrained")
     add_title(picture, title)
     *bars, curves = picture.subplots(1, 3, width_ratios=(1, 1, 1.4))
     for axis, column, moment in zip(bars, ("at_half", "at_end"), ("at half of the run", "at the end"), strict=True):
-        for place, (name, its) in enumerate(figures.items()):
-            value, low, high = (100 * end for end in its[column])
-            axis.barh(place, value, color=colours[name], alpha=0.85)
-            axis.plot([low, high], [place, place], color="0.25", linewidth=1)
+        for row, (name, metrics) in enumerate(by_agent.items()):
+            value, low, high = (100 * end for end in metrics[column])
+            axis.barh(row, value, color=colours[name], alpha=0.85)
+            axis.plot([low, high], [row, row], color="0.25", linewidth=1)
             end = high if np.isfinite(high) else value
-            axis.text(end, place, f" {value:.0f}", fontsize=8, verticalalignment="center")
+            axis.text(end, row, f" {value:.0f}", fontsize=8, verticalalignment="center")
         axis.axvline(100, color="black", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
-        axis.set_yticks(range(len(figures)), [_label(name) for name in figures] if axis is bars[0] else [])
+        axis.set_yticks(range(len(by_agent)), [_label(name) for name in by_agent] if axis is bars[0] else [])
         axis.tick_params(axis="y", length=0)
-        axis.set_ylim(len(figures) - 0.4, -0.6)
+        axis.set_ylim(len(by_agent) - 0.4, -0.6)
         axis.set(title=f"accuracy {moment}", xlabel="% of random's [95%]")
-    for text, name in zip(bars[0].get_yticklabels(), figures, strict=True):
+    for text, name in zip(bars[0].get_yticklabels(), by_agent, strict=True):
         if name in (*named, *best):
             text.set(color=colours[name], fontweight="bold")
     lines: list[Line2D] = []
-    for name in (*(each for each in figures if each not in (*named, *best)), *reversed(best), *reversed(named)):
+    for name in (*(each for each in by_agent if each not in (*named, *best)), *reversed(best), *reversed(named)):
         runs = Curves.of(found[name])
         width = 2.2 if name in (*named, *best) else 1
         line = curves.plot(
             runs.iterations, runs.errors.mean(axis=0), color=colours[name], linewidth=width, label=_label(name)
         )
         lines += line if name in (*named, *best) else []
-    others = " (grey: the others)" if len(lines) < len(figures) else ""
+    others = " (grey: the others)" if len(lines) < len(by_agent) else ""
     curves.set(title=f"mean error{others}", xlabel="SGD iteration", xlim=(0, runs.iterations[-1]))
     label_lines(curves, lines)
     return picture
@@ -241,7 +245,7 @@ def _label(name: str) -> str:
     return _LABELS.get(agent, agent) + name.removeprefix(agent)
 
 
-def _in_words(report: dict[str, Any], figures: dict[str, dict[str, Estimate]]) -> str:
+def _in_words(report: dict[str, Any], by_agent: dict[str, dict[str, Estimate]]) -> str:
     """Return the table, as the documentation shows it."""
     lines = [
         f"{report['preset']} preset, {report['data']}, {report['seeds']} seeds, {report['iterations']} iterations; "
@@ -252,14 +256,14 @@ def _in_words(report: dict[str, Any], figures: dict[str, dict[str, Estimate]]) -
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["agents"]:
-        its = figures[row["agent"]]
+        metrics = by_agent[row["agent"]]
         lines.append(
-            f"| {row['agent']} | {its['final_error']:.3f} | {its['at_half']:.0%} | {its['at_end']:.0%} "
-            f"| {its['needs']:.0%} | {its['time']:.0%} | {row['seconds']:.0f} | {row['cost']:.0%} |"
+            f"| {row['agent']} | {metrics['final_error']:.3f} | {metrics['at_half']:.0%} | {metrics['at_end']:.0%} "
+            f"| {metrics['needs']:.0%} | {metrics['time']:.0%} | {row['seconds']:.0f} | {row['cost']:.0%} |"
         )
-    for name, its in report["against_the_curriculum"].items():
-        if its["saved"] is not None:
-            half, end, saved = (Estimate.of_columns(its, column) for column in ("at_half", "at_end", "saved"))
+    for name, columns in report["against_the_curriculum"].items():
+        if columns["saved"] is not None:
+            half, end, saved = (Estimate.of_columns(columns, column) for column in ("at_half", "at_end", "saved"))
             lines += [
                 "",
                 f"{name} against the curriculum: accuracy {half:.0%} of its at half, {end:.0%} at the end; it saves "

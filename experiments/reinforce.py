@@ -17,7 +17,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import gymnasium as gym
 import tyro
@@ -34,8 +34,6 @@ from experiments.common.script import run_script
 from experiments.common.settings import keywords_of
 from permenv import checkpoint, distributed
 
-_CREDITED = ("reinforce", "inverse")  # the policies that --credit concerns
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config(JobOptions):
@@ -43,19 +41,17 @@ class Config(JobOptions):
 
     may_change: ClassVar = (*JobOptions.may_change, "compare_random")
 
-    policy: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(AGENTS)},MODULE:CLASS}}")] = "reinforce"
+    agent: Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(AGENTS)},MODULE:CLASS}}")] = "reinforce"
     """The agent (see `agents`): REINFORCE; uniformly random permutations or the inverse of a policy (appendix F); a
     curriculum fixed in advance; a bandit; the one-step lookahead, which tries candidates on copies of the run; or one
     of your own, a subclass of `agents.Agent`."""
     policy_from: Path | None = None
-    """Checkpoint of a run whose REINFORCE policy to start from, with the random draws of `seed`; with `--policy
+    """Checkpoint of a run whose REINFORCE policy to start from, with the random draws of `seed`; with `--agent
     inverse`, the trained policy to invert, where otherwise a policy is inverted that learns meanwhile."""
     agent_options: Annotated[
         tyro.conf.UseAppendAction[tuple[tuple[str, str], ...]], tyro.conf.arg(name=AGENT_OPTION, metavar="VALUE")
     ] = ()
     """An option of the agent, a keyword of its class, such as --agent.learning-rate 0.003."""
-    credit: Literal["own", "sum"] = "own"
-    """The gain that a joint task's policy credits the choices of one task with: the task's own, or the sum of both."""
     compare_random: bool = False
     """Train with random permutations too, from the same seed, into `out`/random, and compare."""
 
@@ -68,15 +64,10 @@ class Config(JobOptions):
         """
         super().__post_init__()
         try:
-            agents.kind_of(self.policy).require_state()
+            agents.agent_class(self.agent).require_state()
         except ValueError as error:
-            raise permenv.ConfigurationError(f"--policy {self.policy}: {error}") from error
+            raise permenv.ConfigurationError(f"--agent {self.agent}: {error}") from error
         self.agent_keywords()
-        if self.credit != "own" and not (self.policy in _CREDITED and len(permenv.registered_tasks()[self.task]) > 1):
-            raise permenv.ConfigurationError(
-                f"--credit {self.credit} --policy {self.policy} --task {self.task}: only {' and '.join(_CREDITED)} "
-                f"in a joint task have a choice; leave it out"
-            )
 
     def agent_keywords(self) -> dict[str, Any]:
         """Return `agent_options` as keywords of the agent's class.
@@ -84,7 +75,7 @@ class Config(JobOptions):
         Raises:
             ConfigurationError: If it has no such option, or the value has another type.
         """
-        return keywords_of(self.policy, self.agent_options, without=("credit",) if self.policy in _CREDITED else ())
+        return keywords_of(self.agent, self.agent_options)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -94,7 +85,7 @@ class Config(JobOptions):
     @property
     def algorithm_name(self) -> str:
         """The policy."""
-        return self.policy.replace(":", "-")
+        return self.agent.replace(":", "-")
 
 
 def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
@@ -112,10 +103,10 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """
     if not config.compare_random:
         return train(config, loggers)
-    if config.policy == "random":
-        raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --policy")
+    if config.agent == "random":
+        raise permenv.ConfigurationError("--compare-random compares a policy with random: choose another --agent")
     rival = dataclasses.replace(
-        config, policy="random", policy_from=None, agent_options=(), credit="own", out=config.folder / "random"
+        config, agent="random", policy_from=None, agent_options=(), out=config.folder / "random"
     )
     if config.resume and not RunFolder.holds_run(rival.folder):
         rival = dataclasses.replace(rival, resume=False)  # the first of the two was cut short
@@ -133,10 +124,10 @@ def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: d
 
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
         ours["relative_accuracy"] = _relative_accuracy(ours, theirs)
-    untrained = {task: its["error_first"] for task, its in summary["tasks"].items()}  # of both runs
+    untrained = {task: task_summary["error_first"] for task, task_summary in summary["tasks"].items()}  # of both runs
     curves = {
         name if len(untrained) == 1 else f"{task}, {name}": curve
-        for name, run in ((config.policy, config), ("random", rival))
+        for name, run in ((config.agent, config), ("random", rival))
         for task, curve in figures.curves(read_rows(run.folder), untrained).items()
     }
     with contextlib.closing(RunFolder(config.folder, resume=True)) as folder:
@@ -184,19 +175,18 @@ def make_agent(config: Config, env: gym.Env[Any, Any], *, given: bool = True) ->
     Raises:
         ConfigurationError, CheckpointError: If the options do not fit one another, or the state does not fit the agent.
     """
-    options = {"credit": config.credit} if config.policy in _CREDITED else {}
     try:
-        agent = agents.make(config.policy, env, seed=config.seed, **options, **config.agent_keywords())
+        agent = agents.make(config.agent, env, seed=config.seed, **config.agent_keywords())
     except (ValueError, TypeError) as error:
         words = "".join(f" --agent.{name} {value}" for name, value in config.agent_options)
-        raise permenv.ConfigurationError(f"--policy {config.policy}{words}: {error}") from error
+        raise permenv.ConfigurationError(f"--agent {config.agent}{words}: {error}") from error
     if config.policy_from is None:
         return agent
     policy = agent.policy if isinstance(agent, InversePolicy) else agent
     if not isinstance(policy, Reinforce):
         raise permenv.ConfigurationError(
-            f"--policy-from {config.policy_from}: {config.policy} has no REINFORCE policy to start from; choose "
-            f"--policy reinforce or inverse, or leave it out"
+            f"--policy-from {config.policy_from}: {config.agent} has no REINFORCE policy to start from; choose "
+            f"--agent reinforce or inverse, or leave it out"
         )
     if given:
         state = _policy_in(config.policy_from)

@@ -36,9 +36,9 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
+from experiments.common.agent_runs import Report, check_names, code_of, play
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
-from experiments.common.players import Report, check_names, code_of, play
 from experiments.common.pruning import Asha, pruned_sweep
 from experiments.common.report import heading, in_words
 from experiments.common.script import run_script
@@ -132,12 +132,12 @@ def trial(
     """Run all seeds of a setting side by side, update by update.
 
     Args:
-        agent: One of `players.AGENTS`, or of your own.
+        agent: One of `agent_runs.AGENTS`, or of your own.
         setting: What differs from the agent's options and from `environment`.
         seeds: Each is a run.
         environment: What the runs are of.
         report: Called with the result so far after each update of all seeds.
-        code: See `players.code_of`.
+        code: See `agent_runs.code_of`.
 
     Returns:
         "errors", the mean of E over the seeds after each update; "by_seed", (seeds, updates), E, 1 from where a run

@@ -55,7 +55,7 @@ class Config(EnvOptions):
     """See `EnvOptions`; what is measured besides the tiny preset."""
     task: TaskName = "spatiotemporal"
     """See `EnvOptions`."""
-    which: tuple[Measured, ...] = get_args(Measured)
+    only: tuple[Measured, ...] = get_args(Measured)
     """What `speed.py` measures."""
     minutes: float = 14.0
     """Of all together, the training included."""
@@ -112,7 +112,7 @@ def main(config: Config) -> dict[str, Any]:
     write_json(config.out / "summary.json", summary)
     print(json.dumps({name: summary[name] for name in ("iteration", "training")}, indent=2))
     print(f"written to {config.out}")
-    failed = [name for name, its in done.items() if its["ended"] != WELL and name != _TRAINING]
+    failed = [name for name, run in done.items() if run["ended"] != WELL and name != _TRAINING]
     failed += [_TRAINING] if summary["training"] is None else []
     if failed:
         print(f"failed: see {', '.join(str(config.out / f'{name}.log') for name in failed)}", file=sys.stderr)
@@ -129,9 +129,9 @@ def _commands(config: Config) -> dict[str, list[str]]:
     sizes = {"": given} if config.preset == "tiny" else {"": given, "-tiny": tiny}  # what matters most first
     commands = {}
     for size, words in sizes.items():
-        which = [name for name in config.which if name != "env" or words is tiny or len(sizes) == 1]
+        which = [name for name in config.only if name != "env" or words is tiny or len(sizes) == 1]
         out = {name: ["--out", str(config.out / f"{name}{size}.json")] for name in ("speed", "dry-run")}
-        commands[f"speed{size}"] = [str(speed), *words, "--which", *which, "--blocks", "8", *out["speed"]]
+        commands[f"speed{size}"] = [str(speed), *words, "--only", *which, "--blocks", "8", *out["speed"]]
         commands[f"dry-run{size}"] = [str(dry_run), *words, *out["dry-run"]]
     job = [str(_SCRIPTS / "reinforce.py"), *given, "--out", str(config.out / _TRAINING)]
     return {**commands, _TRAINING: job}

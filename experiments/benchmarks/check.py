@@ -66,7 +66,7 @@ def compare(
         print(f"{name:<28} " + " ".join(f"{column:>26}" for column in columns), flush=True)
     quantities = next(iter(found.values()))
     worst = {
-        what: max(max(its[what]["ratio"], 1 / its[what]["ratio"]) for its in found.values()) for what in quantities
+        what: max(max(each[what]["ratio"], 1 / each[what]["ratio"]) for each in found.values()) for what in quantities
     }
     print("largest factor: " + ", ".join(f"{what} {value:.2f}" for what, value in worst.items()))
     return {"clock": Clock(device).name, "cases": found, "largest_factor": worst}

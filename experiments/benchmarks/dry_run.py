@@ -139,8 +139,8 @@ def _print(config: Config, found: Prediction, uncertainty: str) -> None:
     where = "another device" if config.limits else str(resolve_device(config.device))
     print(f"\n{config.preset} preset, {config.task} task, batch of {config.env.batch_size}, on {where}, {found.clock}")
     print(f"  {'part of an iteration':<52} {'ms':>10} {'GFLOP':>10} {'GB moved':>10}")
-    for name, its in found.parts.items():
-        print(f"  {name:<52} {1e3 * its['seconds']:10.2f} {its['flops'] / 1e9:10.2f} {its['bytes'] / 1e9:10.3f}")
+    for name, part in found.parts.items():
+        print(f"  {name:<52} {1e3 * part['seconds']:10.2f} {part['flops'] / 1e9:10.2f} {part['bytes'] / 1e9:10.3f}")
     for title, sizes in (("memory of the device", found.device_memory), ("memory of the process", found.host_memory)):
         if sizes:
             print(f"\n  {title:<52} {'MB':>10}")

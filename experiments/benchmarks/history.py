@@ -1,10 +1,10 @@
-"""How the figures of `speed.py` have changed: a table with one line a measurement, and its picture.
+"""How the numbers of `speed.py` have changed: a table with one line a measurement, and its picture.
 
     python experiments/benchmarks/speed.py
     python experiments/benchmarks/history.py experiments/results/benchmark-tiny-cpu.json
 
-Appends one line for each report: today's date, the current commit, version, machine, preset, and the key figures. A
-report whose figures are in the table is not added again. Without a report the picture is drawn anew. Writes
+Appends one line for each report: today's date, the current commit, version, machine, preset, and the key numbers. A
+report whose numbers are in the table is not added again. Without a report the picture is drawn anew. Writes
 `experiments/results/benchmark-history.csv` and `.png`.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-FIGURES = {
+METRICS = {
     "spatial_validation_ratio": "exact spatial validation: times as fast as the naive one",
     "temporal_validation_ratio": "exact temporal validation: times as fast as the naive one",
     "spatial_validation_seconds": "exact spatial validation, seconds",
@@ -83,21 +83,21 @@ def read(table: Path) -> list[dict[str, str]]:
 
 
 def row_of(path: Path) -> dict[str, str]:
-    """Read the columns of a report; a figure that it does not have is empty.
+    """Read the columns of a report; a number that it does not have is empty.
 
     Raises:
         ConfigurationError: If the file is no report.
     """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        its = report["machine"]
+        machine = report["machine"]
         row = {
-            "version": its["versions"]["permenv"],
-            "device": its["device"],
-            "processor": its["processor"],
-            "threads": its["threads"],
+            "version": machine["versions"]["permenv"],
+            "device": machine["device"],
+            "processor": machine["processor"],
+            "threads": machine["threads"],
             "preset": report["preset"],
-            **figures_of(report),
+            **metrics_of(report),
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(
@@ -106,8 +106,8 @@ def row_of(path: Path) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in row.items()}
 
 
-def figures_of(report: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the columns of `FIGURES`; None where something was not measured."""
+def metrics_of(report: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the columns of `METRICS`; None where something was not measured."""
     validation, step = report.get("validation", {}), report.get("step", {})
     env = report.get("env", {})
     default = env.get(f"samples_per_action={env.get('default_samples_per_action')}", {})
@@ -135,28 +135,28 @@ def _commit() -> str:
 
 @styled
 def _picture(rows: Sequence[Mapping[str, str]]) -> Figure:
-    """Draw each figure over the measurements, a line a preset that is interrupted where the machine changes."""
+    """Draw each metric over the measurements, a line a preset that is interrupted where the machine changes."""
     from matplotlib.figure import Figure  # slow to import
 
     from permenv.render import COLOURS
 
     moments = list(dict.fromkeys(_moment(row) for row in rows))
     presets = list(dict.fromkeys(row["preset"] for row in rows))
-    shown = [name for name in FIGURES if any(row[name] for row in rows)]
+    shown = [name for name in METRICS if any(row[name] for row in rows)]
     picture = Figure(figsize=(11, 2.2 * -(-len(shown) // 2) + 0.6), dpi=120, layout="constrained")
     add_title(picture, "medians of experiments/benchmarks/speed.py, over versions and machines")
     axes = picture.subplots(-(-len(shown) // 2), 2, squeeze=False).ravel()
     for axis, name in zip(axes, shown, strict=False):
         lines: list[Line2D] = []
         for preset, colour in zip(presets, itertools.cycle(COLOURS), strict=False):
-            its = [row for row in rows if row["preset"] == preset and row[name]]
-            for _, group in itertools.groupby(its, key=_machine):
+            of_preset = [row for row in rows if row["preset"] == preset and row[name]]
+            for _, group in itertools.groupby(of_preset, key=_machine):
                 points = [(moments.index(_moment(row)), float(row[name])) for row in group]
                 (line,) = axis.plot(
                     *zip(*points, strict=True), marker="o", color=colour, clip_on=False, label=f"{preset} preset"
                 )
-            lines += [line] if its else []
-        axis.set_title(FIGURES[name], fontsize=9)
+            lines += [line] if of_preset else []
+        axis.set_title(METRICS[name], fontsize=9)
         axis.set_xticks(range(len(moments)), ["\n".join(moment) for moment in moments], fontsize=8)
         axis.set(xlim=(-0.2, len(moments) - 0.9), ylim=(0, None))
         label_lines(axis, lines)

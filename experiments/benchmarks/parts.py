@@ -42,7 +42,7 @@ def watching(run: Pretraining, watch: Stopwatch) -> Iterator[None]:
         run: The run, which is as it was afterwards.
         watch: The stopwatch.
     """
-    places: list[tuple[object, str, str]] = [
+    methods: list[tuple[object, str, str]] = [
         (run, "_draw_labels", "draw and fetch"),
         *((each, name, "draw and fetch") for each in run._minibatches.values() for name in ("_draw", "announce")),
         (StillImages, "take", "draw and fetch"),
@@ -54,8 +54,8 @@ def watching(run: Pretraining, watch: Stopwatch) -> Iterator[None]:
         (run.trainer, "_update_averages", "optimiser"),
     ]
     with contextlib.ExitStack() as stack:
-        for place, name, part in places:
-            stack.enter_context(mock.patch.object(place, name, watch.timed(part, getattr(place, name))))
+        for owner, name, part in methods:
+            stack.enter_context(mock.patch.object(owner, name, watch.timed(part, getattr(owner, name))))
         yield
 
 

@@ -1,7 +1,7 @@
 """How fast it is, as ratios measured in one run, at the sizes of the chosen preset.
 
     python experiments/benchmarks/speed.py
-    python experiments/benchmarks/speed.py --preset paper --env.batch-size 32 --which validation step joint
+    python experiments/benchmarks/speed.py --preset paper --env.batch-size 32 --only validation step joint
 
 - validation: all |Ψ| × |X_val| scores of each task, exactly, against running the whole network on permuted pixels. The
   naive time is extrapolated from a part of the pairs.
@@ -16,7 +16,7 @@
   against one as it is. No run uses either; this says whether it would pay.
 
 Runs train on noise, because what the pixels show changes no time; env and start train on the data of the options.
-Prints tables, and writes the figures with the machine's description as JSON.
+Prints tables, and writes the numbers with the machine's description as JSON.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _CLASSIFIER_SCALE = 200  # an untrained network predicts all alike, and two meth
 class Config(EnvOptions):
     """The benchmark's options."""
 
-    which: tuple[Measured, ...] = get_args(Measured)
+    only: tuple[Measured, ...] = get_args(Measured)
     """What to measure."""
     naive_pairs: int = 384
     """Pairs of permutation and sample that the naive validation is timed on; the rest is extrapolated."""
@@ -71,7 +71,7 @@ class Config(EnvOptions):
 
     @property
     def file(self) -> Path:
-        """Where the figures are written."""
+        """Where the numbers are written."""
         name = f"benchmark-{self.preset}-{resolve_device(self.device).type}.json"
         return self.out or Path("experiments/results") / name
 
@@ -90,7 +90,7 @@ def main(config: Config) -> dict[str, Any]:
     }
     report: dict[str, Any] = {**origin(config), "machine": machine(device), "preset": config.preset}
     print(" · ".join(f"{name} {value}" for name, value in report["machine"].items()), flush=True)
-    for name in config.which:
+    for name in config.only:
         report[name] = measure[name](config, device)
         write_json(config.file, report)  # each time: whoever stops it has what was measured
     print(f"\nwritten to {config.file}")
@@ -100,11 +100,11 @@ def main(config: Config) -> dict[str, Any]:
 def validation(config: Config, device: torch.device) -> dict[str, Any]:
     """Measure exact against naive validation."""
     run = new_run(config.env, tasks_of_noise(config.env, device))
-    figures = {}
+    measured = {}
     for name, task in run.tasks.items():
         with torch.no_grad():
             run.trainer.eval_network.heads[name].classifier.weight.mul_(_CLASSIFIER_SCALE)  # type: ignore[union-attr, operator]
-        figures[name] = found = _validation_figures(config, run, name)
+        measured[name] = found = _measure_validation(config, run, name)
         _print_table(
             f"{name} validation, {found['permutations']} permutations × {found['samples']} samples, "
             f"{config.env.backbone}, {task.num_pieces} pieces of {config.env.piece_size} × {config.env.piece_size}",
@@ -116,10 +116,10 @@ def validation(config: Config, device: torch.device) -> dict[str, Any]:
                 "largest difference of a ratio": f"{found['largest_ratio_difference']:10.1e}",
             },
         )
-    return figures
+    return measured
 
 
-def _validation_figures(config: Config, run: Pretraining, name: str) -> dict[str, Any]:
+def _measure_validation(config: Config, run: Pretraining, name: str) -> dict[str, Any]:
     network, task, samples = run.trainer.eval_network, run.tasks[name], run.held_out[name]
     pieces = task.pieces(samples)
     count = len(task.permutations)
@@ -225,8 +225,8 @@ def _seconds_of_iterations(runs: Mapping[str, Pretraining], repeats: int, device
 def env_overhead(config: Config, device: torch.device) -> dict[str, Any]:
     """Measure iterations through `gym.make` with its default wrappers against `Pretraining.iterate`."""
     default = config.env.samples_per_action
-    figures = {
-        f"samples_per_action={samples_per_action}": _env_figures(config, device, samples_per_action)
+    measured = {
+        f"samples_per_action={samples_per_action}": _measure_env(config, device, samples_per_action)
         for samples_per_action in dict.fromkeys((default, 1))
     }
     _print_table(
@@ -234,13 +234,13 @@ def env_overhead(config: Config, device: torch.device) -> dict[str, Any]:
         {
             name: f"bare {1e3 * found['bare_seconds']:8.2f} ms, env {1e3 * found['env_seconds']:8.2f} ms: "
             f"{found['overhead']:+.1%}, of which validation and grouping {found['validation_share']:+.1%}"
-            for name, found in figures.items()
+            for name, found in measured.items()
         },
     )
-    return {"task": config.task, "default_samples_per_action": default, **figures}
+    return {"task": config.task, "default_samples_per_action": default, **measured}
 
 
-def _env_figures(config: Config, device: torch.device, samples_per_action: int) -> dict[str, float]:
+def _measure_env(config: Config, device: torch.device, samples_per_action: int) -> dict[str, float]:
     # the run must not end before the measurement
     env = config.make(samples_per_action=samples_per_action, total_updates=config.blocks + 2)
     base_env = base_env_of(env)
@@ -282,8 +282,9 @@ def parts_of_iteration(config: Config, device: torch.device) -> dict[str, Any]:
         f"{found['precision']}, {found['clock']}",
         {
             **{
-                name: f"{1e3 * its['seconds']:10.2f} ms {its['seconds'] / whole:6.1%} {its['flops'] / 1e9:10.2f} GFLOP"
-                for name, its in found["parts"].items()
+                name: f"{1e3 * part['seconds']:10.2f} ms {part['seconds'] / whole:6.1%} "
+                f"{part['flops'] / 1e9:10.2f} GFLOP"
+                for name, part in found["parts"].items()
             },
             "sum; an iteration that is not divided": f"{1e3 * whole:10.2f} ms; {1e3 * found['seconds']:.2f} ms",
             "bound by FLOPs; by bytes": (

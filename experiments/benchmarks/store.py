@@ -1,6 +1,6 @@
 """What the store of images costs: to build it, to start from it, and to read from it.
 
-    python experiments/benchmarks/store.py --folder /path/to/a/large/disk --photos path/to/photos
+    python experiments/benchmarks/store.py --folder /path/to/a/large/disk --images path/to/photos
 
 - build: files a second, of a folder of many small distinct JPEG files, a thousand in a folder.
 - start: seconds from the command to the first iteration of training on that folder, with the store built and the
@@ -64,9 +64,9 @@ class Config:
     """Where the files are made, and the cache of this benchmark; on a large disk."""
     files: int = 1_000_000
     """How many."""
-    photos: Path | None = None
-    """Photos to measure reading with; by default embedded scenes."""
-    num_photos: int = 512
+    images: Path | None = None
+    """Images to measure reading with; by default embedded scenes."""
+    num_images: int = 512
     """How many of them."""
     starts: int = 3
     """Starts that are timed; the median counts."""
@@ -118,11 +118,11 @@ def _make_files(config: Config) -> int:
     coarse.resize((64, 48), Image.Resampling.BICUBIC).save(content, "JPEG", quality=85)
     start, rest = content.getvalue()[:2], content.getvalue()[2:]
     for number in tqdm(range(there, count), desc="files", disable=None):
-        place = folder / f"{number // _PER_FOLDER:04}"
+        subfolder = folder / f"{number // _PER_FOLDER:04}"
         if number % _PER_FOLDER == 0:
-            place.mkdir(exist_ok=True)
+            subfolder.mkdir(exist_ok=True)
         comment = b"\xff\xfe\x00\x0a" + number.to_bytes(8, "big")  # a comment, by which they differ
-        (place / f"{number:07}.jpg").write_bytes(start + comment + rest)
+        (subfolder / f"{number:07}.jpg").write_bytes(start + comment + rest)
     return max(there, count)
 
 
@@ -162,12 +162,12 @@ def _read(config: Config) -> dict[str, float]:
     folder = config.folder / "photos"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    if config.photos is None:
-        for number, scene in enumerate(np.asarray(embedded_scenes(config.num_photos, _PHOTO_SIZE).pixels)):
+    if config.images is None:
+        for number, scene in enumerate(np.asarray(embedded_scenes(config.num_images, _PHOTO_SIZE).pixels)):
             Image.fromarray(scene).save(folder / f"{number}.png")
     else:
-        paths = sorted(path for path in config.photos.rglob("*") if path.is_file())
-        for number, path in enumerate(itertools.islice(paths, 0, None, max(1, len(paths) // config.num_photos))):
+        paths = sorted(path for path in config.images.rglob("*") if path.is_file())
+        for number, path in enumerate(itertools.islice(paths, 0, None, max(1, len(paths) // config.num_images))):
             (folder / f"{number}{path.suffix}").symlink_to(path.resolve())
     before = _kept_bytes(config)
     images = permenv.image_folder(folder, _PHOTO_SIZE)

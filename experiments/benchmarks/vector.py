@@ -18,7 +18,7 @@ Through Gymnasium, with a step for every action:
   wait for each other after every step.
 - sync: `SyncVectorEnv`, likewise: one process with all threads.
 
-Prints a table for each M, and writes the figures with the machine's description as JSON. M = 16 needs 16 GB.
+Prints a table for each M, and writes the numbers with the machine's description as JSON. M = 16 needs 16 GB.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Config(EnvOptions):
 
     @property
     def file(self) -> Path:
-        """Where the figures are written."""
+        """Where the numbers are written."""
         return self.out or Path("experiments/results") / f"vector-{resolve_device(self.device).type}.json"
 
 
@@ -150,14 +150,14 @@ def measure(config: Config, rivals: Mapping[str, Rival], count: int, title: str)
             blocks[name] = functools.partial(work, iterations)
         # the processes of the rivals wait for their own device
         seconds = seconds_in_turn(blocks, config.blocks, torch.device("cpu"))
-    figures = {}
+    measured = {}
     print(f"\n{title}, M = {count}: {config.blocks} blocks of {images} images")
     for name, times in seconds.items():
         rate = images / statistics.median(times)
         ratio = statistics.median(one / other for one, other in zip(seconds["processes"], times, strict=True))
-        figures[name] = {"images_per_second": rate, "ratio_to_processes": ratio, "seconds": times}
+        measured[name] = {"images_per_second": rate, "ratio_to_processes": ratio, "seconds": times}
         print(f"  {name:<12} {rate:8.0f} images/s   {ratio:.2f} times processes", flush=True)
-    return figures
+    return measured
 
 
 # Every rival has processes of its own, so that none inherits another's threads or memory.

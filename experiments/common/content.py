@@ -121,7 +121,7 @@ def _paths(options: Any, name: str = "") -> Iterator[tuple[str, Path]]:
     elif isinstance(options, Mapping):
         parts = [(str(key), value) for key, value in options.items()]
     elif isinstance(options, list | tuple):
-        parts = [(str(place), value) for place, value in enumerate(options)]
+        parts = [(str(index), value) for index, value in enumerate(options)]
     else:
         return
     for key, value in parts:

@@ -1,6 +1,6 @@
 """What a policy gains over random permutations: accuracy at equal iterations, and iterations for equal accuracy.
 
-All figures compare runs of the same seeds, which begin with the same network and the same validation set. They are
+All metrics compare runs of the same seeds, which begin with the same network and the same validation set. They are
 ratios of means over the seeds: a mean of ratios would be decided by the seeds in which random permutations have learned
 nothing yet. Their intervals are of paired runs, see `statistics.ratio_of_means` and `statistics.estimate`.
 """
@@ -120,16 +120,16 @@ def _shares_needed(policy: Curves, reference: Curves, seeds: np.ndarray) -> np.n
     return first_crossing(policy.progress, policy.errors[seeds].mean(axis=1), targets)
 
 
-def first_crossing(places: np.ndarray, errors: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def first_crossing(moments: np.ndarray, errors: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Find where curves first fall to a target.
 
     Args:
-        places: (V,), of the validations, ascending.
+        moments: (V,), of the validations, ascending.
         errors: (N, V).
         targets: (N,).
 
     Returns:
-        (N,) places, linear between validations; infinite where the target is not reached.
+        (N,) moments, linear between validations; infinite where the target is not reached.
     """
     reached = errors <= targets[:, None]
     after = reached.argmax(axis=1)
@@ -137,5 +137,5 @@ def first_crossing(places: np.ndarray, errors: np.ndarray, targets: np.ndarray) 
     rows = np.arange(len(errors))
     high, low = errors[rows, before], errors[rows, after]
     part = np.where(high > low, (high - targets) / np.where(high > low, high - low, 1), 0)
-    crossing = places[before] + part * (places[after] - places[before])
+    crossing = moments[before] + part * (moments[after] - moments[before])
     return np.where(reached.any(axis=1), crossing, np.inf)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from experiments.common.paper_figures import PAPER
+from experiments.common.paper_numbers import PAPER
 from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, Job, resolve_setting
 from experiments.common.sources import Source
 from experiments.common.statistics import OF_MEANS, mean_of
@@ -31,7 +31,7 @@ def evaluate(
 
     Returns:
         "figures" by name, None where features are not finite, and "seconds". If the evaluation diverged there are no
-        figures, and "diverged" says where: it would diverge again, and the others need not be lost with it.
+        metrics, and "diverged" says where: it would diverge again, and the others need not be lost with it.
 
     Raises:
         ConfigurationError: If the protocol does not allow the trunk.
@@ -39,10 +39,10 @@ def evaluate(
     """
     start, trunk = time.perf_counter(), source.load(seed)
     measure = statistics == "measured" or (statistics == "auto" and source.is_untrained)
-    figures: Mapping[str, float | None] = {}
+    metrics: Mapping[str, float | None] = {}
     diverged = None
     try:
-        figures = PROTOCOLS[protocol].run(
+        metrics = PROTOCOLS[protocol].run(
             Job(trunk, data, resolve_setting(setting, trunk), seed, torch.device(device), share, measure)
         )
     except FloatingPointError as error:
@@ -51,7 +51,7 @@ def evaluate(
         raise
     except ValueError as error:  # a trunk that cannot be folded, or is too deep for the images
         raise ConfigurationError(f"protocol {protocol!r} of {source.name}: {error}") from error
-    return {"figures": figures, "seconds": time.perf_counter() - start, "diverged": diverged}
+    return {"figures": metrics, "seconds": time.perf_counter() - start, "diverged": diverged}
 
 
 def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
@@ -60,13 +60,13 @@ def in_columns(results: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def columns_of(rows: Iterable[dict[str, Any]]) -> list[str]:
-    """Return the names of all figures of rows, whose sources may have different ones: layers, for instance."""
-    return list(dict.fromkeys(name for row in rows for figures in row["figures"] for name in figures))
+    """Return the names of all metrics of rows, whose sources may have different ones: layers, for instance."""
+    return list(dict.fromkeys(name for row in rows for metrics in row["figures"] for name in metrics))
 
 
-def value_of(figures: Mapping[str, float | None], name: str) -> float:
-    """Return a figure; NaN if there is none, because features are not finite or the evaluation diverged."""
-    value = figures.get(name)
+def value_of(metrics: Mapping[str, float | None], name: str) -> float:
+    """Return a metric; NaN if there is none, because features are not finite or the evaluation diverged."""
+    value = metrics.get(name)
     return math.nan if value is None else value
 
 
@@ -92,11 +92,11 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]], data: Data, share: f
     Args:
         protocol: Its name.
         rows: "source", "setting", and of each repetition "figures" and "seconds", of one or more sources.
-        data: What the figures are of.
+        data: What the metrics are of.
         share: Of the protocol's iterations.
     """
     about = PROTOCOLS[protocol]
-    columns = columns_of(rows) or [about.figure]
+    columns = columns_of(rows) or [about.metric]
     repetitions = f", mean [{OF_MEANS}]" if len(rows[0]["figures"]) > 1 else ""
     shortened = "" if share == 1 else f", {share:.1%} of its iterations"
     lines = [
@@ -110,8 +110,8 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]], data: Data, share: f
         shown = [_in_percent(row["figures"], column) for column in columns]
         seconds = sum(row["seconds"]) / len(row["seconds"])
         lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
-    for name, figures in PAPER.get(protocol, {}).items():
-        shown = [f"{figures[column]:.1f}" if column in figures else "" for column in columns]
+    for name, numbers in PAPER.get(protocol, {}).items():
+        shown = [f"{numbers[column]:.1f}" if column in numbers else "" for column in columns]
         lines.append(f"| *{name}* | " + " | ".join(shown) + " | |")
     return "\n".join(lines)
 
@@ -125,12 +125,12 @@ def _settings(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _in_percent(repetitions: Sequence[Mapping[str, float | None]], name: str) -> str:
-    diverged = sum(not figures for figures in repetitions)
+    diverged = sum(not metrics for metrics in repetitions)
     if diverged:
         return "diverged" if diverged == len(repetitions) else f"{diverged} of {len(repetitions)} diverged"
     if name not in repetitions[0]:
         return ""
-    values = [value_of(figures, name) for figures in repetitions]
+    values = [value_of(metrics, name) for metrics in repetitions]
     if any(math.isnan(value) for value in values):
         return "not finite"
     found = mean_of(values)

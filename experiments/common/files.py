@@ -31,13 +31,15 @@ def require_writable(folder: Path, option: str) -> None:
     Raises:
         ConfigurationError: If not; nothing has been written.
     """
-    place = folder
-    while not os.path.lexists(place) and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise ConfigurationError(f"{option} {folder}: {place} is not a folder; name another place with {option}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"{option} {folder}: {place} cannot be written to; name another place with {option}")
+    existing = folder
+    while not os.path.lexists(existing) and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise ConfigurationError(f"{option} {folder}: {existing} is not a folder; name another place with {option}")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"{option} {folder}: {existing} cannot be written to; name another place with {option}"
+        )
 
 
 def with_ending(out: Path, ending: str) -> Path:

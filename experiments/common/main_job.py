@@ -83,10 +83,10 @@ def finish(run: Recorder, options: JobOptions, queries: dict[str, Queries]) -> d
     run.checkpoint()
     summary = run.summary()
     trained = top1(run.base_env, queries)
-    for task, figures in summary["tasks"].items():
-        figures["top1_untrained"] = run.notes["top1_untrained"][task]
-        figures["top1_trained"] = trained[task]
-        figures["queries"] = queries[task].name
+    for task, task_summary in summary["tasks"].items():
+        task_summary["top1_untrained"] = run.notes["top1_untrained"][task]
+        task_summary["top1_trained"] = trained[task]
+        task_summary["queries"] = queries[task].name
     run.finish(summary, options.title)
     print(in_words(summary, run.base_env, options))
     return summary
@@ -102,24 +102,25 @@ def in_words(summary: dict[str, Any], base_env: PermShuffleEnv, options: JobOpti
     """
     start = "untrained" if options.trunk_from is None else "with the given trunk"
     lines = []
-    for task, its in summary["tasks"].items():
+    for task, task_summary in summary["tasks"].items():
         lines.append(
-            f"Error, {task}: {its['error_first']:.3f} {start}, {its['error_last']:.3f} after "
-            f"{summary['iterations']} iterations and {summary['updates']} updates ({its['permutations']} permutations "
-            f"of {its['samples']} held-out samples; chance {its['chance']:.3f})."
+            f"Error, {task}: {task_summary['error_first']:.3f} {start}, {task_summary['error_last']:.3f} after "
+            f"{summary['iterations']} iterations and {summary['updates']} updates "
+            f"({task_summary['permutations']} permutations of {task_summary['samples']} held-out samples; "
+            f"chance {task_summary['chance']:.3f})."
         )
     if summary["diverged"]:
         lines.append("The loss was not finite: the run ended early. Lower --env.learning-rate.")
-    for task, its in summary["tasks"].items():
-        if its["top1_untrained"] is None:
+    for task, task_summary in summary["tasks"].items():
+        if task_summary["top1_untrained"] is None:
             remedy = " (see --eval-images)" if task == "spatial" else ""
             lines.append(f"Nearest neighbours, {task}: no labels, so there is nothing to evaluate{remedy}.")
-        elif its["top1_trained"] is None:
+        elif task_summary["top1_trained"] is None:
             lines.append(f"Nearest neighbours, {task}: the features are not finite any more.")
         else:
             lines.append(
-                f"Nearest neighbour Top-1 of pool5 features, {task}: {its['top1_untrained']:.1%} {start}, "
-                f"{its['top1_trained']:.1%} trained (queries: {its['queries']})."
+                f"Nearest neighbour Top-1 of pool5 features, {task}: {task_summary['top1_untrained']:.1%} {start}, "
+                f"{task_summary['top1_trained']:.1%} trained (queries: {task_summary['queries']})."
             )
     lines.append(
         f"Time: {summary['seconds']:.0f} s on {summary['machine']['device']}, of which validation "

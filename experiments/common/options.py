@@ -37,6 +37,9 @@ else:
 AGENT_OPTION = "agent.NAME"
 """What --help calls the options of an agent, whose names depend on the agent: a script takes their names and values."""
 
+DATA_FOLDER = Path("../shared/data")
+"""Where scripts that need real data look for them: imagenette, actions, cctv, davis_voc."""
+
 T = TypeVar("T")
 
 

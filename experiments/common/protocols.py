@@ -1,4 +1,4 @@
-"""The paper's evaluation protocols by name: what each needs, its settings and its figures.
+"""The paper's evaluation protocols by name: what each needs, its settings and its metrics.
 
 A protocol is a function of a trunk and folders of data. "paper" are the sizes of the paper and of the works that it
 cites; "small" those for the tiny trunk and two CPU cores, a few minutes each.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +19,8 @@ import numpy as np
 import torch
 
 from experiments.common.options import data_name
-from experiments.common.paper_figures import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
-from permenv import ConfigurationError, StillImages, VideoClips, image_folder, video_folder
+from experiments.common.paper_numbers import CLASS_ACCURACY, ELEVEN_POINTS, MEAN_IOU, SKLEARN
+from permenv import ConfigurationError, DataError, StillImages, VideoClips, image_folder, video_folder
 from permenv.data.voc import VOC_CLASSES, VocImage, find_release, voc_images
 from permenv.transfer.action_recognition import ActionOptions, ActionResult, SplitResult, action_recognition
 from permenv.transfer.action_splits import read_actions
@@ -119,8 +121,8 @@ class Protocol:
         table: Of the paper.
         needs: Names of fields of `Data`; of those that stand together one suffices.
         on: Says which data are used.
-        run: Returns figures by name, shares in [0, 1]; None where features are not finite.
-        figure: Which of them networks are compared by: that of the paper where it reports one.
+        run: Returns metrics by name, shares in [0, 1]; None where features are not finite.
+        metric: Which of them networks are compared by: that of the paper where it reports one.
     """
 
     title: str
@@ -128,24 +130,34 @@ class Protocol:
     needs: tuple[tuple[str, ...], ...]
     on: Callable[[Data], str]
     run: Callable[[Job], Mapping[str, float | None]]
-    figure: str
+    metric: str
 
     def allowed_by(self, data: Data) -> bool:
         """Whether the data that it needs are given."""
         return not self._lacking(data)
 
     def check(self, name: str, data: Data) -> None:
-        """Check that the data are given.
+        """Check that the data are given, and that their folders are there.
 
         Raises:
-            ConfigurationError: If not.
+            ConfigurationError: If they are not given.
+            DataError: If there is no such folder.
         """
         for needs in self._lacking(data):
-            options = " or ".join(f"--{need.replace('_', '-')}" for need in needs)
+            options = " or ".join(map(_option, needs))
             raise ConfigurationError(f"protocol {name!r} needs {options}: name the folder")
+        for need in itertools.chain.from_iterable(self.needs):
+            folder = getattr(data, need)
+            if folder is not None and not Path(os.path.expanduser(folder)).is_dir():  # noqa: PTH111 - raises nothing
+                raise DataError(f"protocol {name!r}: there is no folder {folder}; name it with {_option(need)}")
 
     def _lacking(self, data: Data) -> list[tuple[str, ...]]:
         return [needs for needs in self.needs if all(getattr(data, need) is None for need in needs)]
+
+
+def _option(field: str) -> str:
+    """Return the option that names a folder of `Data`."""
+    return f"--{field.replace('_', '-')}"
 
 
 def class_folders(data: Data, side: int) -> tuple[StillImages, StillImages]:
@@ -184,7 +196,7 @@ def _retrieve(
     database, queries = load(job.data, job.trunk.input_size)
     trunk = job.prepared(lambda: some_of(database))
     found = retrieval(trunk.module, queries, database, top=TABLE_1, frames=_FRAMES, progress=True)
-    # where features are not finite there is no figure
+    # where features are not finite there is no metric
     return {f"top {k}": None if found is None else found[k] for k in TABLE_1}
 
 

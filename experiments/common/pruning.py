@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from experiments.common.ray_jobs import start_ray
-from experiments.common.sweep import JobError, Jobs, Keep, kept
+from experiments.common.sweep import JobError, Jobs, Keep, run_missing
 from permenv import ConfigurationError
 
 _QUIETLY = {
@@ -83,7 +83,7 @@ def pruned_sweep(
         if missing:
             _tune(work, {name: jobs[name] for name in missing}, found, asha, keep, ray, processes, gpus)
 
-    return kept({name: {**arguments, "asha": asdict(asha)} for name, arguments in jobs.items()}, folder, run)
+    return run_missing({name: {**arguments, "asha": asdict(asha)} for name, arguments in jobs.items()}, folder, run)
 
 
 def _tune(

@@ -68,9 +68,9 @@ def in_words(report: Mapping[str, Any]) -> str:
     return f"{report['data']}, {report['iterations']} iterations, {report['seeds']} seeds"
 
 
-def with_sd(figure: Mapping[str, float], digits: int = 3) -> str:
+def with_sd(found: Mapping[str, float], digits: int = 3) -> str:
     """Return what `mean_and_sd` returned, in words."""
-    return f"{figure['mean']:.{digits}f} ± {figure['sd']:.{digits}f}"
+    return f"{found['mean']:.{digits}f} ± {found['sd']:.{digits}f}"
 
 
 def publish(report: Mapping[str, Any], table: str, out: Path, picture: Figure | None = None) -> None:

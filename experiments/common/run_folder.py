@@ -216,7 +216,7 @@ class RunFolder:
             )
 
 
-class ReplayedFolder(RunFolder):
+class ReadOnlyRunFolder(RunFolder):
     """The run folder of another rank than the first: it reads the checkpoint, and rank 0 writes all files and logs."""
 
     def __init__(self, path: Path, resume: bool):
@@ -259,7 +259,7 @@ def open_folder(path: Path, resume: bool, loggers: Sequence[Logger] = ()) -> Run
         ConfigurationError, RunFolderError: See `RunFolder`.
     """
     ranks = distributed.current()
-    folder = RunFolder(path, resume, loggers) if ranks.is_first else ReplayedFolder(path, resume)
+    folder = RunFolder(path, resume, loggers) if ranks.is_first else ReadOnlyRunFolder(path, resume)
     ranks.barrier()
     return folder
 
@@ -307,8 +307,14 @@ def check_same_job(
         folder: Where it is.
 
     Raises:
-        CheckpointError: If one differs.
+        CheckpointError: If one differs, or the run has one that is unknown.
     """
+    unknown = [name for name in saved if name not in settings and name not in may_change]
+    if unknown:
+        raise CheckpointError(
+            f"the run in {folder} was started with {unknown[0]}={saved[unknown[0]]!r}, which is no option of this "
+            f"version: end it with the version that began it, or start another run with --out"
+        )
     for name, value in settings.items():
         if name not in may_change and value != saved.get(name):
             raise CheckpointError(

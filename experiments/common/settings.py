@@ -8,13 +8,13 @@ import inspect
 import itertools
 import numbers
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Any, Literal, Union
 
+from experiments.common.agent_runs import check_options, options_of
 from experiments.common.options import EnvOptions
-from experiments.common.players import check_options, options_of
 from permenv import Config, ConfigurationError
 
 _NUMBERS: Mapping[Any, type] = {int: numbers.Integral, float: numbers.Real}
@@ -40,7 +40,7 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
 
     Args:
         vary: Of each option, "agent.NAME" or "env.NAME", and its values, all as the command line has them.
-        agent: One of `players.AGENTS`.
+        agent: One of `agent_runs.AGENTS`.
         environment: What is varied. It is made once.
 
     Raises:
@@ -64,7 +64,7 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
                 f"--vary {name}: {agent if where == 'agent' else 'the environment'} has {existing}"
             )
         key, values = f"{where}.{option}", [_value(word) for word in words]
-        if not values or key in axes or any(value in values[:place] for place, value in enumerate(values)):
+        if not values or key in axes or any(value in values[:index] for index, value in enumerate(values)):
             raise ConfigurationError(f"--vary {' '.join((name, *words))}: name each option and each of its values once")
         axes[key] = [_checked(word, types[where][option], f"--vary {name}") for word in words]
     settings = [_setting(dict(zip(axes, values, strict=True))) for values in itertools.product(*axes.values())]
@@ -80,18 +80,17 @@ def grid(vary: Sequence[Sequence[str]], agent: str, environment: EnvOptions) -> 
     return settings
 
 
-def keywords_of(agent: str, options: Sequence[tuple[str, str]], *, without: Collection[str] = ()) -> dict[str, Any]:
+def keywords_of(agent: str, options: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return options of an agent on a command line as keywords of its class.
 
     Args:
-        agent: One of `players.AGENTS`, or of your own.
+        agent: One of `agent_runs.AGENTS`, or of your own.
         options: Names and values, as the command line has them.
-        without: Keywords that are no options.
 
     Raises:
         ConfigurationError: If an option does not exist or is given twice, or its value has another type.
     """
-    types = {name: hint for name, hint in _options_of_words(agent).items() if name not in without}
+    types = _options_of_words(agent)
     found: dict[str, Any] = {}
     for option, word in options:
         name, given = option.replace("-", "_"), f"--agent.{option}"

@@ -1,4 +1,4 @@
-"""Statistics of repeated runs: figures with their intervals."""
+"""Statistics of repeated runs: numbers with their intervals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ INTERVAL = f"{_LEVEL:.0%}: of means Student's t; of ratios of means {_RATIOS}; o
 
 
 class Estimate(NamedTuple):
-    """A figure and its interval, see `INTERVAL`."""
+    """A number and its interval, see `INTERVAL`."""
 
     value: float
     low: float

@@ -54,7 +54,7 @@ def label_lines(axis: Axes, lines: Sequence[Line2D]) -> None:
     to_axes = axis.transData + axis.transAxes.inverted()
     ends = [tuple(to_axes.transform(np.asarray(line.get_xydata())[-1])) for line in lines]
     gap = 1.3 * _SIZE / 72 * figure.dpi / axis.get_window_extent().height
-    for line, end, height in zip(lines, ends, spread([end[1] for end in ends], gap), strict=True):
+    for line, end, height in zip(lines, ends, move_apart([end[1] for end in ends], gap), strict=True):
         axis.annotate(
             str(line.get_label()),
             xy=end,
@@ -69,11 +69,11 @@ def label_lines(axis: Axes, lines: Sequence[Line2D]) -> None:
         )
 
 
-def spread(places: Sequence[float], gap: float) -> np.ndarray:
-    """Move places apart until neighbours are at least `gap` apart, as little as possible in the sense of least squares.
+def move_apart(positions: Sequence[float], gap: float) -> np.ndarray:
+    """Move positions until neighbours are at least `gap` apart, as little as possible in the sense of least squares.
 
     Args:
-        places: (n,), in any order.
+        positions: (n,), in any order.
         gap: The least distance.
 
     Returns:
@@ -81,7 +81,7 @@ def spread(places: Sequence[float], gap: float) -> np.ndarray:
     """
     from scipy.optimize import isotonic_regression  # slow to import
 
-    order, steps = np.argsort(places, kind="stable"), gap * np.arange(len(places))
-    moved = np.empty(len(places))
-    moved[order] = isotonic_regression(np.asarray(places, dtype=float)[order] - steps).x + steps
+    order, steps = np.argsort(positions, kind="stable"), gap * np.arange(len(positions))
+    moved = np.empty(len(positions))
+    moved[order] = isotonic_regression(np.asarray(positions, dtype=float)[order] - steps).x + steps
     return moved

@@ -6,7 +6,7 @@ with make_executor(processes=2) as executor:
     results = sweep(work, jobs, executor=executor, folder=Path("runs/mine"))
 ```
 
-`over_seeds` does the same from the options of a script, and `kept` for what runs jobs in another way.
+`over_seeds` does the same from the options of a script, and `run_missing` for what runs jobs in another way.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def sweep(
     Args:
         work: Does one job. It is pickled if the executor has other processes, so it is a function at module level.
         jobs: By name, the keyword arguments of `work`. They are run in this order. Whatever decides a result must be
-            among them: the arguments, the content of the folders that they name (`experiments.common.content`), and the
-            versions of the libraries say whether a result in the folder is the same. Where only the code of permenv,
-            agents and experiments has changed since, results are taken, and one line says how many: most changes of
-            code change no result, and training may have taken a night.
+            among them: the arguments, of folders among them the content and not the place
+            (`experiments.common.content`), and the versions of the libraries say whether a result in the folder is the
+            same. Where only the code of permenv, agents and experiments has changed since, results are taken, and one
+            line says how many: most changes of code change no result, and training may have taken a night.
         executor: Runs the jobs: `make_executor`, or anything with the `submit` of `concurrent.futures`.
         folder: If given, this process writes each result to NAME.json as soon as it is there, under a digest of NAME
             where that is long; results must be what JSON can hold.
@@ -75,10 +75,10 @@ def sweep(
         JobError: If a job failed. Jobs not yet begun are cancelled. Those that run are completed and kept; on Ray they
             are cancelled as well.
     """
-    return kept(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
+    return run_missing(jobs, folder, lambda missing, found, keep: _run(work, missing, executor, keep))
 
 
-def kept(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]) -> dict[str, R]:
+def run_missing(jobs: Jobs, folder: Path | None, run: Callable[[Jobs, Mapping[str, R], Keep[R]], None]) -> dict[str, R]:
     """Return the results of all jobs, those that a folder has and those of the others, which are run.
 
     Args:
@@ -224,7 +224,8 @@ def _read(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
             f"{path} is not a result of a job ({error}): remove it, and the job is run again"
         ) from error
     now = _leaves(settings)
-    different = [name for name in now | then if then.get(name) != now.get(name)]
+    places = {f"arguments.{name}" for name in settings["data"]}  # of folders, whose content counts
+    different = [name for name in now | then if name not in places and then.get(name) != now.get(name)]
     if different:
         name = different[0]
         raise RunFolderError(
@@ -235,8 +236,9 @@ def _read(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _leaves(tree: Any, name: str = "") -> dict[str, Any]:
-    """Return the values of nested dicts by their dotted names."""
-    if not isinstance(tree, dict):
+    """Return the values of nested dicts and lists by their dotted names, as `contents_of` names folders."""
+    if not (tree and isinstance(tree, dict | list)):
         return {name: tree}
     prefix = f"{name}." if name else ""
-    return {leaf: value for key, branch in tree.items() for leaf, value in _leaves(branch, f"{prefix}{key}").items()}
+    branches = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {leaf: value for key, branch in branches for leaf, value in _leaves(branch, f"{prefix}{key}").items()}

@@ -20,32 +20,31 @@ from typing import Any
 
 from experiments.common.commands import WELL, run_command
 from experiments.common.files import write_json
-from experiments.common.options import require_known
+from experiments.common.options import DATA_FOLDER, require_known
 from experiments.common.script import run_script
 
 _POLICY = "experiments/results/pool-policy.safetensors"
-_DATA = "../shared/data"
 _NETWORKS = "runs/main/imagenette"
 COMMANDS = {
     "features": "experiments/studies/features.py",
     "table_5_figure_5": "experiments/paper/table_5_figure_5.py",
     "table_f1": f"experiments/paper/table_f1.py --policy {_POLICY}",
-    "main_job": "experiments/studies/main_runs.py --runs scenes",
-    "imagenette": "experiments/studies/main_runs.py --runs imagenette",
-    "figure_3": f"experiments/paper/figure_3.py {_NETWORKS} random --voc {_DATA}/davis_voc",
+    "main_job": "experiments/studies/main_runs.py --only scenes",
+    "imagenette": "experiments/studies/main_runs.py --only imagenette",
+    "figure_3": f"experiments/paper/figure_3.py {_NETWORKS} random --voc {DATA_FOLDER}/davis_voc",
     "figure_4": f"experiments/paper/figure_4.py --policy {_POLICY}",
     "figure_6": "experiments/paper/figure_6.py",
     "figure_c1": "experiments/paper/figure_c1.py",
     "figure_d1": "experiments/paper/figure_d1.py",
-    "figure_e1": "experiments/studies/main_runs.py --runs compare-seed0",
+    "figure_e1": "experiments/studies/main_runs.py --only compare-seed0",
     "figures_g1_g2": "experiments/paper/figures_g1_g2.py",
     "figure_h1": "experiments/paper/figure_h1.py",
     "figure_i1": f"experiments/paper/figures_i1_i2.py {_NETWORKS} "
-    f"--images {_DATA}/imagenette/val {_DATA}/davis_voc/VOCdevkit/VOC2007/JPEGImages",
+    f"--images {DATA_FOLDER}/imagenette/val {DATA_FOLDER}/davis_voc/VOCdevkit/VOC2007/JPEGImages",
     "figure_i2": f"experiments/paper/figures_i1_i2.py {_NETWORKS} "
-    f"--images {_DATA}/imagenette/val {_DATA}/davis_voc/VOCdevkit/VOC2007/JPEGImages --units 3 "
+    f"--images {DATA_FOLDER}/imagenette/val {DATA_FOLDER}/davis_voc/VOCdevkit/VOC2007/JPEGImages --units 3 "
     "--out runs/figure-i2.png",
-    "figure_i3": f"experiments/paper/figure_i3.py {_NETWORKS} random --voc {_DATA}/davis_voc",
+    "figure_i3": f"experiments/paper/figure_i3.py {_NETWORKS} random --voc {DATA_FOLDER}/davis_voc",
 }
 """By name, in the order in which they need each other."""
 
@@ -83,7 +82,7 @@ def main(config: Config) -> dict[str, dict[str, Any]]:
         done[name] = run_command(shlex.split(COMMANDS[name]), config.out / f"{name}.log")
         print(f"  {done[name]['seconds']:.0f} s, {done[name]['ended']}", flush=True)
         write_json(config.out / "summary.json", done)
-    failed = [name for name, its in done.items() if its["ended"] != WELL]
+    failed = [name for name, run in done.items() if run["ended"] != WELL]
     if failed:
         print(f"failed: see {', '.join(str(config.out / f'{name}.log') for name in failed)}", file=sys.stderr)
         raise SystemExit(1)

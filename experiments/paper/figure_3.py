@@ -72,9 +72,9 @@ def main(config: Config) -> dict[str, np.ndarray]:
         rows = one_of_each_first(queries.labels, config.seed)[: config.queries]
         if source.is_untrained:
             trunk = with_measured_statistics(trunk, some_of(database))
-        its = pool_features(trunk.module, queries, rows)
-        features = pool_features(trunk.module, database, np.arange(len(database)))
-        found[source.name] = nearest(its, features, min(config.neighbours, len(database)))[0]
+        of_queries = pool_features(trunk.module, queries, rows)
+        of_database = pool_features(trunk.module, database, np.arange(len(database)))
+        found[source.name] = nearest(of_queries, of_database, min(config.neighbours, len(database)))[0]
         # the same objects whatever the size at which a trunk sees them; they are drawn at the largest
         shown = (queries, rows, database) if shown is None or queries.size > shown[0].size else shown
     assert shown is not None, "there is a source"

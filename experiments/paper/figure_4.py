@@ -149,7 +149,7 @@ def _save_checkpoint(environment: EnvOptions, seed: int, start_error: float, pat
         last = rollout(env, random, observation=observation, updates=1)
         if last.terminated:
             break
-        observation = last.observation_next
+        observation = last.next_observation
     raise RuntimeError(
         f"seed {seed}: E is {error:.3f} after {updates} updates and was never {start_error}; raise --start-error"
     )
@@ -180,8 +180,8 @@ def _figure(report: dict[str, Any]) -> Figure:
         updates = np.arange(shares.shape[1]) + 1
         for axis, of_quarter in zip(line, np.moveaxis(shares, -1, 0), strict=True):
             axis.axhline(1 / len(COMPLEXITIES), color="black", linewidth=0.8, linestyle="dotted", label="random: 25%")
-            for seed, its in enumerate(of_quarter, report["first_seed"]):
-                axis.plot(updates, its, linewidth=0.8, label=f"seed {seed}")
+            for seed, of_seed in enumerate(of_quarter, report["first_seed"]):
+                axis.plot(updates, of_seed, linewidth=0.8, label=f"seed {seed}")
             axis.plot(updates, of_quarter.mean(axis=0), color="black", linewidth=2, label="mean")
         line[0].set_ylabel(f"{_AGENTS.get(name, _LEARNED)}\nshare of the choices")
     for axis, complexity in zip(axes[0], COMPLEXITIES, strict=True):

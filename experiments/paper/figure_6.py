@@ -41,7 +41,7 @@ NETWORKS = {"S+T+P": "reinforce", "S+T": "random"}
 TASK = "spatial"
 """Whose permutations are shown."""
 MOMENTS = {"half": 0.5, "end": 1.0}
-"""Shares of the run at which figures are given."""
+"""Shares of the run at which numbers are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +76,18 @@ def main(config: Config) -> dict[str, Any]:
         "validated": found["S+T"][0]["iterations"],
         "networks": rows,
         "differences": {
-            f"{figure}_{moment}": mean_of(
-                np.array(ours["by_seed"][figure])[:, place] - np.array(theirs["by_seed"][figure])[:, place]
+            f"{metric}_{moment}": mean_of(
+                np.array(ours["by_seed"][metric])[:, index] - np.array(theirs["by_seed"][metric])[:, index]
             )
-            for figure in ("error", "spread")
-            for place, moment in enumerate(MOMENTS)
+            for metric in ("error", "spread")
+            for index, moment in enumerate(MOMENTS)
         },
     }
     publish(report, _in_words(report), config.out, _figure(found))
     return report
 
 
-def spread(errors: np.ndarray, samples: int) -> np.ndarray:
+def deviation(errors: np.ndarray, samples: int) -> np.ndarray:
     """Return the standard deviation over the permutations of their true errors.
 
     Args:
@@ -128,17 +128,17 @@ def _run(agent: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
 
 
 def _row(runs: list[np.ndarray], samples: int) -> dict[str, Any]:
-    """Return the figures of the runs of one network, whose errors are (validations, |Ψ|) each."""
-    places = [round(share * (len(runs[0]) - 1)) for share in MOMENTS.values()]
+    """Return the metrics of the runs of one network, whose errors are (validations, |Ψ|) each."""
+    validations = [round(share * (len(runs[0]) - 1)) for share in MOMENTS.values()]
     by_seed = {
-        "error": [run.mean(axis=1)[places].tolist() for run in runs],
-        "spread": [spread(run, samples)[places].tolist() for run in runs],
+        "error": [run.mean(axis=1)[validations].tolist() for run in runs],
+        "spread": [deviation(run, samples)[validations].tolist() for run in runs],
     }
     return {
         **{
-            f"{figure}_{moment}": mean_of(np.array(values)[:, place])
-            for figure, values in by_seed.items()
-            for place, moment in enumerate(MOMENTS)
+            f"{metric}_{moment}": mean_of(np.array(values)[:, index])
+            for metric, values in by_seed.items()
+            for index, moment in enumerate(MOMENTS)
         },
         "by_seed": by_seed,
         "deciles": [np.quantile(run, np.linspace(0, 1, 11), axis=1).T.round(4).tolist() for run in runs],
@@ -163,7 +163,7 @@ def _figure(found: dict[str, list[dict[str, Any]]]) -> Figure:
 
 
 def _in_words(report: dict[str, Any]) -> str:
-    columns = {f"{figure}_{moment}": f"{figure}, {moment}" for figure in ("error", "spread") for moment in MOMENTS}
+    columns = {f"{metric}_{moment}": f"{metric}, {moment}" for metric in ("error", "spread") for moment in MOMENTS}
     lines = [
         f"{in_words(report)}; spatial permutations of the joint task, mean [{report['interval']}]",
         "",

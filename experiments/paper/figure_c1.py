@@ -201,8 +201,8 @@ def _figure(report: dict[str, Any]) -> Figure:
     checkpoints, sizes = np.array(report["checkpoints"]), [row["size"] for row in report["sizes"]]
     width = np.diff([0, *checkpoints]).min() / (len(sizes) + 2)
     for number, row in enumerate(report["sizes"]):
-        places = checkpoints + width * (number - (len(sizes) - 1) / 2)
-        left.errorbar(places, row["mean"][0], row["sd"][0], fmt="o", markersize=3, capsize=3, label=str(row["size"]))
+        positions = checkpoints + width * (number - (len(sizes) - 1) / 2)
+        left.errorbar(positions, row["mean"][0], row["sd"][0], fmt="o", markersize=3, capsize=3, label=str(row["size"]))
     left.set(xlabel="SGD iteration", ylabel="E", title=f"mean and deviation of {report['draws']} sets, one network")
     left.legend(title="size", fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     lines = right.loglog(sizes, [row["sd_all"] for row in report["sizes"]], "o", color="black", label="measured")

@@ -196,8 +196,8 @@ def _row(count: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     return {
         "indistinct": [
-            {kind: mean_of([of_seed[place][kind] for of_seed in shares]) for kind in KINDS}
-            for place in range(len(shares[0]))
+            {kind: mean_of([of_seed[index][kind] for of_seed in shares]) for kind in KINDS}
+            for index in range(len(shares[0]))
         ],
         "p_values": [tests[KINDS[0]] for tests in runs[0]["tests"][count]],
     }

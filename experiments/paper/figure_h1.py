@@ -193,7 +193,7 @@ def measure(config: Config) -> dict[str, float]:
     warm = rollout(env, agent, seed=config.seed, updates=1)
     before = dict(base_env.run.seconds)
     agent.acting = agent.learning = 0.0
-    rollout(env, agent, observation=warm.observation_next)
+    rollout(env, agent, observation=warm.next_observation)
     spent = {name: seconds - before[name] for name, seconds in base_env.run.seconds.items()}
     return {
         "training": spent["training"] / (updates * iterations),

@@ -148,8 +148,8 @@ def _figure(report: dict[str, Any], task: Task) -> Figure:
     axis.bar(np.arange(len(report["random"])), report["random"], width, color="0.72", label="random permutations")
     for number, (iteration, shares) in enumerate(zip(iterations, chosen, strict=True)):
         colour = matplotlib.colormaps["viridis"](number / len(iterations))
-        places = np.arange(len(shares)) + width * (number + 1)
-        axis.bar(places, shares, width, color=colour, label=f"iteration {iteration}")
+        positions = np.arange(len(shares)) + width * (number + 1)
+        axis.bar(positions, shares, width, color=colour, label=f"iteration {iteration}")
     axis.set(xlabel="Hamming distance to the true order", ylabel="share of the choices")
     axis.set(title=f"{report['policy']}, mean of {report['seeds']} seeds")
     axis.set_xticks(np.arange(len(report["random"])) + 0.4 - width / 2, [str(d) for d in range(len(report["random"]))])
@@ -157,10 +157,10 @@ def _figure(report: dict[str, Any], task: Task) -> Figure:
     left.legend(fontsize=9, loc="outside lower center", ncols=3)
     axes = right.subplots(len(iterations), columns, squeeze=False)
     for line, iteration, high, low in zip(axes, iterations, report["high"][0], report["low"][0], strict=True):
-        for place, (cell, number) in enumerate(zip(line, [*high, *low], strict=True)):
+        for column, (cell, number) in enumerate(zip(line, [*high, *low], strict=True)):
             sample = np.zeros((1, 1), dtype=np.int64)  # the first image
             cell.imshow(tiled(task.raw_pieces(sample, task.permutations[[number]])[0], task.picture_columns))
-            cell.set(xticks=[], yticks=[], ylabel=f"iteration {iteration}" if place == 0 else "")
+            cell.set(xticks=[], yticks=[], ylabel=f"iteration {iteration}" if column == 0 else "")
             cell.spines[:].set_visible(False)
     axes[0, 0].set_title(f"often chosen (seed {report['first_seed']})")
     axes[0, EXAMPLES].set_title("seldom chosen")

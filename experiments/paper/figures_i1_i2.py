@@ -87,8 +87,8 @@ def main(config: Config) -> Activations:
 def outstanding(trunk: nn.Sequential, images: StillImages, convolution: int, count: int, top: int) -> tuple[int, ...]:
     """Choose the units whose `top` highest activations lie furthest above the mean of all, in deviations."""
     values = top_activations(trunk, pixels_of(images), convolution=convolution, top=len(images)).values  # [u, N]
-    spread = values.std(axis=1)
-    scores = (values[:, :top].mean(axis=1) - values.mean(axis=1)) / np.where(spread > 0, spread, np.inf)
+    deviation = values.std(axis=1)
+    scores = (values[:, :top].mean(axis=1) - values.mean(axis=1)) / np.where(deviation > 0, deviation, np.inf)
     return tuple(np.argsort(-scores, kind="stable")[:count].tolist())
 
 

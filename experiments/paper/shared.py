@@ -105,7 +105,7 @@ def shares_of(groups: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def moments_of(total: int, shares: Sequence[float]) -> list[int]:
-    """Return the places of some shares of a run, each at least 1, in ascending order and each once."""
+    """Return the moments at some shares of a run, each at least 1, in ascending order and each once."""
     return sorted({max(1, round(share * total)) for share in shares})
 
 
@@ -135,5 +135,5 @@ def one_of_each_first(labels: np.ndarray, seed: int) -> np.ndarray:
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     shuffled = labels[order]
-    repetition = np.array([(shuffled[:place] == own).sum() for place, own in enumerate(shuffled)], dtype=np.int64)
+    repetition = np.array([(shuffled[:index] == own).sum() for index, own in enumerate(shuffled)], dtype=np.int64)
     return order[np.argsort(repetition, kind="stable")]

@@ -126,8 +126,8 @@ def main(config: Config) -> dict[str, Any]:
     """Train and evaluate what is missing, print and write.
 
     Raises:
-        ConfigurationError: If a network or protocol is unknown, data are missing, or there are too few seeds.
-        DataError: If data cannot be used.
+        ConfigurationError: If a network or protocol is unknown, or there are too few seeds.
+        DataError: If data are missing or cannot be used.
     """
     _check(config)
     assert config.runs is not None, "it has a default"
@@ -169,7 +169,7 @@ def main(config: Config) -> dict[str, Any]:
         AT_END: {network: [row[-1] for row in curve["top1"]] for network, curve in curves.items()},
         **{
             protocol: {
-                row["source"]: [value_of(figures, PROTOCOLS[protocol].figure) for figures in row["figures"]]
+                row["source"]: [value_of(metrics, PROTOCOLS[protocol].metric) for metrics in row["figures"]]
                 for row in rows
                 if row["protocol"] == protocol
             }
@@ -239,7 +239,7 @@ def train(
                 last = rollout(env, agent, observation=observation, updates=moment - update)
                 if last.terminated:
                     raise RuntimeError(f"seed {seed} diverged: lower the learning rate")
-                update, observation = moment, last.observation_next
+                update, observation = moment, last.next_observation
                 spent = _spent(base_env.run.iteration, len(base_env.records), len(base_env.tasks), network)
                 write_trunk(path, base_env.run.trainer.eval_network.trunk.state_dict())
                 if done + moment in moments:
@@ -280,7 +280,7 @@ def differences(values: Mapping[str, Sequence[float]]) -> list[dict[str, Any]]:
     """Compare all pairs of networks.
 
     Args:
-        values: By network, its figure of each seed.
+        values: By network, its metric of each seed.
 
     Returns:
         For each pair "first", "second", "difference" with its interval, paired by seed, and "beyond_noise".

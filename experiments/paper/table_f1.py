@@ -121,7 +121,7 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
     for share in CHECKPOINTS:
         updates = round(share * episode)
         last = rollout(view, agent, observation=observation, updates=updates - done, learn=policy is None)
-        done, observation = updates, last.observation_next
+        done, observation = updates, last.next_observation
         accuracies[f"{share:.0%}"] = {"epoch": {}, "quarter": {}}
         for kind in (*KINDS, *map(_pool, POOLS)):
             seen = observation if kind in ("policy", "inverse") else base_env.run.observation

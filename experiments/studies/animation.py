@@ -103,7 +103,7 @@ def frame(title: str, env: PermShuffleEnv, seed: int) -> Figure:
     from permenv.render import BLUE, draw_put_back, draw_shuffled
 
     total, chance = env.config.total_updates, 1 - 1 / env.config.num_permutations
-    ended = [record for place, record in enumerate(env.records) if place == 0 or record.phase == "update"]
+    ended = [record for index, record in enumerate(env.records) if index == 0 or record.phase == "update"]
     errors = [record.errors[env.task] for record in ended]
     figure = Figure(figsize=(9.6, 4.2), dpi=100)
     add_title(figure, title)
@@ -147,7 +147,7 @@ def _predictions(env: PermShuffleEnv, seed: int) -> list[Predictions]:
     labels = np.random.default_rng(seed).integers(env.config.num_permutations, size=SAMPLES)
     samples = run.held_out[task][:SAMPLES]
     network = functools.partial(run.network, task)
-    return [predict(run.tasks[task], network, samples[[place]], labels[[place]]) for place in range(len(samples))]
+    return [predict(run.tasks[task], network, samples[[index]], labels[[index]]) for index in range(len(samples))]
 
 
 def write_gif(frames: Sequence[Image.Image], path: Path) -> None:

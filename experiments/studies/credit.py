@@ -89,22 +89,22 @@ def _final_errors(runs: list[list[dict[str, Any]]]) -> dict[str, dict[str, float
 
 def _noise(runs: list[list[dict[str, Any]]]) -> dict[str, float]:
     """Return the means over the runs of the rewards' standard deviations and of the tasks' correlation."""
-    figures: dict[str, list[float]] = {}
+    metrics: dict[str, list[float]] = {}
     for run in runs:
         settled = run[int(len(run) * _STEEP_START) :]
         rewards = {task: np.array([row["rewards"][task] for row in settled]) for task in settled[0]["rewards"]}
         for task, values in rewards.items():
-            figures.setdefault(f"sd of the {task} reward", []).append(values.std())
+            metrics.setdefault(f"sd of the {task} reward", []).append(values.std())
         table = np.array(list(rewards.values()))  # [tasks, updates]
-        figures.setdefault("sd of the sum", []).append(table.sum(axis=0).std())
-        figures.setdefault("correlation of the two", []).append(np.corrcoef(table)[0, 1])
-    return {name: float(np.mean(values)) for name, values in figures.items()}
+        metrics.setdefault("sd of the sum", []).append(table.sum(axis=0).std())
+        metrics.setdefault("correlation of the two", []).append(np.corrcoef(table)[0, 1])
+    return {name: float(np.mean(values)) for name, values in metrics.items()}
 
 
 def _in_words(report: dict[str, Any]) -> str:
     lines = [in_words(report), "", "final error (mean ± sd)"]
     for policy, row in report["final_error"].items():
-        lines.append(f"  {policy:<8}" + "  ".join(f"{name} {with_sd(figure)}" for name, figure in row.items()))
+        lines.append(f"  {policy:<8}" + "  ".join(f"{name} {with_sd(metric)}" for name, metric in row.items()))
     lines += ["", "rewards under random permutations"]
     lines += [f"  {name:<28} {value:.4f}" for name, value in report["noise"].items()]
     return "\n".join(lines)

@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from experiments.common.agent_runs import curriculum_options, play
 from experiments.common.effect import Curves, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of, ratio_of_means

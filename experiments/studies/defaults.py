@@ -129,7 +129,7 @@ def _averages(decays: tuple[float, ...], seed: int, environment: EnvOptions) -> 
 def _in_words(report: dict[str, Any]) -> str:
     lines = [in_words(report), "", "final error by samples_per_action (mean ± sd)"]
     for m, row in report["samples_per_action"].items():
-        lines.append(f"  m = {m:>3}  " + "  ".join(f"{policy} {with_sd(figure)}" for policy, figure in row.items()))
+        lines.append(f"  m = {m:>3}  " + "  ".join(f"{policy} {with_sd(metric)}" for policy, metric in row.items()))
     lines += ["", "averaged weights (mean ± sd)"]
     for decay, row in report["ema_decay"].items():
         lines.append(f"  decay {decay:>4}  error {with_sd(row['error'])}  sd of r {with_sd(row['reward_sd'], 4)}")

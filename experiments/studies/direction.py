@@ -120,7 +120,7 @@ def _in_words(report: dict[str, Any]) -> str:
     lines = [f"{in_words(report)} (mean ± sd)"]
     for variant in _VARIANTS:
         lines += ["", f"{variant}:"]
-        lines += [f"  {name:<44} {with_sd(figure, 4)}" for name, figure in report[variant].items()]
+        lines += [f"  {name:<44} {with_sd(metric, 4)}" for name, metric in report[variant].items()]
     return "\n".join(lines)
 
 

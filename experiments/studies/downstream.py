@@ -23,9 +23,9 @@ import numpy as np
 import agents
 import permenv
 from agents.rollout import rollout
+from experiments.common.agent_runs import curriculum_options
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.players import curriculum_options
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import OF_MEANS, Estimate, mean_of
@@ -73,7 +73,7 @@ def main(config: Config) -> dict[str, Any]:
     players |= by_name([LearnedPolicy.find(path) for path in config.policies], taken=tuple(players))
     variants = {name: {"player": player, "eval_images": config.eval_images} for name, player in players.items()}
     found = over_seeds(_run, variants, config)
-    figures = {name: _compare(runs, found["random"]) for name, runs in found.items()}
+    by_policy = {name: _compare(runs, found["random"]) for name, runs in found.items()}
     report = {
         **heading(config),
         "first_seed": config.first_seed,
@@ -81,14 +81,14 @@ def main(config: Config) -> dict[str, Any]:
         "policies": {
             name: {
                 column: value
-                for figure, (own, more) in its.items()
-                for column, value in {**own.as_columns(figure), **more.as_columns(f"{figure}_more")}.items()
+                for metric, (own, more) in metrics.items()
+                for column, value in {**own.as_columns(metric), **more.as_columns(f"{metric}_more")}.items()
             }
-            for name, its in figures.items()
+            for name, metrics in by_policy.items()
         },
         "runs": found,
     }
-    publish(report, _in_words(report, figures), config.out)
+    publish(report, _in_words(report, by_policy), config.out)
     return report
 
 
@@ -96,17 +96,17 @@ def _compare(
     runs: list[dict[str, dict[str, float]]], random: list[dict[str, dict[str, float]]]
 ) -> dict[str, tuple[Estimate, Estimate]]:
     """Return each accuracy, and its difference from that of random permutations of the same seeds."""
-    figures = {}
+    metrics = {}
     for moment, measure in COLUMNS:
         own, theirs = (np.array([run[moment][measure] for run in each]) for each in (runs, random))
-        figures[f"{measure}_{moment}"] = mean_of(own), mean_of(own - theirs)
-    return figures
+        metrics[f"{measure}_{moment}"] = mean_of(own), mean_of(own - theirs)
+    return metrics
 
 
 def _run(
     player: str | LearnedPolicy, eval_images: Path | None, seed: int, environment: EnvOptions
 ) -> dict[str, dict[str, float]]:
-    """Train one network; return its figures, and E, untrained, at half and at the end."""
+    """Train one network; return its metrics, E among them, untrained, at half and at the end."""
     env = environment.make()
     base_env = base_env_of(env)
     queries = _queries(environment, base_env, eval_images)
@@ -122,13 +122,13 @@ def _run(
     else:
         agent = agents.make(player, env, seed=seed)
     observation, _ = view.reset(seed=seed)
-    figures = {"untrained": _evaluate(base_env, queries, untrained=True)}
+    by_moment = {"untrained": _evaluate(base_env, queries, untrained=True)}
     half = base_env.config.total_updates // 2
     for moment, updates in (("half", half), ("end", base_env.config.total_updates - half)):
         last = rollout(view, agent, observation=observation, updates=updates, learn=player == "curriculum")
-        observation = last.observation_next
-        figures[moment] = _evaluate(base_env, queries)
-    return figures
+        observation = last.next_observation
+        by_moment[moment] = _evaluate(base_env, queries)
+    return by_moment
 
 
 def _queries(environment: EnvOptions, base_env: PermShuffleEnv, eval_images: Path | None) -> StillImages | None:
@@ -176,7 +176,7 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None, untrained: 
     }
 
 
-def _in_words(report: dict[str, Any], figures: dict[str, dict[str, tuple[Estimate, Estimate]]]) -> str:
+def _in_words(report: dict[str, Any], by_policy: dict[str, dict[str, tuple[Estimate, Estimate]]]) -> str:
     lines = [
         in_words(report),
         f"accuracy, and in the second line of a policy its difference from random permutations, same seed; mean "
@@ -185,10 +185,10 @@ def _in_words(report: dict[str, Any], figures: dict[str, dict[str, tuple[Estimat
         "| policy | " + " | ".join(f"{MEASURES[measure]}, {moment}" for moment, measure in COLUMNS) + " |",
         "|---" * (1 + len(COLUMNS)) + "|",
     ]
-    for name, its in figures.items():
-        lines.append(f"| {name} | " + " | ".join(f"{own:.1%}" for own, _ in its.values()) + " |")
+    for name, metrics in by_policy.items():
+        lines.append(f"| {name} | " + " | ".join(f"{own:.1%}" for own, _ in metrics.values()) + " |")
         if name != "random":
-            lines.append("| | " + " | ".join(f"{more:+.1%}" for _, more in its.values()) + " |")
+            lines.append("| | " + " | ".join(f"{more:+.1%}" for _, more in metrics.values()) + " |")
     return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ import agents
 from agents.rollout import rollout
 from experiments.common.evaluations import as_table, evaluate, exit_if_diverged, in_columns, value_of
 from experiments.common.files import with_ending, write_json, write_text
-from experiments.common.options import EnvOptions, SweepOptions, require_known
+from experiments.common.options import DATA_FOLDER, EnvOptions, SweepOptions, require_known
 from experiments.common.order_prediction import NAME as ORDER_PREDICTION
 from experiments.common.protocols import PROTOCOLS, Data, resolve_setting
 from experiments.common.report import heading, in_words
@@ -47,6 +47,12 @@ UNTRAINED, SUPERVISED = "untrained", "supervised"
 TASKS = {"jigsaw": "spatial", ORDER_PREDICTION: ORDER_PREDICTION, "temporal": "temporal", "joint": "spatiotemporal"}
 """By network, the task that it is trained on."""
 NETWORKS = (UNTRAINED, *TASKS, SUPERVISED)
+_FOLDERS = {
+    "images": "imagenette/train",
+    "eval_images": "imagenette/val",
+    "videos": "actions/videos",
+    "voc": "davis_voc",
+}
 _IMAGES, _VIDEOS = ("spatial", "spatiotemporal"), ("temporal", "spatiotemporal", ORDER_PREDICTION)
 
 
@@ -58,14 +64,17 @@ class Config(SweepOptions):
     """Which networks."""
     protocols: tuple[str, ...] = tuple(PROTOCOLS)
     """Which protocols of `experiments/evaluate.py`."""
-    images: Path | None = Path("../shared/data/imagenette/train")
-    """Training images, a folder for each class."""
-    eval_images: Path | None = Path("../shared/data/imagenette/val")
-    """Test images, a folder for each class."""
-    videos: Path | None = Path("../shared/data/actions/videos")
-    """Videos, a folder for each class, with the lists of three splits; networks are trained on the first."""
-    voc: Path | None = Path("../shared/data/davis_voc")
-    """VOCdevkit/VOC2007 or a folder above it."""
+    data_folder: Path = DATA_FOLDER
+    """Folder of the real data: imagenette, actions, davis_voc."""
+    images: Path | None = None
+    """Training images, a folder for each class; by default imagenette/train of the real data."""
+    eval_images: Path | None = None
+    """Test images, a folder for each class; by default imagenette/val of the real data."""
+    videos: Path | None = None
+    """Videos, a folder for each class, with the lists of three splits; networks are trained on the first. By default
+    actions/videos of the real data."""
+    voc: Path | None = None
+    """VOCdevkit/VOC2007 or a folder above it; by default davis_voc of the real data."""
     share: float = 1.0
     """Share of the iterations of each protocol, in (0, 1]: to try it out."""
     supervised_rate: float = 0.02
@@ -78,6 +87,17 @@ class Config(SweepOptions):
     """Folder of the networks and of the results of each protocol; what is there is not run again."""
     out: Path = Path("experiments/results/features")
     """Where to write the .json and .md."""
+
+    def __post_init__(self) -> None:
+        """Fill in `env` and the folders of data, and check the numbers.
+
+        Raises:
+            ConfigurationError: If an option is unknown or out of range.
+        """
+        super().__post_init__()
+        for name, folder in _FOLDERS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, self.data_folder / folder)
 
     @property
     def folders(self) -> Data:
@@ -107,8 +127,8 @@ def main(config: Config) -> dict[str, Any]:
     """Train and evaluate what is missing, print and write.
 
     Raises:
-        ConfigurationError: If a network or protocol is unknown, or data are missing.
-        DataError: If data cannot be used.
+        ConfigurationError: If a network or protocol is unknown.
+        DataError: If data are missing or cannot be used.
         SystemExit: With code 1, if an evaluation diverged; the others are written all the same.
     """
     require_known("--networks", config.networks, NETWORKS)
@@ -205,7 +225,7 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
     Returns:
         By ordering task E at the end; "seconds".
     """
-    start, figures = time.perf_counter(), {}
+    start, errors = time.perf_counter(), {}
     if network == SUPERVISED:
         weights = _train_on_labels(options, seed)
     else:
@@ -213,9 +233,9 @@ def train(network: str, options: EnvOptions, seed: int, path: Path) -> dict[str,
         base_env = base_env_of(env)
         rollout(env, agents.make("random", env, seed=seed), seed=seed, learn=False)
         weights = base_env.run.trainer.eval_network.trunk.state_dict()
-        figures = dict(base_env.records[-1].errors)
+        errors = dict(base_env.records[-1].errors)
     write_trunk(path, weights)
-    return {**figures, "seconds": time.perf_counter() - start}
+    return {**errors, "seconds": time.perf_counter() - start}
 
 
 def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
@@ -232,15 +252,15 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
 
 
 def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Compare each network's figure of a protocol with that of the untrained network of the same seed."""
+    """Compare each network's metric of a protocol with that of the untrained network of the same seed."""
     untrained = {row["protocol"]: row["figures"] for row in rows if row["source"] == UNTRAINED}
     for row in rows:
         if row["source"] == UNTRAINED or row["protocol"] not in untrained:
             continue
-        figure = PROTOCOLS[row["protocol"]].figure
+        metric = PROTOCOLS[row["protocol"]].metric
         pairs = zip(row["figures"], untrained[row["protocol"]], strict=True)
-        more = mean_of([value_of(own, figure) - value_of(theirs, figure) for own, theirs in pairs])
-        yield {"protocol": row["protocol"], "source": row["source"], "figure": figure, **more.as_columns("gain")}
+        more = mean_of([value_of(own, metric) - value_of(theirs, metric) for own, theirs in pairs])
+        yield {"protocol": row["protocol"], "source": row["source"], "figure": metric, **more.as_columns("gain")}
 
 
 def _gains_in_words(report: dict[str, Any]) -> str:

@@ -26,10 +26,10 @@ import numpy as np
 
 import agents
 from agents.rollout import rollout
+from experiments.common.agent_runs import curriculum_options, watch
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import with_ending, write_picture
-from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
-from experiments.common.players import curriculum_options, watch
+from experiments.common.options import DATA_FOLDER, EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL, Estimate, mean_of
@@ -96,8 +96,8 @@ class _Twins(SpatialTask):
         rng = np.random.default_rng(config.permutation_seed)
         second = first.copy()
         for row in second:
-            places = rng.choice(len(row), 2, replace=False)
-            row[places] = row[places[::-1]]
+            two = rng.choice(len(row), 2, replace=False)
+            row[two] = row[two[::-1]]
         return np.stack([first, second], axis=1).reshape(-1, first.shape[1])[:count]
 
 
@@ -148,9 +148,9 @@ class Config(SweepOptions):
     """The study's options."""
 
     preset: Preset = "nano"
-    cells: tuple[str, ...] = tuple(CELLS)
+    only: tuple[str, ...] = tuple(CELLS)
     """Which settings to run."""
-    data_folder: Path = Path("../shared/data")
+    data_folder: Path = DATA_FOLDER
     """Folder of the real data: imagenette, cctv."""
     seeds: int = 5
     """Reported runs of each policy."""
@@ -174,16 +174,16 @@ def main(config: Config) -> dict[str, Any]:
         ConfigurationError: If there is no such cell.
         DataError: If a cell's data are not there.
     """
-    require_known("--cells", config.cells, CELLS)
-    for folder in filter(None, (each for name in config.cells for each in (CELLS[name].images, CELLS[name].videos))):
+    require_known("--only", config.only, CELLS)
+    for folder in filter(None, (each for name in config.only for each in (CELLS[name].images, CELLS[name].videos))):
         if not (config.data_folder / folder).is_dir():
             raise DataError(
                 f"there is no folder {config.data_folder / folder}: name that of the real data with --data-folder, or "
-                f"leave out the cells that need it with --cells"
+                f"leave out the cells that need it with --only"
             )
     tuning = range(_FIRST_TUNING_SEED, _FIRST_TUNING_SEED + config.tuning_seeds)
     reported = range(config.first_seed, config.first_seed + config.seeds)
-    plans = {name: _Plan(name, config) for name in config.cells}
+    plans = {name: _Plan(name, config) for name in config.only}
     rates = _play(config, {(name, rate, None): plan for name, plan in plans.items() for rate in RATES}, tuning)
     best_rate = {name: max(RATES, key=lambda rate: _accuracy(rates[name, rate, None])) for name in plans}
     curricula = _play(
@@ -315,13 +315,13 @@ def _run(
             first = len(base_env_of(env).records) - 1
             if last.done:
                 return
-            observation = last.observation_next
+            observation = last.next_observation
         if curriculum is not None:
             agent = agents.make("easiest-first", watched, seed=seed, **curriculum_options(*curriculum, updates))
         rollout(watched, agent, observation=observation)
 
-    figures = watch(env, act)
-    return {**figures, "iterations": figures["iterations"][first:], "errors": figures["errors"][first:]}
+    run = watch(env, act)
+    return {**run, "iterations": run["iterations"][first:], "errors": run["errors"][first:]}
 
 
 def _accuracy(curves: Curves) -> float:
@@ -333,7 +333,10 @@ def _as_json(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in row.items():
         flat |= value.as_columns(name) if isinstance(value, Estimate) else {name: value}  # None: there is no ratio
-    return {**flat, "tuning": {kind: {k: v.tolist() for k, v in its.items()} for kind, its in row["tuning"].items()}}
+    return {
+        **flat,
+        "tuning": {kind: {k: v.tolist() for k, v in tried.items()} for kind, tried in row["tuning"].items()},
+    }
 
 
 def _label(row: dict[str, Any]) -> str:
@@ -350,17 +353,17 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
 
     figure = Figure(figsize=(8, 0.42 * len(rows) + 1.4), dpi=120, layout="constrained")
     axis = figure.subplots()
-    for place, row in enumerate(rows):
+    for height, row in enumerate(rows):
         for moment, shift, colour, label in (
             ("half", -0.18, BLUE, "at half of the iterations"),
             ("end", 0.18, VERMILION, "at the end"),
         ):
             value, low, high = (100 * end for end in row[f"more_at_{moment}"])
-            axis.barh(place + shift, value, height=0.34, color=colour, label=None if place else label)
-            axis.plot([low, high], [place + shift] * 2, color="black", linewidth=1)
+            axis.barh(height + shift, value, height=0.34, color=colour, label=None if height else label)
+            axis.plot([low, high], [height + shift] * 2, color="black", linewidth=1)
             words = f"  {row[f'random_at_{moment}']:.1%} → {row[f'curriculum_at_{moment}']:.1%}"
             end = max(high if np.isfinite(high) else value, 0)
-            axis.text(end, place + shift, words, fontsize=8, verticalalignment="center")
+            axis.text(end, height + shift, words, fontsize=8, verticalalignment="center")
     axis.axvline(0, color="black", linewidth=0.8)
     axis.margins(x=0.2)
     axis.set_yticks(range(len(rows)), [_label(row) for row in rows])

@@ -1,6 +1,6 @@
 """The main job's runs of the README: the summaries and pictures in `experiments/results`.
 
-    python experiments/studies/main_runs.py --runs scenes temporal-scenes compare-seed0
+    python experiments/studies/main_runs.py --only scenes temporal-scenes compare-seed0
     python experiments/studies/main_runs.py --data-folder path/to/data
 
 `RUNS` is the table. Each run is trained in a folder of its own, or continued there; one that has ended is only
@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments import reinforce
 from experiments.common.files import write_json
-from experiments.common.options import parse, require_known
+from experiments.common.options import DATA_FOLDER, parse, require_known
 from experiments.common.report import command_line
 from experiments.common.run_folder import RunFolder, RunFolderError
 from experiments.common.script import run_script
@@ -62,13 +62,11 @@ RUNS = {
 class Config:
     """The options."""
 
-    runs: tuple[str, ...] = tuple(RUNS)
-    """Names in the table."""
-    data_folder: Path = Path("../shared/data")
+    only: tuple[str, ...] = tuple(RUNS)
+    """Which runs of the table."""
+    data_folder: Path = DATA_FOLDER
     """Folder of the real data: imagenette, cctv, actions."""
-    arguments: str = ""
-    """Further arguments of `experiments/reinforce.py`, for example --arguments="--preset paper --device cuda"."""
-    folder: Path = Path("runs/main")
+    runs: Path = Path("runs/main")
     """Where the run folders are."""
     out: Path = Path("experiments/results")
     """Where to write."""
@@ -76,7 +74,7 @@ class Config:
     @property
     def saved(self) -> str | None:
         """What was saved so far."""
-        return f"{self.folder} holds the runs up to their last updates" if self.folder.is_dir() else None
+        return f"{self.runs} holds the runs up to their last updates" if self.runs.is_dir() else None
 
 
 def main(config: Config) -> None:
@@ -87,11 +85,11 @@ def main(config: Config) -> None:
         DataError: If there is no such folder of data; nothing has been trained.
         CheckpointError, RunFolderError: If a folder holds a run of other options, or a longer one.
     """
-    require_known("unknown run", config.runs, RUNS)
-    if any("{data}" in RUNS[name].arguments for name in config.runs) and not config.data_folder.is_dir():
+    require_known("--only", config.only, RUNS)
+    if any("{data}" in RUNS[name].arguments for name in config.only) and not config.data_folder.is_dir():
         raise DataError(f"there is no folder {config.data_folder}: name that of the real data with --data-folder")
-    for name in config.runs:
-        folder = config.folder / name
+    for name in config.only:
+        folder = config.runs / name
         print(f"{name}: python experiments/reinforce.py {RUNS[name].arguments}".rstrip(), flush=True)
         _train(RUNS[name], folder, config)
         copy(RUNS[name], folder, config)
@@ -99,7 +97,7 @@ def main(config: Config) -> None:
 
 def _train(run: Run, folder: Path, config: Config) -> None:
     words = [word.format(data=config.data_folder) for word in run.arguments.split()]
-    words += [*config.arguments.split(), "--out", str(folder)]
+    words += ["--out", str(folder)]
     if RunFolder.holds_run(folder):
         words.append("--resume")
     options = parse(reinforce.Config, arguments=words)
@@ -107,7 +105,7 @@ def _train(run: Run, folder: Path, config: Config) -> None:
     if updates > options.env.total_updates:
         raise RunFolderError(
             f"the run in {folder} has {updates} updates, not {options.env.total_updates}: name another folder with "
-            f"--folder, or remove it"
+            f"--runs, or remove it"
         )
 
 
@@ -119,14 +117,14 @@ def copy(run: Run, folder: Path, config: Config) -> None:
         folder: Its run folder.
         config: The options. The folder of real data is left out of paths.
     """
-    words = [*run.arguments.format(data="data").split(), *config.arguments.split()]
+    words = run.arguments.format(data="data").split()
     summary: dict[str, Any] = {
         "command": command_line([reinforce.__file__, *words]),
         **json.loads((folder / "summary.json").read_text(encoding="utf-8")),
     }
     del summary["folder"]
-    for figures in summary["tasks"].values():
-        figures["queries"] = figures["queries"].removeprefix(f"{config.data_folder}/")
+    for task_summary in summary["tasks"].values():
+        task_summary["queries"] = task_summary["queries"].removeprefix(f"{config.data_folder}/")
     write_json(config.out / run.summary, summary)
     for name, name_there in run.pictures.items():
         write_bytes(config.out / name_there, (folder / name).read_bytes())

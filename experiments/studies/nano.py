@@ -22,9 +22,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from experiments.common.agent_runs import curriculum_options, play
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
-from experiments.common.players import curriculum_options, play
 from experiments.common.report import heading, publish
 from experiments.common.script import run_script
 from experiments.common.sweep import over_seeds
@@ -70,7 +70,7 @@ class Config(SweepOptions):
     changes: ClassVar = {"scenes_seed": 1000, "ema_decay": 0.97, "total_updates": 24}
 
     preset: Preset = "nano"
-    candidates: tuple[str, ...] = tuple(CANDIDATES)
+    only: tuple[str, ...] = tuple(CANDIDATES)
     """Which settings to run."""
     seeds: int = 2
     """Runs of each policy in each setting."""
@@ -88,14 +88,14 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such candidate.
     """
-    require_known("--candidates", config.candidates, CANDIDATES)
+    require_known("--only", config.only, CANDIDATES)
     variants = {
         f"{name}, {policy}": {"changes": dict(CANDIDATES[name]), "curriculum": policy == "curriculum"}
-        for name in config.candidates
+        for name in config.only
         for policy in ("random", "curriculum")
     }
     found = over_seeds(_run, variants, config)
-    rows = [_row(name, found[f"{name}, random"], found[f"{name}, curriculum"]) for name in config.candidates]
+    rows = [_row(name, found[f"{name}, random"], found[f"{name}, curriculum"]) for name in config.only]
     report = {**heading(config), "first_seed": config.first_seed, "candidates": rows}
     for name in ("updates", "iterations"):  # candidates have their own
         del report[name]

@@ -92,13 +92,13 @@ def smoothest(clips: VideoClips, numbers: permenv.Config) -> dict[str, float]:
     frames = torch.from_numpy(task.originals(task.draw(np.arange(len(clips)), _SAMPLES, rng)))  # [samples, n, S, S, 3]
     labels = rng.integers(len(permutations), size=_SAMPLES)
     slack, inverses = numbers.frame_size - numbers.piece_size, np.argsort(permutations, axis=1)  # [|Ψ|, n]
-    places = {
+    offsets_by_name = {
         "not cropped": centre_offsets(_SAMPLES, numbers.num_frames, slack),
         "one place": random_offsets(rng, _SAMPLES, 1, slack).repeat(numbers.num_frames, axis=1),
         "a place each": random_offsets(rng, _SAMPLES, numbers.num_frames, slack),
     }
     shares = {}
-    for name, offsets in places.items():
+    for name, offsets in offsets_by_name.items():
         pixels = normalise(crop_frames(frames, offsets, numbers.piece_size)).flatten(2)
         distances = torch.cdist(pixels, pixels).numpy()  # [samples, n, n]
         right = 0
@@ -122,7 +122,7 @@ def _in_words(report: dict[str, Any]) -> str:
     for name, row in report["crops"].items():
         lines.append(f"  {name:<36}" + "  ".join(f"{crop} {share:.3f}" for crop, share in row.items()))
     lines += ["", f"final error (mean ± sd): {in_words(report)}"]
-    lines += [f"  {name:<28} {with_sd(figure)}" for name, figure in report["network"].items()]
+    lines += [f"  {name:<28} {with_sd(metric)}" for name, metric in report["network"].items()]
     return "\n".join(lines)
 
 

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 
+from experiments.common.agent_runs import play
 from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
-from experiments.common.players import play
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script
 from experiments.common.statistics import INTERVAL
@@ -79,7 +79,7 @@ class Config(SweepOptions):
     changes: ClassVar = {"scenes_seed": 1000}
 
     preset: Preset = "nano"
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    only: tuple[str, ...] = tuple(VARIANTS)
     """Which variants to run; random permutations are always among them."""
     seeds: int = 4
     """Runs of each variant."""
@@ -97,21 +97,21 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If there is no such variant.
     """
-    require_known("--variants", config.variants, VARIANTS)
-    names = dict.fromkeys((_REFERENCE, *config.variants))
+    require_known("--only", config.only, VARIANTS)
+    names = dict.fromkeys((_REFERENCE, *config.only))
     found = over_seeds(_run, {name: {"name": name} for name in names}, config)
     random = Curves.of(found[_REFERENCE])
     rows, lines = [], []
     for name in names:
         curves = Curves.of(found[name])
-        figures = {
+        metrics = {
             "at_half": accuracy_ratio(curves, random, 0.5),
             "at_end": accuracy_ratio(curves, random, 1.0),
             "needs": iterations_needed(curves, random),
         }
-        columns = {column: value for key, each in figures.items() for column, value in each.as_columns(key).items()}
+        columns = {column: value for key, each in metrics.items() for column, value in each.as_columns(key).items()}
         rows.append({"variant": name, **columns, "errors": curves.errors.tolist()})
-        shown = " | ".join(f"{each:.0%}" for each in figures.values())
+        shown = " | ".join(f"{each:.0%}" for each in metrics.values())
         lines.append(f"| {name} | {curves.errors[:, -1].mean():.3f} | {shown} |")
     report = {**heading(config), "first_seed": config.first_seed, "interval": INTERVAL, "variants": rows}
     table = [

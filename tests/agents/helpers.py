@@ -241,10 +241,10 @@ def run(agent: GroupAgent, seed: int, steps: int, env: gym.Env | None = None) ->
     observation, _ = env.reset(seed=seed)
     for _ in range(steps):
         action = agent.act(observation)
-        observation_next, reward, terminated, truncated, info = env.step(action)
-        agent.learn(Transition(observation, action, reward, observation_next, terminated, truncated, info))
+        next_observation, reward, terminated, truncated, info = env.step(action)
+        agent.learn(Transition(observation, action, reward, next_observation, terminated, truncated, info))
         actions.append(np.asarray(action).tolist())
-        observation = env.reset()[0] if truncated else observation_next
+        observation = env.reset()[0] if truncated else next_observation
     return actions
 
 

@@ -159,9 +159,9 @@ def test_ucb_is_tilted_towards_one_group_for_a_whole_update():
         for _ in range(env.free_steps + env.update_steps):
             preferred.append(int(np.argmax(agent.probabilities(observation) - FRACTIONS)))
             action = agent.act(observation)
-            observation_next, reward, terminated, truncated, info = env.step(action)
-            agent.learn(Transition(observation, action, reward, observation_next, terminated, truncated, info))
-            observation = observation_next
+            next_observation, reward, terminated, truncated, info = env.step(action)
+            agent.learn(Transition(observation, action, reward, next_observation, terminated, truncated, info))
+            observation = next_observation
     cycles = np.array(preferred).reshape(5, -1)
     assert (cycles == cycles[:, :1]).all()
     assert set(cycles[:4, 0]) == {0, 1, 3, 4}

@@ -80,7 +80,7 @@ def play(env: gym.Env, agent: Lookahead, observation: np.ndarray, updates: int =
         updates=updates,
         on_step=lambda transition: actions.append(np.asarray(transition.action).tolist()),
     )
-    return last.observation_next, actions, last.info
+    return last.next_observation, actions, last.info
 
 
 def slow_candidate(env: gym.Env, observation: np.ndarray, task: int, group: int | None, seed: int) -> float:

@@ -12,7 +12,7 @@ from agents import (
     Pgpe,
     RandomPolicy,
     Reinforce,
-    kind_of,
+    agent_class,
     make,
     options_of,
 )
@@ -27,7 +27,7 @@ def test_every_agent_is_made_by_its_name_and_acts(bandit):
         env.reset(seed=0)
         agent = make(name, env, seed=0)
         classes.add(type(agent))
-        assert type(agent) is kind_of(name)
+        assert type(agent) is agent_class(name)
         actions = run(agent, 0, 60, env)
         assert all(env.action_space.contains(np.array(action)) for action in actions)
         assert run(make(name, env, seed=0), 0, 60, env) == actions

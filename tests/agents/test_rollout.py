@@ -55,10 +55,10 @@ def plain_loop(env, agent, seed):
     transitions, done = [], False
     while not done:
         action = agent.act(observation)
-        observation_next, reward, terminated, truncated, info = env.step(action)
-        transitions.append(Transition(observation, action, reward, observation_next, terminated, truncated, info))
+        next_observation, reward, terminated, truncated, info = env.step(action)
+        transitions.append(Transition(observation, action, reward, next_observation, terminated, truncated, info))
         agent.learn(transitions[-1])
-        observation, done = observation_next, terminated or truncated
+        observation, done = next_observation, terminated or truncated
     return transitions
 
 
@@ -135,7 +135,7 @@ def test_it_continues_from_an_observation_in_parts_like_in_one_go():
     env, agent = Bandit(), reinforce()
     last = rollout(env, agent, seed=1, updates=2, on_step=parts.append)
     while not last.done:
-        last = rollout(env, agent, observation=last.observation_next, updates=3, on_step=parts.append)
+        last = rollout(env, agent, observation=last.next_observation, updates=3, on_step=parts.append)
     assert_equal_trees([*map(fields, parts)], [*map(fields, whole)])
 
 
@@ -166,9 +166,9 @@ def test_a_fork_of_a_run_is_continued_and_a_checkpoint_restored(make_env, tmp_pa
     restored = make_env(total_updates=3)
     ends = []
     for start, options in (
-        (fork(env), {"observation": last.observation_next}),
+        (fork(env), {"observation": last.next_observation}),
         (restored, {"options": {"checkpoint": tmp_path / "run"}}),
-        (env, {"observation": last.observation_next}),
+        (env, {"observation": last.next_observation}),
     ):
         agent = RandomPolicy(env.observation_space, env.action_space, seed=5)
         errors = []
@@ -187,7 +187,7 @@ def test_a_finished_episode_is_not_continued(make_env):
     agent = RandomPolicy(env.observation_space, env.action_space, seed=0)
     last = rollout(env, agent, seed=0)
     with pytest.raises(gym.error.ResetNeeded):
-        rollout(env, agent, observation=last.observation_next)
+        rollout(env, agent, observation=last.next_observation)
 
 
 @pytest.mark.parametrize("updates", [0, -1])

@@ -10,7 +10,7 @@ import pytest
 from experiments import evaluate, reinforce
 from experiments.common import protocols
 from experiments.common.evaluations import as_table
-from experiments.common.paper_figures import PAPER
+from experiments.common.paper_numbers import PAPER
 from experiments.common.protocols import PROTOCOLS, Data
 from experiments.common.sources import find_sources
 from experiments.common.sweep import JobError
@@ -75,7 +75,7 @@ def test_the_paper_s_network_with_labels_is_ahead_of_all_others(name):
     by_data = collections.defaultdict(dict)
     for row, figures in PAPER[name].items():
         network, _, data = row.partition(" in the paper ")  # Table 3 is of two sets of data
-        by_data[data][network] = figures[PROTOCOLS[name].figure]
+        by_data[data][network] = figures[PROTOCOLS[name].metric]
     for figures in by_data.values():
         assert figures.pop("ImageNet labels") > max(figures.values())
 

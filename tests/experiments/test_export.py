@@ -43,7 +43,9 @@ def test_data_are_named_by_an_option_where_the_checkpoint_does_not(tmp_path):
     run.save(tmp_path / "run")
     _, card = export.main(export.Config(checkpoint=tmp_path / "run", out=tmp_path, name="one"))
     assert "| data | spatial: not stated |" in card.read_text(encoding="utf-8")
-    _, card = export.main(export.Config(checkpoint=tmp_path / "run", out=tmp_path, name="two", data="some pictures"))
+    _, card = export.main(
+        export.Config(checkpoint=tmp_path / "run", out=tmp_path, name="two", data_name="some pictures")
+    )
     assert "| data | spatial: some pictures |" in card.read_text(encoding="utf-8")
 
 

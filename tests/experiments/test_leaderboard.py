@@ -7,7 +7,7 @@ import math
 import pytest
 
 from experiments import leaderboard
-from experiments.common.players import AGENTS, play
+from experiments.common.agent_runs import AGENTS, play
 from experiments.common.run_folder import CHECKPOINT, RunFolderError
 from experiments.common.statistics import Estimate
 from permenv import ConfigurationError

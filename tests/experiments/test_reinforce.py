@@ -157,7 +157,7 @@ class InTurn(Forgetful):
 
 @pytest.mark.parametrize("policy", ["Last", "InTurn"])
 def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path, policy):
-    options = {"policy": f"{__name__}:{policy}", "env": {"num_permutations": 24}}
+    options = {"agent": f"{__name__}:{policy}", "env": {"num_permutations": 24}}
     reinforce.main(job(tmp_path / "run", updates=2, **options))
     reinforce.main(job(tmp_path / "run", updates=3, resume=True, **options))
     reinforce.main(job(tmp_path / "whole", updates=3, **options))
@@ -189,19 +189,19 @@ def test_options_of_the_policy_reach_it_are_written_down_and_resumed(tmp_path):
         ("random", ("hidden", "1"), "--agent.hidden: random has no options"),
         (f"{__name__}:Last", ("group", "1"), "--agent.group: .*:Last has no options"),
         ("reinforce", ("hidden", "many"), "--agent.hidden many: must be of type int"),
-        ("reinforce", ("credit", "sum"), "--agent.credit: reinforce has"),  # --credit
+        ("reinforce", ("credit", "both"), "--agent.credit both: must be of type .*'own', 'sum'"),
     ],
 )
 def test_options_that_the_policy_does_not_have_are_refused(tmp_path, policy, option, message):
     with pytest.raises(ConfigurationError, match=message):
-        job(tmp_path, policy=policy, agent_options=(option,))
+        job(tmp_path, agent=policy, agent_options=(option,))
 
 
 def test_a_policy_that_there_is_not_or_that_is_not_saved_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="--policy nonsense: There is no agent 'nonsense'"):
-        job(tmp_path / "other", policy="nonsense")
+    with pytest.raises(ConfigurationError, match="--agent nonsense: There is no agent 'nonsense'"):
+        job(tmp_path / "other", agent="nonsense")
     with pytest.raises(ConfigurationError, match=":Forgetful: Forgetful has a learn of its own, but not its own state"):
-        job(tmp_path / "other", policy=f"{__name__}:Forgetful")
+        job(tmp_path / "other", agent=f"{__name__}:Forgetful")
 
 
 def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):
@@ -228,9 +228,9 @@ def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tm
     ],
 )
 def test_a_prolonged_run_equals_an_uninterrupted_one(tmp_path, task, policy):
-    whole = reinforce.main(job(tmp_path / "whole", task=task, policy=policy, updates=4))
-    reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=2))
-    parts = reinforce.main(job(tmp_path / "parts", task=task, policy=policy, updates=4, resume=True))
+    whole = reinforce.main(job(tmp_path / "whole", task=task, agent=policy, updates=4))
+    reinforce.main(job(tmp_path / "parts", task=task, agent=policy, updates=2))
+    parts = reinforce.main(job(tmp_path / "parts", task=task, agent=policy, updates=4, resume=True))
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
     assert parts["tasks"] == whole["tasks"]
 
@@ -239,7 +239,7 @@ def test_a_prolonged_run_equals_an_uninterrupted_one(tmp_path, task, policy):
     "policy", ["reinforce", *(pytest.param(name, marks=pytest.mark.ci) for name in AGENTS if name != "reinforce")]
 )
 def test_an_interrupted_run_of_any_policy_equals_an_uninterrupted_one(tmp_path, monkeypatch, policy):
-    config = job(tmp_path / "whole", policy=policy)
+    config = job(tmp_path / "whole", agent=policy)
     reinforce.main(config)
     saved = RunFolder.save
 
@@ -279,9 +279,8 @@ def test_a_killed_run_resumes_to_the_same_metrics(tmp_path):
 @pytest.mark.ci
 @pytest.mark.parametrize("task", ["spatial", pytest.param("spatiotemporal", marks=pytest.mark.ci)])
 def test_compare_random_trains_both(tmp_path, task, capsys):
-    options = {"agent_options": (("hidden", "8"),), "compare_random": True}
-    options |= {"credit": "sum"} if task == "spatiotemporal" else {}  # random has no such options
-    config = job(tmp_path / "run", task=task, updates=2, **options)
+    given = (("hidden", "8"), ("credit", "sum"))  # random has no such options
+    config = job(tmp_path / "run", task=task, updates=2, agent_options=given, compare_random=True)
     summary = reinforce.main(config)
     assert len(metrics(tmp_path / "run")) == len(metrics(tmp_path / "run" / "random")) == 2
     assert summary["relative_accuracy"] > 0
@@ -299,7 +298,7 @@ def test_the_inverse_of_a_trained_policy(tmp_path):
     joint = {"task": "spatiotemporal"}
     reinforce.main(job(tmp_path / "trained", **joint))
     trained = tmp_path / "trained" / CHECKPOINT
-    reinforce.main(job(tmp_path / "inverse", policy="inverse", policy_from=trained, **joint))
+    reinforce.main(job(tmp_path / "inverse", agent="inverse", policy_from=trained, **joint))
     assert len(metrics(tmp_path / "inverse")) == 3
     with pytest.raises(CheckpointError, match="holds no REINFORCE policy"):
         reinforce.main(job(tmp_path / "x", policy_from=tmp_path / "inverse" / CHECKPOINT, **joint))
@@ -308,7 +307,7 @@ def test_the_inverse_of_a_trained_policy(tmp_path):
 @pytest.mark.parametrize("policy", ["reinforce", pytest.param("inverse", marks=pytest.mark.ci)])
 def test_a_run_goes_on_without_the_policy_that_it_started_from(tmp_path, policy):
     reinforce.main(job(tmp_path / "trained", updates=1))
-    options = {"policy": policy, "policy_from": tmp_path / "trained" / CHECKPOINT}
+    options = {"agent": policy, "policy_from": tmp_path / "trained" / CHECKPOINT}
     reinforce.main(job(tmp_path / "whole", **options))
     reinforce.main(job(tmp_path / "parts", **options, updates=1))
     (tmp_path / "trained").rename(tmp_path / "moved")
@@ -321,7 +320,7 @@ def test_a_run_starts_from_what_a_policy_has_learned_and_draws_by_its_own_seed(t
     reinforce.main(job(tmp_path / "trained"))
     learned = checkpoint.read(tmp_path / "trained" / CHECKPOINT)["agent"]
     env = gym.make("PermShuffle-v0", **SMALL)
-    config = job(tmp_path / "run", policy=policy, seed=3, policy_from=tmp_path / "trained" / CHECKPOINT)
+    config = job(tmp_path / "run", agent=policy, seed=3, policy_from=tmp_path / "trained" / CHECKPOINT)
     agents = [reinforce.make_agent(each, env) for each in (config, dataclasses.replace(config, policy_from=None))]
     started, new = (each.state_dict() if policy == "reinforce" else each.state_dict()["policy"] for each in agents)
     assert all(torch.equal(started["network"][name], each) for name, each in learned["network"].items())
@@ -361,7 +360,7 @@ def test_space_and_time_in_series(tmp_path, capsys):
 @pytest.mark.ci
 def test_what_a_joint_policy_is_credited_with_is_the_users_choice(tmp_path):
     for choice in ("own", "sum"):
-        reinforce.main(job(tmp_path / choice, task="spatiotemporal", credit=choice, updates=5))
+        reinforce.main(job(tmp_path / choice, task="spatiotemporal", agent_options=(("credit", choice),), updates=5))
     own, both = metrics(tmp_path / "own"), metrics(tmp_path / "sum")
     assert own[0] == both[0]  # before the first step of the policy
     assert own != both
@@ -393,15 +392,9 @@ def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
         ({"resume": True}, RunFolderError, r"no checkpoint.safetensors"),
         ({"agent_options": (("hidden", "-1"),)}, ConfigurationError, "--agent.hidden -1: hidden is -1, it must be"),
         ({"agent_options": (("hidden", "2"),) * 2}, ConfigurationError, "--agent.hidden 2: give it once"),
-        ({"credit": "sum"}, ConfigurationError, "--credit sum --policy reinforce --task spatial: only"),
-        (
-            {"task": "spatiotemporal", "policy": "exp3", "credit": "sum"},
-            ConfigurationError,
-            "--policy exp3.*leave it out",
-        ),
-        ({"policy": "random", "compare_random": True}, ConfigurationError, "choose another --policy"),
+        ({"agent": "random", "compare_random": True}, ConfigurationError, "choose another --agent"),
         ({"policy_from": Path("/nowhere")}, CheckpointError, "no checkpoint at /nowhere"),
-        ({"policy": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),
+        ({"agent": "ucb", "policy_from": Path("/x")}, ConfigurationError, "--policy-from /x: ucb has no REINFORCE"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, error, message):
@@ -474,4 +467,4 @@ def test_errors_reach_the_user_as_one_line(tmp_path):
 
 
 def test_the_title_of_its_pictures_names_policy_and_seed(tmp_path):
-    assert job(tmp_path, policy="easiest-first", seed=3).title == "easiest-first, tiny preset, seed 3"
+    assert job(tmp_path, agent="easiest-first", seed=3).title == "easiest-first, tiny preset, seed 3"

@@ -49,7 +49,7 @@ def written_by(command):
     options = options_of(words)
     if "main_runs" in words[1]:
         return {
-            options.out / name for run in options.runs for name in (RUNS[run].summary, *RUNS[run].pictures.values())
+            options.out / name for run in options.only for name in (RUNS[run].summary, *RUNS[run].pictures.values())
         }
     out = getattr(options, "file", options.out)
     return {out} | {with_ending(out, ending) for ending in endings(ROOT / words[1])}
@@ -92,5 +92,5 @@ def test_no_result_is_of_a_seed_on_which_something_was_chosen():
 
 
 def test_every_named_run_of_the_main_job_exists():
-    named = [name for _, command in TABLE if "main_runs" in command for name in re.findall(r"--runs (\S+)", command)]
+    named = [name for _, command in TABLE if "main_runs" in command for name in re.findall(r"--only (\S+)", command)]
     assert sorted(named) == sorted(RUNS)

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from experiments import search
-from experiments.common.players import play
+from experiments.common.agent_runs import play
 from experiments.common.pruning import Asha, pruned_sweep
 from experiments.common.run_folder import RunFolderError
 from experiments.common.settings import Setting, grid

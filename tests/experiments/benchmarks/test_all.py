@@ -15,7 +15,7 @@ def options(tmp_path):
 
     def make(**changes):
         numbers = small(total_updates=1, free_iterations=0)
-        given = {"preset": "tiny", "task": "spatial", "device": "cpu", "env": numbers, "which": ("parts",)}
+        given = {"preset": "tiny", "task": "spatial", "device": "cpu", "env": numbers, "only": ("parts",)}
         return everything.Config(**{**given, "out": tmp_path / "out", **changes})
 
     return make

@@ -17,7 +17,7 @@ def options(tmp_path):
     numbers = {"device": "cpu", "naive_pairs": 40, "repeats": 1, "blocks": 2, "out": tmp_path / "figures.json"}
 
     def make(*which, **changes):
-        return speed.Config(which=which, env=small(free_iterations=0, **changes), **numbers)
+        return speed.Config(only=which, env=small(free_iterations=0, **changes), **numbers)
 
     return make
 

@@ -13,7 +13,7 @@ def options(tmp_path, monkeypatch):
     """Return options of a benchmark of a few files."""
     monkeypatch.setenv("PERMENV_CACHE", "set by the benchmark")
     folder = tmp_path / "disk"
-    numbers = {"files": 70, "num_photos": 3, "starts": 1, "batches": 2}
+    numbers = {"files": 70, "num_images": 3, "starts": 1, "batches": 2}
     return store.Config(folder=folder, out=tmp_path / "figures.json", **numbers)
 
 

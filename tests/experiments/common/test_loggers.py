@@ -134,7 +134,7 @@ def test_a_logger_gets_the_untrained_network_each_update_the_pictures_and_the_su
     (run,) = finished.recording.of("start")[0]
     assert (run.name, run.folder, list(run.rows)) == ("loggers0/run", finished.folder, [])
     assert json.loads(json.dumps(run.settings)) == run.settings
-    assert (run.settings["policy"], run.settings["env.num_permutations"]) == ("reinforce", 24)
+    assert (run.settings["agent"], run.settings["env.num_permutations"]) == ("reinforce", 24)
     first, *rows = (row for (row,) in finished.recording.of("log"))
     its = finished.summary["tasks"]["spatial"]["error_first"]
     assert first == {"update": 0, "iteration": 0, "error": its, "spatial/error": its}
@@ -166,7 +166,7 @@ def test_tensorboard_has_all_rows_the_pictures_and_the_hyperparameters_in_one_ru
     assert [(event.step, event.width) for event in events.Images("pictures/dashboard")] == [(3, 1000)]
     shown = events.PluginTagToContent("hparams")
     session = HParamsPluginData.FromString(shown["_hparams_/session_start_info"]).session_start_info
-    assert session.hparams["policy"].string_value == "reinforce"
+    assert session.hparams["agent"].string_value == "reinforce"
     assert session.hparams["env.num_permutations"].number_value == 24
     assert "_hparams_/session_end_info" in shown
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from experiments.common.agent_runs import play
 from experiments.common.options import EnvOptions
-from experiments.common.players import play
 from experiments.common.processes import SerialExecutor, make_executor
 from experiments.common.sweep import JobError, sweep
 from permenv import ConfigurationError, make_config

@@ -128,6 +128,9 @@ def test_other_settings_are_refused_but_for_those_that_may_change(make_env, tmp_
     options = {"resume": True, "may_change": ("out",)}
     with pytest.raises(CheckpointError, match="started with seed=0, not 1"):
         Recorder(make_env(), tmp_path, settings={"seed": 1, "out": "a"}, **options)
+    with pytest.raises(CheckpointError, match="started with seed=0, which is no option of this version"):
+        Recorder(make_env(), tmp_path, settings={"out": "a"}, **options)
     Recorder(make_env(), tmp_path, settings={"seed": 0, "out": "b"}, **options)
+    Recorder(make_env(), tmp_path, settings={"seed": 0}, **options)
     with pytest.raises(RunFolderError, match="holds a run"):
         Recorder(make_env(), tmp_path)

@@ -50,9 +50,9 @@ def test_labels_do_not_overlap_and_are_inside_the_figure():
 
 
 def test_places_are_moved_as_little_as_possible():
-    assert style.spread([3.0, 1.0, 2.0], 1) == pytest.approx([3, 1, 2])
-    assert style.spread([0.0, 0.0], 1) == pytest.approx([-0.5, 0.5])
-    assert style.spread([5.0, 0.0, 0.2], 1) == pytest.approx([5, -0.4, 0.6])
+    assert style.move_apart([3.0, 1.0, 2.0], 1) == pytest.approx([3, 1, 2])
+    assert style.move_apart([0.0, 0.0], 1) == pytest.approx([-0.5, 0.5])
+    assert style.move_apart([5.0, 0.0, 0.2], 1) == pytest.approx([5, -0.4, 0.6])
 
 
 def test_the_colours_differ_in_lightness_or_hue_for_every_kind_of_colour_vision():

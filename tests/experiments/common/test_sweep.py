@@ -125,6 +125,24 @@ def test_results_of_other_data_are_refused_before_anything_runs(tmp_path):
         sweep(refuse, jobs, executor=SerialExecutor(), folder=tmp_path / "runs")
 
 
+def test_results_of_the_same_data_in_another_place_are_taken(tmp_path):
+    def jobs(place):
+        data = Data(images=tmp_path / place)
+        return {"one": {"data": data, "seed": 0}, "several": {"data": [data, data], "seed": 1}}
+
+    def count_all(data, seed):
+        return seed + sum(count(each, 0) for each in (data if isinstance(data, list) else [data]))
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.png").write_text("a")
+    found = sweep(count_all, jobs("here"), executor=SerialExecutor(), folder=tmp_path / "runs")
+    (tmp_path / "here").rename(tmp_path / "there")
+    assert sweep(refuse, jobs("there"), executor=SerialExecutor(), folder=tmp_path / "runs") == found
+    (tmp_path / "there" / "b.png").write_text("b")
+    with pytest.raises(RunFolderError, match=r"one.json was made with data.data.images="):
+        sweep(refuse, jobs("there"), executor=SerialExecutor(), folder=tmp_path / "runs")
+
+
 def test_a_long_name_of_a_job_is_a_name_of_a_file(tmp_path):
     jobs = {f"{'ä=0.01 ' * 60}{power}": {"base": 2, "power": power} for power in (2, 3)}
     assert list(sweep(raise_to, jobs, executor=SerialExecutor(), folder=tmp_path).values()) == [4, 8]

@@ -36,9 +36,9 @@ def test_the_noise_of_few_samples_is_not_a_difference_between_permutations():
     rng = np.random.default_rng(0)
     equal = rng.binomial(40, 0.7, (200, 500)) / 40
     assert equal.std(axis=1).mean() == pytest.approx(0.072, abs=0.003)
-    assert np.mean(figure_6.spread(equal, 40) ** 2) < 0.02**2
+    assert np.mean(figure_6.deviation(equal, 40) ** 2) < 0.02**2
     different = rng.binomial(40, rng.uniform(0.2, 0.8, (200, 500))) / 40
-    assert figure_6.spread(different, 40).mean() == pytest.approx(0.6 / 12**0.5, rel=0.03)
+    assert figure_6.deviation(different, 40).mean() == pytest.approx(0.6 / 12**0.5, rel=0.03)
 
 
 def test_rows_are_sorted_by_their_mean_over_time():

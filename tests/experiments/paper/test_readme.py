@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments.common.options import parse
-from experiments.common.paper_figures import PAPER
+from experiments.common.paper_numbers import PAPER
 from experiments.common.protocols import PROTOCOLS
 from experiments.paper import all as everything
 from tests.documentation import blocks
@@ -166,7 +166,7 @@ def test_it_says_whether_a_result_is_committed(row):
 def test_the_paper_s_figures_are_in_the_section_of_its_table(name):
     section = SECTIONS[re.match(r"Table \d", PROTOCOLS[name].table)[0]]
     for row, figures in PAPER[name].items():
-        assert f" {figures[PROTOCOLS[name].figure]:.1f} |" in section, row
+        assert f" {figures[PROTOCOLS[name].metric]:.1f} |" in section, row
 
 
 def test_the_ratios_of_table_f1_are_those_of_its_result():

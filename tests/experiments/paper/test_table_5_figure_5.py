@@ -1,13 +1,14 @@
 """Table 5 and figure 5, on trees like the original releases."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.paper import table_5_figure_5 as table_5
 from experiments.paper.table_5_figure_5 import Network
-from permenv import ConfigurationError
+from permenv import ConfigurationError, DataError
 from tests.experiments import releases
 from tests.experiments.helpers import small
 
@@ -131,5 +132,5 @@ def test_what_cannot_be_run_is_refused(options):
         table_5.main(options(seeds=1))
     with pytest.raises(ConfigurationError, match="--updates 1: 2 tasks need at least one each"):
         table_5.main(options(updates=1))
-    with pytest.raises(ConfigurationError, match="needs --voc"):
-        table_5.main(options(voc=None, search="objects", protocols=()))
+    with pytest.raises(DataError, match="'retrieval-objects': there is no folder /nowhere; name it with --voc"):
+        table_5.main(options(voc=Path("/nowhere"), search="objects", protocols=()))

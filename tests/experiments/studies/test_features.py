@@ -10,7 +10,7 @@ import torch
 from experiments.common.protocols import Data
 from experiments.common.sources import Source
 from experiments.studies import conditions, features
-from permenv import ConfigurationError, StillImages, make_config
+from permenv import ConfigurationError, DataError, StillImages, make_config
 from permenv.networks import BACKBONES
 from permenv.transfer.trunks import load_trunk
 from tests.experiments import releases
@@ -77,6 +77,15 @@ def test_unknown_names_are_refused(options):
         features.main(options(networks=("alexnet",)))
     with pytest.raises(ConfigurationError, match="--protocols 'table 9': choose from retrieval-images"):
         features.main(options(protocols=("table 9",)))
+
+
+def test_data_are_found_in_the_folder_of_real_data_unless_they_are_named(tmp_path):
+    found = features.Config(data_folder=tmp_path, voc=tmp_path / "devkit").folders
+    assert (found.images, found.eval_images) == (tmp_path / "imagenette/train", tmp_path / "imagenette/val")
+    assert (found.videos, found.voc) == (tmp_path / "actions/videos", tmp_path / "devkit")
+    with pytest.raises(DataError, match=f"'linear': there is no folder {found.images}; name it with --images"):
+        features.main(features.Config(data_folder=tmp_path, protocols=("linear",), runs=tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
 
 
 # Conditions

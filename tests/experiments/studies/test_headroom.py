@@ -27,7 +27,7 @@ def options(tmp_path):
 def test_it_compares_the_best_curriculum_with_tuned_random_permutations(options, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(headroom, "RATES", (0.5, 1.0))
     monkeypatch.setattr(headroom, "CURRICULA", ((0.1, 0.5), (0.3, 1.0)))
-    report = headroom.main(options(cells=("nano", "near twins")))
+    report = headroom.main(options(only=("nano", "near twins")))
     assert report == json.loads((tmp_path / "headroom.json").read_text())
     for row in report["cells"]:
         tuning = row["tuning"]["rates"]
@@ -113,13 +113,13 @@ def test_permutation_sets_hold_different_permutations(kind, count):
 
 def test_missing_data_is_refused_before_anything_is_run(options, tmp_path):
     with pytest.raises(DataError, match="--data-folder"):
-        headroom.main(options(cells=("nano", "Imagenette"), data_folder=tmp_path))
+        headroom.main(options(only=("nano", "Imagenette"), data_folder=tmp_path))
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_cell_that_does_not_exist_is_refused(options, tmp_path):
-    with pytest.raises(ConfigurationError, match="--cells 'nana': choose from nano, "):
-        headroom.main(options(cells=("nana",)))
+    with pytest.raises(ConfigurationError, match="--only 'nana': choose from nano, "):
+        headroom.main(options(only=("nana",)))
     assert not (tmp_path / "runs").exists()
 
 

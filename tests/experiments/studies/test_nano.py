@@ -19,7 +19,7 @@ def options(tmp_path):
 
 
 def test_it_compares_random_permutations_with_a_curriculum(options, tmp_path, capsys):
-    report = nano.main(options(candidates=("start", "averaging 0.9")))
+    report = nano.main(options(only=("start", "averaging 0.9")))
     assert report == json.loads((tmp_path / "nano.json").read_text())
     assert report["first_seed"] == 10
     for row in report["candidates"]:
@@ -37,6 +37,6 @@ def test_one_candidate_is_the_preset(name):
 
 
 def test_a_candidate_that_does_not_exist_is_refused(options, tmp_path):
-    with pytest.raises(ConfigurationError, match="--candidates 'nana': choose from start, "):
-        nano.main(options(candidates=("nana",)))
+    with pytest.raises(ConfigurationError, match="--only 'nana': choose from start, "):
+        nano.main(options(only=("nana",)))
     assert not (tmp_path / "runs").exists()

@@ -48,6 +48,6 @@ def test_a_variant_is_played_with_its_options_and_its_reward(options, name, monk
 
 
 def test_a_variant_that_does_not_exist_is_refused(options, tmp_path):
-    with pytest.raises(ConfigurationError, match="--variants 'foo': choose from random, "):
-        within_run.main(options(variants=("foo",)))
+    with pytest.raises(ConfigurationError, match="--only 'foo': choose from random, "):
+        within_run.main(options(only=("foo",)))
     assert not (tmp_path / "runs").exists()

@@ -1,4 +1,4 @@
-"""The paper's own figures of Tables 1 to 4 in percent, each with the data that it is of.
+"""The paper's own numbers of Tables 1 to 4 in percent, each with the data that it is of.
 
 All are of CaffeNet at the paper's sizes.
 """
@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from permenv.transfer.retrieval import TABLE_1
 
 CLASS_ACCURACY = "mean over classes"
-"""The figure of Table 3, by the code that the paper names."""
+"""The metric of Table 3, by the code that the paper names."""
 SKLEARN = "mAP, scikit-learn"
-"""The figure of Table 4 i, likewise."""
+"""The metric of Table 4 i, likewise."""
 ELEVEN_POINTS = "mAP, 11 points"
 MEAN_IOU = "mean IoU"
 _RANDOM, _JIGSAW, _OPN, _OURS = "random", "jigsaw", "OPN", "S+T+P"
@@ -21,12 +21,12 @@ _LABELS = "ImageNet labels"  # what our supervised network is compared with; the
 
 def _of(data: str, rows: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
     """Name the rows of a table, of which each initialisation has one."""
-    return {f"{name} in the paper ({data})": figures for name, figures in rows.items()}
+    return {f"{name} in the paper ({data})": metrics for name, metrics in rows.items()}
 
 
-def _one(data: str, figure: str, values: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
-    """Make the rows of a table of one figure."""
-    return _of(data, {name: {figure: value} for name, value in values.items()})
+def _one(data: str, metric: str, values: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    """Make the rows of a table of one metric."""
+    return _of(data, {name: {metric: value} for name, value in values.items()})
 
 
 def _tops(*values: float) -> dict[str, float]:
@@ -66,4 +66,4 @@ PAPER: Mapping[str, Mapping[str, Mapping[str, float]]] = {
     ),
     "segmentation": _one("VOC 2012", MEAN_IOU, {_LABELS: 48.0, _RANDOM: 19.8, _JIGSAW: 37.6, _OURS: 42.8}),
 }
-"""By protocol of `experiments.common.protocols`, by row, by name of the figure."""
+"""By protocol of `experiments.common.protocols`, by row, by name of the metric."""

@@ -21,11 +21,11 @@ _SB3 = ("ppo", "a2c", "dqn")
 AGENTS = (*agents.AGENTS, *_SB3)
 
 Report = Callable[[dict[str, Any]], object]
-"""Receives the figures of a run so far: "iterations", "errors" and "diverged", see `play`."""
+"""Receives what is known of a run so far: "iterations", "errors" and "diverged", see `play`."""
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Check that all agents exist: those of `AGENTS`, and of your own, see `agents.kind_of`.
+    """Check that all agents exist: those of `AGENTS`, and of your own, see `agents.agent_class`.
 
     Raises:
         ConfigurationError: If one does not.
@@ -33,7 +33,7 @@ def check_names(names: Sequence[str]) -> None:
     own = [name for name in names if ":" in name]
     for name in own:
         try:
-            agents.kind_of(name)
+            agents.agent_class(name)
         except ValueError as error:
             raise ConfigurationError(f"unknown agent {name!r}: {error}") from error
     require_known("unknown agent", [name for name in names if name not in own], AGENTS)
@@ -43,7 +43,7 @@ def code_of(name: str) -> dict[str, str]:
     """Return a digest of the module of an agent of your own, on which its results depend, as an argument of a job."""
     if ":" not in name:
         return {}
-    source = inspect.getsource(inspect.getmodule(agents.kind_of(name)))  # type: ignore[arg-type]  # it has a module
+    source = inspect.getsource(inspect.getmodule(agents.agent_class(name)))  # type: ignore[arg-type]  # it has a module
     return {"code": hashlib.blake2b(source.encode(), digest_size=16).hexdigest()}
 
 
@@ -121,7 +121,7 @@ def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str,
 
 
 def watch(env: gym.Env, run: Callable[[gym.Env], None], report: Report | None = None) -> dict[str, Any]:
-    """Time a run and return its figures.
+    """Time a run and return its errors.
 
     Args:
         env: `PermShuffle-v0` under any wrappers.
@@ -135,13 +135,13 @@ def watch(env: gym.Env, run: Callable[[gym.Env], None], report: Report | None = 
     start = time.perf_counter()
     run(watched)
     seconds = time.perf_counter() - start
-    figures = watched.last_run
-    figures["cost"] = 1 - figures.pop("seconds_training") / seconds
-    return {**figures, "seconds": seconds}
+    result = watched.last_run
+    result["cost"] = 1 - result.pop("seconds_training") / seconds
+    return {**result, "seconds": seconds}
 
 
 class _LastRun(gym.Wrapper[Any, Any, Any, Any]):
-    """Keeps the figures of a run when it ends, because Stable-Baselines3 begins the next one at once."""
+    """Keeps the errors of a run when it ends, because Stable-Baselines3 begins the next one at once."""
 
     def __init__(self, env: gym.Env, report: Report | None) -> None:
         super().__init__(env)
@@ -152,13 +152,13 @@ class _LastRun(gym.Wrapper[Any, Any, Any, Any]):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if not self.last_run:
             if self._report is not None and (terminated or (in_update(info) and info["validated"])):
-                self._report(self._figures())
+                self._report(self._result())
             if terminated or truncated:
                 training = self._base_env.run.seconds["training"]
-                self.last_run = {**self._figures(), "seconds_training": training}
+                self.last_run = {**self._result(), "seconds_training": training}
         return observation, reward, terminated, truncated, info
 
-    def _figures(self) -> dict[str, Any]:
+    def _result(self) -> dict[str, Any]:
         run = self._base_env.run
         iterations, errors = run.error_curve()
         return {"iterations": iterations, "errors": errors, "diverged": run.diverged}

@@ -14,16 +14,16 @@ from permenv.data.files import (
     Budget,
     content_digest,
     data_folder,
-    faults_of,
     fingerprint,
     labels_by_folder,
     read_regular,
+    state_of,
     summary,
     walk,
 )
 from permenv.data.kept import KeptImages
 from permenv.data.source import DataError, StillImages, log
-from permenv.data.store import Store
+from permenv.data.store import Content, Squares, Store, unreadable
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -76,30 +76,24 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
     store = Store(ImageFiles(str(folder.resolve()), files, size))
     store.open(verify=verify, progress=progress)
 
-    indices = [shard.index for shard in store.shards]
-    digests = [digest for index in indices for digest in index.listed_digests]
-    reasons = [reason for index in indices for reason in index.reasons]
-    faults = faults_of(files, digests, reasons)
+    faults = store.faults
     skipped = tuple((file, fault) for file, fault in zip(files, faults, strict=True) if fault)
     if len(skipped) == len(files):
         raise DataError(f"{folder} contains no readable image: {summary(skipped)}; {_expected()}")
     if skipped:
         log.warning("%s: %d of %d image files skipped: %s", folder, len(skipped), len(files), summary(skipped))
 
-    used = np.array([not fault for fault in faults])
-    shards = np.repeat(np.arange(len(indices)), [len(index.reasons) for index in indices])[used]
-    places = np.concatenate([index.places for index in indices])[used]
     recipe = f"permenv image folder, recipe {RECIPE}, size {size}"
     if store.jpeg:  # what these decode to are the data
-        checksums = np.concatenate([index.checksums for index in indices]).tobytes()
+        checksums = b"".join([shard.index.checksums.tobytes() for shard in store.shards])
         recipe = f"{recipe}, {store.encoding}, {content_digest(checksums).hex()}"
     labels, classes = labels_by_folder(files, {file for file, _ in skipped})
     return StillImages(
-        KeptImages(store, shards, places),
+        KeptImages(store, np.array([not fault for fault in faults])),
         labels,
         classes,
         folder.resolve().name,
-        fingerprint(recipe, files, digests),
+        fingerprint(recipe, files, store.digests),
         skipped,
     )
 
@@ -111,10 +105,10 @@ def file_names(images: StillImages) -> list[str]:
         DataError: If it is another set of images.
     """
     pixels = images.pixels if images.moved_from is None else images.moved_from.pixels
-    if not isinstance(pixels, KeptImages):
+    if not isinstance(pixels, KeptImages) or not isinstance(pixels.source, ImageFiles):
         raise DataError(f"{images.name} is not what image_folder returned, so its images have no files")
     skipped = {name for name, _ in images.skipped}
-    return [name for name in pixels.files if name not in skipped]
+    return [name for name in pixels.source.items if name not in skipped]
 
 
 @dataclass(frozen=True)
@@ -123,30 +117,42 @@ class ImageFiles:
 
     Args:
         root: Absolute path of the folder.
-        files: Relative POSIX paths of the files.
+        items: Relative POSIX paths of the files.
         size: Side of the squares in pixels.
     """
 
     root: str
-    files: list[str] = field(repr=False)
+    items: list[str] = field(repr=False)
     size: int
+
+    unit = "image"
+    most = 1
+    lossless = False
 
     @property
     def name(self) -> str:
         """The folder, and how its files are decoded."""
         return f"recipe {RECIPE}, {self.root}"
 
-    def path(self, file: str) -> str:
+    def path(self, item: int) -> str:
         """Where a file is."""
-        return f"{self.root}/{file}"
+        return f"{self.root}/{self.items[item]}"
 
-    def read(self, file: str) -> bytes | str:
-        """Read a file; a str says why it cannot be read."""
-        return read(Path(self.path(file)))
+    def state(self, item: int) -> tuple[int, int]:
+        """Size and time of a file."""
+        return state_of(self.path(item))
 
-    def square(self, content: bytes) -> np.ndarray | str:
-        """Decode a content to (size, size, 3) uint8 RGB, or say why it cannot be decoded."""
-        return decode(content, self.size)
+    def read(self, item: int) -> Content:
+        """Read a file, which is decoded to (size, size, 3) uint8 RGB."""
+        content = read(Path(self.path(item)))
+        if isinstance(content, str):
+            return unreadable(content)
+
+        def squares() -> Squares | str:
+            square = decode(content, self.size)
+            return square if isinstance(square, str) else ([square], "")
+
+        return Content(content_digest(content), True, squares)
 
 
 def _image_files(root: Path) -> list[str]:

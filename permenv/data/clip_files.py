@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 
 from permenv.data.containers import HEAD_BYTES, is_container
+from permenv.data.decode import MAX_PIXELS, decoding, load, read, rgb_square
 from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, open_regular, state_of, summary
-from permenv.data.folder import MAX_PIXELS, centre_square, decoding, load, read
 from permenv.data.source import DataError
 from permenv.data.store import Content, Squares, unreadable
 
@@ -260,10 +260,3 @@ def _grab(capture: cv2.VideoCapture, positions: Sequence[int], size: int) -> tup
             kept[count] = rgb_square(image, size)
         count += 1
     return kept, count
-
-
-def rgb_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Turn a frame as OpenCV decodes it, (H, W, 3) BGR, into its centre square, (size, size, 3) RGB."""
-    import cv2
-
-    return cv2.cvtColor(centre_square(image, size), cv2.COLOR_BGR2RGB)

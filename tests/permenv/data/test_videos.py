@@ -1,6 +1,7 @@
 """Folders of videos as clips: files, frames, labels, splits, and errors about bad clips."""
 
 import dataclasses
+import hashlib
 import logging
 import os
 import shutil
@@ -14,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from permenv.data import clip_files, folder, store
+from permenv.data import clip_files, store
+from permenv.data import decode as decode_module
 from permenv.data.files import Budget
 from permenv.data.folder import file_names, image_folder
 from permenv.data.kept import KeptImages
@@ -48,7 +50,7 @@ def no_decoding(monkeypatch):
         raise AssertionError("decoded again")
 
     def forbid():
-        monkeypatch.setattr(folder, "decode", decode)
+        monkeypatch.setattr(decode_module, "decode", decode)
         monkeypatch.setattr(cv2, "VideoCapture", decode)
 
     return forbid
@@ -739,6 +741,29 @@ def test_a_changed_folder_has_another_fingerprint(tmp_path, change):
     assert after.frames.fingerprint != before.frames.fingerprint
 
 
+def test_the_fingerprint_is_a_digest_of_names_and_contents(tmp_path):
+    """Checkpoints know their data by it, so it must not change."""
+
+    def digest(content):
+        return hashlib.blake2b(content, digest_size=16)
+
+    film(tmp_path / "a.avi")
+    sequence(tmp_path / "b", ["1.png", "2.png"])
+    (tmp_path / "c.avi").write_text("no video")
+    frames = [
+        name.encode() + b"\0" + digest((tmp_path / "b" / name).read_bytes()).digest() for name in ("1.png", "2.png")
+    ]
+    contents = {
+        "a.avi": digest((tmp_path / "a.avi").read_bytes()),
+        "b": digest(b"frames\0" + b"".join(frames)),
+        "c.avi": digest(b"not an AVI, MP4, QuickTime, Matroska, WebM, MPEG or GIF file"),
+    }
+    key = digest(b"permenv video folder, recipe 3, size 16, 1 to 64 frames\0")
+    for name, content in contents.items():
+        key.update(name.encode() + b"\0" + content.digest())
+    assert read(tmp_path).fingerprint == key.hexdigest()
+
+
 def test_other_options_have_other_fingerprints(tmp_path):
     film(tmp_path / "a.avi")
     options = [{}, {"size": 8}, {"max_frames": 5}, {"min_frames": 2}]
@@ -772,7 +797,7 @@ def test_a_video_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypat
 
 def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache):
     sequence(tmp_path / "a", ["1.png", "2.png"])
-    content = folder.read_regular
+    content = decode_module.read_regular
 
     def read_and_change(path, most):
         before = content(path, most)
@@ -780,7 +805,7 @@ def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypat
             sequence(tmp_path / "a", ["2.png"], first=9)
         return before
 
-    monkeypatch.setattr(folder, "read_regular", read_and_change)
+    monkeypatch.setattr(decode_module, "read_regular", read_and_change)
     with pytest.raises(DataError, match=r"2\.png changed while it was read"):
         read(tmp_path)
     assert not list(cache.glob("*/*.images"))

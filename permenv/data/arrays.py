@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from permenv.data.clip_files import spread
+from permenv.data.decode import centre_square
 from permenv.data.embedded import embedded_clips, embedded_scenes
 from permenv.data.files import UNLABELLED, summary
-from permenv.data.folder import centre_square, image_folder
+from permenv.data.folder import image_folder
 from permenv.data.source import DataError, StillImages, VideoClips, free_bytes, log
 from permenv.data.videos import video_folder
 from permenv.progress import progress_bar

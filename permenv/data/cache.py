@@ -1,4 +1,4 @@
-"""Arrays that were expensive to make, kept on disk between runs.
+"""Arrays that were expensive to make, kept on disk between runs: rendered scenes.
 
 An entry is a folder `<cache>/<key>/`: `array.bin`, the raw uint8 rows, and `index.json`, which describes
 them, with a checksum of each row and one of itself. It is built under a temporary name, renamed when it is complete,
@@ -42,39 +42,35 @@ from permenv.data.files import UnusableFileError, open_regular, read_regular
 from permenv.data.rows import CachedRows, Opened
 from permenv.data.source import DataError, log
 
-FORMAT = 3  # of an entry's two files; entries of another format are made again
+FORMAT = 4  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"
 CHECKSUM = np.dtype("<u4")  # of a row
-MAX_INDEX_BYTES = 2**30
+MAX_INDEX_BYTES = 2**30  # also of the index of a shard
 LOCK = "lock"  # in a temporary folder
 ABANDONED_SECONDS = 24 * 3600  # without a lock, a build that has written nothing for this long has ended
 ATTEMPTS = 3  # one is enough unless other processes break or delete the entry meanwhile
 
 Append = Callable[[np.ndarray], None]
-Build = Callable[[Append], dict[str, Any]]
+Build = Callable[[Append], None]
 
 
 class CacheError(DataError):
     """The cache cannot be used. The message names the folder and the remedy."""
 
 
-def cached_rows(
-    key: str, shape: tuple[int, ...], build: Build, *, verify: bool = False
-) -> tuple[CachedRows, dict[str, Any]]:
+def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> CachedRows:
     """Open the entry of this key; make it first if there is none, or none that is intact.
 
     If several processes need the same entry at the same time, one builds it and the others wait.
 
     Args:
         key: Name of the entry, a valid folder name. It must change whenever what `build` makes changes.
-        shape: (largest number of rows, *shape of a row). The free disk space is checked for this many rows
-            before the work starts; fewer may be written.
-        build: Makes the rows. It receives `append`, which writes (n, *row) uint8 arrays, and returns metadata
-            that JSON can represent. It is called again if a row turns out to be damaged later.
-        verify: Read all rows of an entry that is there; else each is verified when it is read.
+        shape: (rows, *shape of a row). The free disk space is checked before the work starts.
+        build: Makes the rows. It receives `append`, which writes (n, *row) uint8 arrays. It is called again if a row
+            turns out to be damaged later.
 
     Returns:
-        (rows, *row) uint8, read from a memory map, and the metadata as read back from JSON.
+        (rows, *row) uint8, read from a memory map. Each row is verified when it is read.
 
     Raises:
         CacheError: If the cache cannot be read or written, is full, or is not to be trusted.
@@ -83,15 +79,15 @@ def cached_rows(
     cache = cache_folder()
     require_trust(cache)
     entry = cache / key
-    opened, metadata = _open_or_make(entry, shape, build, verify)
 
     def again() -> Opened:
-        return _open_or_make(entry, shape, build, verify=True)[0]
+        return _open_or_make(entry, shape, build, verify=True)
 
-    return CachedRows(str(entry), opened, again, (_open_again, (entry, shape[1:]))), metadata
+    opened = _open_or_make(entry, shape, build, verify=False)
+    return CachedRows(str(entry), opened, again, (_open_again, (entry, shape[1:])))
 
 
-def _open_or_make(entry: Path, shape: tuple[int, ...], build: Build, verify: bool) -> tuple[Opened, dict[str, Any]]:
+def _open_or_make(entry: Path, shape: tuple[int, ...], build: Build, verify: bool) -> Opened:
     found = _open_intact(entry, shape[1:], verify)
     for _ in range(ATTEMPTS):
         if found is None:
@@ -108,9 +104,7 @@ def _open_or_make(entry: Path, shape: tuple[int, ...], build: Build, verify: boo
     return found
 
 
-def cached_or_in_memory(
-    key: str, shape: tuple[int, ...], build: Build
-) -> tuple[CachedRows | np.ndarray, dict[str, Any]]:
+def cached_or_in_memory(key: str, shape: tuple[int, ...], build: Build) -> CachedRows | np.ndarray:
     """Like `cached_rows`, but make the rows in memory, with a warning, if the cache cannot be used.
 
     For rows that are quick to make and fit into memory.
@@ -121,56 +115,17 @@ def cached_or_in_memory(
         build: See `cached_rows`.
 
     Returns:
-        (rows, *row) uint8, read-only: as `cached_rows` returns it, or an array in memory. And the metadata.
+        (rows, *row) uint8, read-only: as `cached_rows` returns it, or an array in memory.
     """
     try:
         return cached_rows(key, shape, build)
     except CacheError as fault:
         log.warning("%s is made in memory, in every process again: %s", key, fault)
     pieces: list[np.ndarray] = []
-    metadata = build(pieces.append)
+    build(pieces.append)
     rows = np.concatenate(pieces)
     rows.flags.writeable = False
-    return rows, metadata
-
-
-def find_rows(key: str, row: tuple[int, ...]) -> np.ndarray | None:
-    """Open the entry of this key.
-
-    Args:
-        key: See `cached_rows`.
-        row: Shape of a row.
-
-    Returns:
-        (rows, *row) uint8 as a read-only memory map. None if there is no entry, or it was damaged and has been deleted.
-
-    Raises:
-        CacheError: If the cache cannot be read, or is not to be trusted.
-    """
-    cache = cache_folder()
-    require_trust(cache)
-    found = _open_intact(cache / key, row, verify=True)
-    return None if found is None else found[0][0]
-
-
-def replace_rows(key: str, rows: np.ndarray) -> None:
-    """Let an entry hold these rows from now on. The caller holds its lock.
-
-    Args:
-        key: See `cached_rows`.
-        rows: (rows, *row) uint8, at least one.
-
-    Raises:
-        CacheError: If the cache cannot be written, or is full.
-    """
-
-    def build(append: Append) -> dict[str, Any]:
-        append(rows)
-        return {}
-
-    entry = cache_folder() / key
-    _discard(entry)
-    _make(entry, rows.shape, build)
+    return rows
 
 
 def cache_folder() -> Path:
@@ -233,11 +188,11 @@ def _warn_of_missing_locks(cache: Path) -> None:
     log.warning("the cache folder %s has no file locks: processes that start together all make the same entries", cache)
 
 
-class _BrokenError(Exception):
-    """The entry is not as it was written; the message says why."""
+class BrokenError(Exception):
+    """What is kept is not as it was written; the message says why."""
 
 
-def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> tuple[Opened, dict[str, Any]] | None:
+def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> Opened | None:
     """Open an entry; None if there is none, or it was broken and has been deleted.
 
     Raises:
@@ -245,7 +200,7 @@ def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> tuple[Opene
     """
     try:
         return _open(entry, row, verify) if os.path.lexists(entry) else None
-    except (_BrokenError, UnusableFileError, RecursionError) as fault:  # recursion: an index that is nested deeply
+    except (BrokenError, UnusableFileError, RecursionError) as fault:  # recursion: an index that is nested deeply
         log.warning("cache entry %s cannot be used and will be made again: %s", entry, fault)
         _discard(entry)
         return None
@@ -256,33 +211,33 @@ def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> tuple[Opene
         ) from fault
 
 
-def _open(entry: Path, row: tuple[int, ...], verify: bool) -> tuple[Opened, dict[str, Any]]:
+def _open(entry: Path, row: tuple[int, ...], verify: bool) -> Opened:
     """Open an entry and check its index, and also all of its rows if they are to be verified."""
     try:
         index = json.loads(read_regular(entry / INDEX, MAX_INDEX_BYTES))
     except ValueError as fault:
-        raise _BrokenError(f"{INDEX} is not JSON") from fault
+        raise BrokenError(f"{INDEX} is not JSON") from fault
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise _BrokenError(f"{INDEX} is not of format {FORMAT}")
+        raise BrokenError(f"{INDEX} is not of format {FORMAT}")
     if index.pop("checksum", None) != _checksum(index):
-        raise _BrokenError(f"the checksum of {INDEX} does not match")
+        raise BrokenError(f"the checksum of {INDEX} does not match")
     try:
         checksums = np.frombuffer(bytes.fromhex(index.get("checksums", "")), CHECKSUM)
     except (TypeError, ValueError) as fault:
-        raise _BrokenError(f"the checksums in {INDEX} are not hexadecimal") from fault
+        raise BrokenError(f"the checksums in {INDEX} are not hexadecimal") from fault
     shape = (len(checksums), *row)
-    if not len(checksums) or index != _index(entry.name, shape, index.get("metadata"), checksums):
-        raise _BrokenError(f"it holds rows of shape {index.get('shape')} under the key {index.get('key')}")
+    if not len(checksums) or index != _index(entry.name, shape, checksums):
+        raise BrokenError(f"it holds rows of shape {index.get('shape')} under the key {index.get('key')}")
     with open_regular(entry / ARRAY) as file:
         size = os.fstat(file.fileno()).st_size
         if size != math.prod(shape):
-            raise _BrokenError(f"{ARRAY} has {size} bytes instead of {math.prod(shape)}")
+            raise BrokenError(f"{ARRAY} has {size} bytes instead of {math.prod(shape)}")
         rows = np.asarray(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
     if verify:
         for number, checksum in enumerate(checksums.tolist()):
             if zlib.crc32(rows[number].data) != checksum:
-                raise _BrokenError(f"the checksum of row {number} of {ARRAY} does not match")
-    return (rows, checksums), index["metadata"]
+                raise BrokenError(f"the checksum of row {number} of {ARRAY} does not match")
+    return rows, checksums
 
 
 def _open_again(entry: Path, row: tuple[int, ...]) -> CachedRows:
@@ -292,19 +247,18 @@ def _open_again(entry: Path, row: tuple[int, ...]) -> CachedRows:
         found = _open_intact(entry, row, verify)
         if found is None:
             raise CacheError(f"cache entry {entry}, which another process uses, is damaged or gone: start again")
-        return found[0]
+        return found
 
     return CachedRows(str(entry), opened(verify=False), lambda: opened(verify=True), (_open_again, (entry, row)))
 
 
-def _index(key: str, shape: tuple[int, ...], metadata: Any, checksums: np.ndarray) -> dict[str, Any]:
+def _index(key: str, shape: tuple[int, ...], checksums: np.ndarray) -> dict[str, Any]:
     """Describe an entry, without the checksum of the description."""
     return {
         "format": FORMAT,
         "key": key,
         "shape": list(shape),
         "dtype": "uint8",
-        "metadata": metadata,
         "checksums": checksums.tobytes().hex(),
     }
 
@@ -332,14 +286,14 @@ def _fill(entry: Path, cache: Path, row: tuple[int, ...], build: Build) -> None:
         file = (entry / ARRAY).open("wb")
     rows = _Rows(file, row, cache)
     try:
-        metadata = build(rows.append)
+        build(rows.append)
     finally:
         with writing(cache):
             file.close()
     if not rows.checksums:
         raise DataError(f"cache entry {entry.name} would be empty: no rows were made")
     checksums = np.array(rows.checksums, CHECKSUM)
-    index = _index(entry.name, (len(checksums), *row), json.loads(json.dumps(metadata)), checksums)
+    index = _index(entry.name, (len(checksums), *row), checksums)
     index["checksum"] = _checksum(index)
     with writing(cache):
         (entry / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A clip as it lies on disk, a video file or a folder of frames: its digest, and its frames as squares.
+"""Clips as they lie on disk, video files and folders of frames, as the source of a store.
 
 A video file is opened here and FFmpeg is given the descriptor, so what is decoded is what was opened. FFmpeg chooses
 the format by the content, and some formats, such as playlists, name other files or addresses to be opened. So only
@@ -10,81 +10,134 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from permenv.data.containers import HEAD_BYTES, is_container
-from permenv.data.files import content_digest, fingerprint, open_regular, summary
-from permenv.data.folder import MAX_PIXELS, centre_square, decoding, load, read
+from permenv.data.decode import MAX_PIXELS, decoding, load, read, rgb_square
+from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, open_regular, state_of, summary
 from permenv.data.source import DataError
+from permenv.data.store import Content, Squares, unreadable
 
 if TYPE_CHECKING:
     import cv2
 
+RECIPE = 3  # increase it when the same files give other frames, so that they are decoded again
 READ_BYTES = 2**20  # a video is hashed in pieces of this size
 FEWER_AT_LEAST, FEWER_SHARE = 2, 0.05  # missing frames, in number or as a share, that are not worth a remark
+
+
+@dataclass(frozen=True)
+class ClipFiles:
+    """Clips as the source of a store, see `permenv.data.store.Source`.
+
+    Args:
+        root: Absolute path of the folder.
+        clips: The clips.
+        chosen: Which of the clips in the folder these are, in words.
+        size: Side of the squares in pixels.
+        min_frames: Frames that a clip needs in order to be used, at least 1.
+        most: Largest number of frames kept of a clip.
+    """
+
+    root: str
+    clips: Sequence[Clip] = field(repr=False)
+    chosen: str
+    size: int
+    min_frames: int
+    most: int
+
+    unit = "clip"
+    lossless = True
+
+    @property
+    def name(self) -> str:
+        """The folder, which of its clips, and how they are decoded."""
+        return f"clips, recipe {RECIPE}, {self.min_frames} to {self.most} frames, {self.chosen}, {self.root}"
+
+    @property
+    def items(self) -> list[str]:
+        """Relative POSIX paths of the clips."""
+        return [clip.name for clip in self.clips]
+
+    def path(self, item: int) -> str:
+        """Where a clip is."""
+        return f"{self.root}/{self.clips[item].name}"
+
+    def state(self, item: int) -> tuple[int, int]:
+        """Size and time of a video, or what stands for those of all frames of a folder."""
+        return self.clips[item].state()
+
+    def read(self, item: int) -> Content:
+        """Read a clip, of which up to `most` frames are decoded to (size, size, 3) uint8 RGB."""
+        content = self.clips[item].read(self.size, self.most)
+
+        def squares() -> Squares | str:
+            made = content.squares()
+            if isinstance(made, str) or len(made[0]) >= self.min_frames:
+                return made
+            frames, remark = made
+            return f"fewer than {self.min_frames} frames: {len(frames)}" + (f"; {remark}" if remark else "")
+
+        return replace(content, squares=squares)
 
 
 class VideoFile:
     """A clip that is a video file.
 
-    Attributes:
-        name: Its path below the root.
-        paths: Its files.
-        digest: Of its content, or of the reason why there is none; None before `identify`.
-        was_readable: Whether `identify` could read it, even if what it read is no video.
+    Args:
+        root: Absolute path of the folder that all clips are in.
+        name: Path of the file below it.
     """
 
     def __init__(self, root: Path, name: str) -> None:
         self.name = name
-        self.paths: Sequence[Path] = (root.resolve() / name,)
-        self.digest: bytes | None = None
-        self.was_readable = True
-        self._path = self.paths[0]
-        self._flaw: str | None = None
-        self._stamp: tuple[int, ...] = ()
+        self._path = root / name
 
-    def identify(self) -> bytes:
-        """Read it and return its digest."""
-        content = hashlib.blake2b(digest_size=16)
-        self._flaw, self.was_readable = None, True
-        try:
-            with open_regular(self._path) as file:
-                self._stamp = _stamp(file)
-                self._flaw = _why_not(file.read(HEAD_BYTES))
-                file.seek(0)
-                while self._flaw is None and (piece := file.read(READ_BYTES)):
-                    content.update(piece)
-        except OSError as fault:
-            self._flaw, self.was_readable = str(fault.strerror), False
-        self.digest = content.digest() if self._flaw is None else content_digest(self._flaw)
-        return self.digest
+    def state(self) -> tuple[int, int]:
+        """Size and time by which a change is noticed."""
+        return state_of(self._path)
 
-    def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
-        """Decode up to `max_frames` frames, evenly spread; called after `identify`.
+    def read(self, size: int, max_frames: int) -> Content:
+        """Read it for its digest, and decode it later.
+
+        Args:
+            size: Side of the squares in pixels.
+            max_frames: How many frames are decoded, evenly spread.
 
         Returns:
-            (size, size, 3) uint8 each, and a remark if the file has fewer frames than its header says, else "".
-            Or a str that says why the file cannot be used.
-
-        Raises:
-            DataError: If the file has changed since it was identified: the frames would be stored under a wrong key.
+            Its remark says so if the file has fewer frames than its header says.
         """
-        if self._flaw is not None:
-            return self._flaw
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
         try:
             with open_regular(self._path) as file:
-                if _stamp(file) == self._stamp:
+                stamp = _stamp(file)
+                flaw = _why_not(file.read(HEAD_BYTES))
+                file.seek(0)
+                while flaw is None and (piece := file.read(READ_BYTES)):
+                    digest.update(piece)
+        except OSError as fault:
+            return unreadable(str(fault.strerror))
+        if flaw is not None:
+            return replace(unreadable(flaw), readable=True)
+        return Content(digest.digest(), True, lambda: self._squares(stamp, size, max_frames))
+
+    def _squares(self, stamp: tuple[int, ...], size: int, max_frames: int) -> Squares | str:
+        """Decode the file if it is as it was when it was read."""
+        try:
+            with open_regular(self._path) as file:
+                if _stamp(file) == stamp:
                     result = self._decode(file, size, max_frames)
-                    if _stamp(file) == self._stamp:
+                    if _stamp(file) == stamp:
                         return result
         except OSError as fault:
             raise _changed(self._path, f": {fault.strerror}") from fault
         raise _changed(self._path)
 
-    def _decode(self, file: BinaryIO, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
+    def _decode(self, file: BinaryIO, size: int, max_frames: int) -> Squares | str:
         """Decode the frames at the positions that follow from the header, and again if the header is wrong."""
         import cv2
 
@@ -133,69 +186,55 @@ def _why_not(head: bytes) -> str | None:
 
 
 class FrameFolder:
-    """A clip that is a folder of image files, its frames in order; see `VideoFile`."""
+    """A clip that is a folder of image files.
+
+    Args:
+        root: Absolute path of the folder that all clips are in.
+        name: Path of the clip below it.
+        files: Names of its frames, in order.
+    """
 
     def __init__(self, root: Path, name: str, files: Sequence[str]) -> None:
         self.name = name
-        self.digest: bytes | None = None
-        self.was_readable = True
         self._folder, self._files = root / name, files
-        self._digests: list[bytes] = []
 
-    @property
-    def paths(self) -> Sequence[Path]:
-        """Its files. They are not kept: of a million frames they take more memory than their names."""
-        return [self._folder / file for file in self._files]
+    def state(self) -> tuple[int, int]:
+        """A number for the names, sizes and times of all frames, and the latest time."""
+        states = [state_of(self._folder / file) for file in self._files]
+        described = [f"{file}/{size}/{when}" for file, (size, when) in zip(self._files, states, strict=True)]
+        number = int.from_bytes(content_digest("\0".join(described))[:8], "little", signed=True)
+        return number, max(when for _, when in states)
 
-    def identify(self) -> bytes:
-        """Read its frames and return the digest of their names and contents."""
-        self._digests, self.was_readable = [], True
-        for path in self.paths:
-            content = read(path)
-            self._digests.append(content_digest(content))
-            self.was_readable &= isinstance(content, bytes)
-        self.digest = bytes.fromhex(fingerprint("frames", self._files, self._digests))
-        return self.digest
+    def read(self, size: int, max_frames: int) -> Content:
+        """Read all frames for their digest, and decode some later.
 
-    def squares(self, size: int, max_frames: int) -> tuple[list[np.ndarray], str] | str:
-        """Decode up to `max_frames` frames, evenly spread, and leave out broken ones; called after `identify`.
+        Args:
+            size: Side of the squares in pixels.
+            max_frames: How many frames are decoded, evenly spread; broken ones are left out.
 
         Returns:
-            (size, size, 3) uint8 each, and a remark if there were broken ones, else "".
-
-        Raises:
-            DataError: If a frame has changed since it was identified.
+            Its remark says so if there are broken frames.
         """
-        paths = self.paths
-        chosen = spread(len(paths), max_frames)
-        loaded = [(paths[index].name, load(paths[index], self._digests[index], size)) for index in chosen]
-        broken = [(name, square) for name, square in loaded if isinstance(square, str)]
-        squares = [square for _, square in loaded if not isinstance(square, str)]
+        digests, readable = [], True
+        for file in self._files:
+            content = read(self._folder / file)
+            digests.append(content_digest(content))
+            readable &= isinstance(content, bytes)
+        digest = bytes.fromhex(fingerprint("frames", self._files, digests))
+        return Content(digest, readable, lambda: self._squares(digests, size, max_frames))
+
+    def _squares(self, digests: Sequence[bytes], size: int, max_frames: int) -> Squares:
+        """Decode frames that have these digests."""
+        chosen = spread(len(self._files), max_frames)
+        names = [self._files[index] for index in chosen]
+        loaded = [load(self._folder / self._files[index], digests[index], size) for index in chosen]
+        broken = [(name, square) for name, square in zip(names, loaded, strict=True) if isinstance(square, str)]
+        squares = [square for square in loaded if not isinstance(square, str)]
         remark = f"{len(broken)} of {len(chosen)} frames broken, the first: {summary(broken[:1])}" if broken else ""
         return squares, remark
 
 
 Clip = VideoFile | FrameFolder
-
-
-def load_clip(clip: Clip, digest: bytes, size: int, max_frames: int, min_frames: int) -> tuple[np.ndarray, str] | str:
-    """Read a clip: (F, size, size, 3) uint8, and a remark or ""; or a str that says why it cannot be used.
-
-    Raises:
-        DataError: If it has changed since its digest was taken.
-    """
-    if clip.digest is None and clip.identify() != digest:  # which an earlier start had taken
-        raise DataError(
-            f"the clip {clip.name} has changed under the same size and time; read the folder once with "
-            "permenv.video_folder(..., verify=True)"
-        )
-    result = clip.squares(size, max_frames)
-    if isinstance(result, str):
-        return result
-    squares, remark = result
-    if len(squares) < min_frames:
-        return f"fewer than {min_frames} frames: {len(squares)}" + (f"; {remark}" if remark else "")
-    return np.stack(squares), remark
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -221,10 +260,3 @@ def _grab(capture: cv2.VideoCapture, positions: Sequence[int], size: int) -> tup
             kept[count] = rgb_square(image, size)
         count += 1
     return kept, count
-
-
-def rgb_square(image: np.ndarray, size: int) -> np.ndarray:
-    """Turn a frame as OpenCV decodes it, (H, W, 3) BGR, into its centre square, (size, size, 3) RGB."""
-    import cv2
-
-    return cv2.cvtColor(centre_square(image, size), cv2.COLOR_BGR2RGB)

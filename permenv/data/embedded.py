@@ -66,10 +66,8 @@ def _rendered(key: str, count: int, frames: int, size: int, seed: int) -> tuple[
     check(count, frames, size, seed)
     labels = deal_labels(count, seed)
 
-    def build(append: Append) -> dict[str, str]:
+    def build(append: Append) -> None:
         for index in progress_bar(range(count), label="rendering scenes", unit="scene"):
             append(render_clip(index, int(labels[index]), frames, size, seed))
-        return {}
 
-    pixels, _ = cached_or_in_memory(key, (count * frames, size, size, 3), build)
-    return pixels, labels
+    return cached_or_in_memory(key, (count * frames, size, size, 3), build), labels

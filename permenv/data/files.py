@@ -229,11 +229,6 @@ def content_digest(content: bytes | str) -> bytes:
     return hashlib.blake2b(given, digest_size=DIGEST_BYTES).digest()
 
 
-def first_of_each(digests: Sequence[bytes]) -> list[int]:
-    """The indices of the digests that do not occur earlier, ascending."""
-    return sorted({digest: index for index, digest in reversed(list(enumerate(digests)))}.values())
-
-
 def faults_of(names: Sequence[str], digests: Sequence[bytes], reasons: Sequence[str]) -> list[str]:
     """Why each file is not used. Identical files are used once, so that no copy of a held-out one is left.
 
@@ -251,29 +246,6 @@ def faults_of(names: Sequence[str], digests: Sequence[bytes], reasons: Sequence[
         reason or ("" if name is original else f"identical to {original}")
         for name, original, reason in zip(names, first, reasons, strict=True)
     ]
-
-
-def with_copies(
-    names: Sequence[str], digests: Sequence[bytes], results: Iterator[R | str]
-) -> Iterator[tuple[str, R | str]]:
-    """Pair files with what was made of them. Identical files are used once, so that no copy of a held-out one is left.
-
-    Args:
-        names: Relative POSIX paths of all files.
-        digests: Of their contents.
-        results: What was made of the files at `first_of_each(digests)`; a str says why one cannot be used.
-
-    Yields:
-        The name and the result of each file; for a copy of a file that is used, a str that says so.
-    """
-    seen: dict[bytes, str] = {}
-    for name, digest in zip(names, digests, strict=True):
-        if digest in seen:
-            yield name, seen[digest]
-            continue
-        result = next(results)
-        seen[digest] = result if isinstance(result, str) else f"identical to {name}"
-        yield name, result
 
 
 def in_parallel(

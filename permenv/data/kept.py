@@ -19,7 +19,7 @@ import torch
 
 from permenv.data.shards import Shard
 from permenv.data.source import DataError
-from permenv.data.store import Store
+from permenv.data.store import Source, Store
 
 DECODERS = 5  # threads at most: on five cores they decode about 10,000 images of 255 pixels a second
 CHUNK = 16  # images that a thread decodes at a time
@@ -35,16 +35,19 @@ class KeptImages:
 
     Args:
         store: An open store.
-        shards: (N,) int, the number of each image's shard.
-        places: (N,) int, the place of each image in its shard.
+        used: (n,) bool, which of its items; N is the number of their images.
     """
 
     dtype = np.dtype(np.uint8)
     ndim = 4
 
-    def __init__(self, store: Store, shards: np.ndarray, places: np.ndarray):
-        self._store, self._shards, self._places = store, shards, places
-        self._checked = np.zeros(len(places), dtype=bool)
+    def __init__(self, store: Store, used: np.ndarray):
+        self._store, self._used = store, used
+        counts = [len(shard.index.ends) for shard in store.shards]
+        of_used = np.repeat(used, store.counts)
+        self._shards = np.repeat(np.arange(len(counts)), counts)[of_used]
+        self._places = np.concatenate([np.arange(count) for count in counts])[of_used]  # in their shards
+        self._checked = np.zeros(len(self._places), dtype=bool)
         self._begin_process()
 
     def __len__(self) -> int:
@@ -56,9 +59,9 @@ class KeptImages:
         return (len(self), self._store.source.size, self._store.source.size, 3)
 
     @property
-    def files(self) -> Sequence[str]:
-        """Names of the store's files, in the order of the images; also of those that hold none."""
-        return self._store.source.files
+    def source(self) -> Source:
+        """Where the images come from."""
+        return self._store.source
 
     @property
     def nbytes(self) -> int:
@@ -131,23 +134,31 @@ class KeptImages:
 
     def _fill(self, pixels: np.ndarray, numbers: np.ndarray) -> None:
         """Read images into (B, S, S, 3) uint8."""
-        for image, number in zip(pixels, numbers.tolist(), strict=True):
-            which, row = int(self._shards[number]), int(self._places[number])
-            shard = self._store.shards[which]
-            if not self._checked[number]:
-                if not shard.is_intact(row):
-                    shard = self._repair(which, shard)
-                self._checked[number] = True
-            if self._store.jpeg:
-                _decode(shard.image(row), image)
-            else:
-                image[:] = np.frombuffer(shard.image(row), np.uint8).reshape(image.shape)
+        self._check(numbers[~self._checked[numbers]])
+        shards, rows = self._shards[numbers].tolist(), self._places[numbers].tolist()
+        opened = {which: self._store.shards[which] for which in set(shards)}
+        if self._store.jpeg:
+            for image, which, row in zip(pixels, shards, rows, strict=True):
+                _decode(opened[which].image(row), image)
+            return
+        raw = {which: shard.content.reshape(-1, *self.shape[1:]) for which, shard in opened.items()}
+        for place, (which, row) in enumerate(zip(shards, rows, strict=True)):
+            pixels[place] = raw[which][row]
 
-    def _repair(self, which: int, shard: Shard) -> Shard:
+    def _check(self, numbers: np.ndarray) -> None:
+        """Compare images with their checksums; make their shards again if they are damaged."""
+        for number in numbers.tolist():
+            which = int(self._shards[number])
+            shard = self._store.shards[which]
+            if not shard.is_intact(int(self._places[number])):
+                self._repair(which, shard)
+            self._checked[number] = True
+
+    def _repair(self, which: int, shard: Shard) -> None:
         """Make a shard again unless another thread has done so."""
         with self._repairing:
-            now = self._store.shards[which]
-            return self._store.repair(shard) if now is shard else now
+            if self._store.shards[which] is shard:
+                self._store.repair(shard)
 
     def _begin_process(self) -> None:
         """Begin without anything that is read ahead."""
@@ -162,7 +173,7 @@ class KeptImages:
         return self._guard
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KeptImages, (self._store, self._shards, self._places)
+        return KeptImages, (self._store, self._used)
 
 
 class _Batch:

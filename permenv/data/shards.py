@@ -1,7 +1,7 @@
 """One shard of a store: images in one file, and an index of them in another.
 
 `<name>-<checksum>.images` holds the images one after the other, each a JPEG or raw pixels. `<name>.safetensors`, the
-index, describes the files that they were made of, and has a checksum of each image and one of itself. It is renamed
+index, describes the items that they were made of, and has a checksum of each image and one of itself. It is renamed
 into place after the images are there, so a shard is either whole or not there. Nothing in it is executed, and only
 regular files are opened.
 
@@ -14,7 +14,7 @@ import mmap
 import os
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,67 +24,61 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from permenv.data.cache import writing
+from permenv.data.cache import MAX_INDEX_BYTES, BrokenError, writing
 from permenv.data.files import DIGEST_BYTES, UnusableFileError, open_regular, read_regular
 from permenv.data.source import DataError
 
-MAX_INDEX_BYTES = 2**30
 # not tracked, a map takes no file descriptor, of which a process has few
 _UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
-class BrokenError(Exception):
-    """A shard that is not as it was written; the message says why."""
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file.
+    """What became of one item.
 
     Attributes:
-        state: Size in bytes and time in nanoseconds, by which a change of the file is noticed.
+        name: 16 bytes that identify its name.
+        state: Size in bytes and time in nanoseconds, by which a change of its files is noticed.
         digest: 16 bytes that identify its content, or the reason why there is none.
-        image: What is kept of it; empty if it cannot be used.
-        checksum: CRC-32 of `image`.
-        reason: Why it cannot be used; empty if it can.
+        images: What is kept of it; none if it cannot be used.
+        checksums: CRC-32 of each image.
+        remark: Why it cannot be used, or what is amiss although it is; else empty.
     """
 
+    name: bytes
     state: tuple[int, int]
     digest: bytes
-    image: bytes | memoryview
-    checksum: int
-    reason: str
+    images: Sequence[bytes | memoryview]
+    checksums: Sequence[int]
+    remark: str
 
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The index of a shard of n files and m images.
+    """The index of a shard of n items and m images.
 
     Attributes:
-        states: (n, 2) int64, see `Outcome`.
+        names: (n, 16) uint8, see `Outcome`.
+        states: (n, 2) int64.
         digests: (n, 16) uint8.
-        reasons: n texts, empty for the files that are used.
+        counts: (n,) int64, how many images each item has.
+        remarks: n texts.
         ends: (m,) int64, where each image ends.
         checksums: (m,) uint32.
     """
 
+    names: np.ndarray
     states: np.ndarray
     digests: np.ndarray
-    reasons: tuple[str, ...]
+    counts: np.ndarray
+    remarks: tuple[str, ...]
     ends: np.ndarray
     checksums: np.ndarray
 
-    @property
-    def listed_digests(self) -> list[bytes]:
-        """The digests of the n files, as bytes."""
-        content = self.digests.tobytes()
-        return [content[start : start + DIGEST_BYTES] for start in range(0, len(content), DIGEST_BYTES)]
-
     @cached_property
-    def places(self) -> np.ndarray:
-        """(n,) int64, the number of each file's image in the shard; -1 if it has none."""
-        used = np.array([not reason for reason in self.reasons], dtype=bool)
-        return np.where(used, np.cumsum(used) - 1, -1)
+    def starts(self) -> np.ndarray:
+        """(n,) int64, the number of each item's first image in the shard."""
+        return np.cumsum(self.counts) - self.counts
 
 
 class Shard:
@@ -104,6 +98,16 @@ class Shard:
         self.index = _read_index(folder / f"{name}.safetensors")
         self._content = self._map()
 
+    @property
+    def content(self) -> np.ndarray:
+        """(bytes,) uint8, all images one after the other, not in memory."""
+        return np.frombuffer(self._content, np.uint8)
+
+    @property
+    def path(self) -> Path:
+        """The file of the images."""
+        return self.folder / images_name(self.name, self.index.checksums)
+
     def image(self, row: int) -> memoryview:
         """The bytes of an image."""
         start = int(self.index.ends[row - 1]) if row else 0
@@ -113,17 +117,22 @@ class Shard:
         """Whether an image is as it was written."""
         return zlib.crc32(self.image(row)) == self.index.checksums[row]
 
-    @property
-    def path(self) -> Path:
-        """The file of the images."""
-        return self.folder / images_name(self.name, self.index.checksums)
+    def images_of(self, item: int) -> range:
+        """The numbers of an item's images in the shard."""
+        start = int(self.index.starts[item])
+        return range(start, start + int(self.index.counts[item]))
 
-    def outcome(self, file: int, state: tuple[int, int]) -> Outcome:
-        """What is kept of a file of the shard, under another state."""
-        row, digest = int(self.index.places[file]), self.index.digests[file].tobytes()
-        if row < 0:
-            return Outcome(state, digest, b"", 0, self.index.reasons[file])
-        return Outcome(state, digest, self.image(row), int(self.index.checksums[row]), "")
+    def outcome(self, item: int, state: tuple[int, int]) -> Outcome:
+        """What is kept of an item of the shard, under another state."""
+        index, rows = self.index, self.images_of(item)
+        return Outcome(
+            index.names[item].tobytes(),
+            state,
+            index.digests[item].tobytes(),
+            [self.image(row) for row in rows],
+            index.checksums[rows.start : rows.stop].tolist(),
+            index.remarks[item],
+        )
 
     def _map(self) -> memoryview:
         size = int(self.index.ends[-1]) if len(self.index.ends) else 0
@@ -161,32 +170,34 @@ def write_shard(temporary: Path, folder: Path, name: str, outcomes: Iterable[Out
         temporary: An existing folder on the same disk.
         folder: Of the store.
         name: Of the shard.
-        outcomes: What became of its files, in their order.
+        outcomes: What became of its items, in their order.
 
     Raises:
         CacheError: If it cannot be written; a shard of that name is as it was then.
     """
-    described, ends, checksums, end = [], [], [], 0
+    described, ends, end = [], [], 0
+    checksums: list[int] = []
     with writing(folder.parent):
         file = (temporary / "images").open("wb")
     try:
         for outcome in outcomes:
-            described.append((outcome.state, outcome.digest, outcome.reason))
-            if outcome.reason:
-                continue
-            end += len(outcome.image)
-            ends.append(end)
-            checksums.append(outcome.checksum)
-            with writing(folder.parent):
-                file.write(outcome.image)
+            described.append((outcome.name, outcome.state, outcome.digest, len(outcome.images), outcome.remark))
+            checksums += outcome.checksums
+            for image in outcome.images:
+                end += len(image)
+                ends.append(end)
+                with writing(folder.parent):
+                    file.write(image)
     finally:
         with writing(folder.parent):
             file.close()
-    states, digests, reasons = zip(*described, strict=True)
+    names, states, digests, counts, remarks = zip(*described, strict=True)
     index = Index(
+        np.frombuffer(b"".join(names), np.uint8).reshape(-1, DIGEST_BYTES),
         np.array(states, np.int64),
         np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
-        reasons,
+        np.array(counts, np.int64),
+        remarks,
         np.array(ends, np.int64),
         np.array(checksums, np.uint32),
     )
@@ -198,9 +209,11 @@ def write_shard(temporary: Path, folder: Path, name: str, outcomes: Iterable[Out
 def write_index(temporary: Path, folder: Path, name: str, index: Index) -> None:
     """Write the index of a shard whose images are there already, see `write_shard`."""
     tensors = {
+        "names": index.names,
         "states": index.states,
         "digests": index.digests,
-        "reasons": np.frombuffer("\0".join(index.reasons).encode("utf-8", "surrogateescape"), np.uint8),
+        "counts": index.counts,
+        "remarks": np.frombuffer("\0".join(index.remarks).encode("utf-8", "surrogateescape"), np.uint8),
         "ends": index.ends,
         "checksums": index.checksums,
     }
@@ -229,5 +242,5 @@ def _read_index(path: Path) -> Index:
     found = tensors.pop("checksum", None)
     if found is None or not np.array_equal(found, _checksum(path.stem, tensors)):
         raise BrokenError("the checksum of its index does not match")
-    reasons = tensors.pop("reasons").tobytes().decode("utf-8", "surrogateescape").split("\0")
-    return Index(reasons=tuple(reasons), **tensors)
+    remarks = tensors.pop("remarks").tobytes().decode("utf-8", "surrogateescape").split("\0")
+    return Index(remarks=tuple(remarks), **tensors)

@@ -1,45 +1,24 @@
-"""A folder of videos as clips of square frames, decoded once and kept in the cache.
+"""A folder of videos as clips of square frames, read and decoded once and kept in a store, see `permenv.data.store`.
 
-A clip is a video file or a folder of image files. The first start reads all files for their digests, and decodes them.
-A later one reads only the clips whose files have another size or time. Where the cache does not hold the frames of
-exactly these clips, because one has changed, was added or is gone, all of them are read and decoded again.
+A clip is a video file or a folder of image files. Each part of a split has a store of its own.
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from permenv.data.cache import Append, cache_folder, cached_rows, find_rows, locked, replace_rows
-from permenv.data.clip_files import Clip, FrameFolder, VideoFile, load_clip
-from permenv.data.files import (
-    DIGEST_BYTES,
-    UNSETTLED,
-    VIDEO_EXTENSIONS,
-    content_digest,
-    data_folder,
-    fingerprint,
-    first_of_each,
-    in_parallel,
-    labels_by_folder,
-    state_of,
-    stem,
-    summary,
-    walk,
-    with_copies,
-)
+from permenv.data.clip_files import RECIPE, Clip, ClipFiles, FrameFolder, VideoFile
+from permenv.data.files import VIDEO_EXTENSIONS, data_folder, fingerprint, labels_by_folder, stem, summary, walk
 from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
+from permenv.data.kept import KeptImages
 from permenv.data.source import DataError, StillImages, VideoClips, log
 from permenv.data.splits import Split, official_split
-
-RECIPE = 3  # increase it when the same files give other frames, so that their cache entries are made again
-UNREADABLE = bytes(DIGEST_BYTES)  # kept instead of the digest of a clip that could not be read
-IN_FLIGHT = 32  # clips submitted to the threads before the frames of the first are written
+from permenv.data.store import Store
 
 
 def video_folder(
@@ -86,7 +65,7 @@ def video_folder(
         progress: Show progress bars, see `permenv.progress`.
 
     Returns:
-        The clips, read from the cache when they are needed. Their `frames.name` contains the part and the number of the
+        The clips, read from the store when they are needed. Their `frames.name` contains the part and the number of the
         split. The fingerprint is a digest of paths, files, `size`, `max_frames` and `min_frames`. A class has the same
         number in all parts of all splits.
 
@@ -100,56 +79,39 @@ def video_folder(
     found = _find(folder)
     lists = _choose_lists(folder, found, split, part)
     clips, missing = (found, []) if lists is None else _listed(folder, found, lists, part)
-    digests = _digests(folder, found, clips, verify, progress)
-    recipe = f"permenv video folder, recipe {RECIPE}, size {size}, {min_frames} to {max_frames} frames"
-    key = fingerprint(recipe, [clip.name for clip in clips], digests)
+    name = folder.resolve().name + ("" if lists is None else f", {part} split {lists.number}")
+    chosen = "all" if lists is None else f"{part} split {lists.number}"
+    store = Store(ClipFiles(str(folder.resolve()), clips, chosen, size, min_frames, max_frames))
+    store.open(verify=verify, progress=progress)
 
-    def build(append: Append) -> dict[str, Any]:
-        results = in_parallel(
-            lambda index: load_clip(clips[index], digests[index], size, max_frames, min_frames),
-            first_of_each(digests),
-            "decoding",
-            progress,
-            "clip",
-            IN_FLIGHT,
-        )
-        lengths, skipped, irregular = [], [], []
-        for name, result in with_copies([clip.name for clip in clips], digests, results):
-            if isinstance(result, str):
-                skipped.append((name, result))
-                continue
-            squares, remark = result
-            append(squares)
-            lengths.append(len(squares))
-            if remark:
-                irregular.append((name, remark))
-        if not lengths:
-            raise DataError(f"{folder} contains no usable clip: {summary(skipped)}; {_expected()}")
-        return {"folder": str(folder.resolve()), "lengths": lengths, "skipped": skipped, "irregular": irregular}
-
-    pixels, metadata = cached_rows(key, (len(clips) * max_frames, size, size, 3), build, verify=verify)
-    unusable = [(name, reason) for name, reason in metadata["skipped"]]
-    irregular = [(name, remark) for name, remark in metadata["irregular"]]
+    names, faults = [clip.name for clip in clips], store.faults
+    unusable = [(clip, fault) for clip, fault in zip(names, faults, strict=True) if fault]
+    if len(unusable) == len(clips):
+        raise DataError(f"{folder} contains no usable clip: {summary(unusable)}; {_expected()}")
     skipped = sorted(unusable + missing)
     if skipped:
         of = len(clips) + len(missing)
         log.warning("%s: %d of %d clips skipped: %s", folder, len(skipped), of, summary(skipped))
+    remarks = zip(names, store.remarks, faults, strict=True)
+    irregular = [(clip, remark) for clip, remark, fault in remarks if remark and not fault]
     if irregular:
         log.warning("%s: %d of %d clips lack frames: %s", folder, len(irregular), len(clips), summary(irregular))
 
-    used = {clip.name for clip in clips} - {name for name, _ in unusable}
+    used = np.array([not fault for fault in faults])
+    lengths = store.counts[used]
+    names_of_used = [clip for clip, fault in zip(names, faults, strict=True) if not fault]
     all_names = [clip.name for clip in found]  # so that a class has the same number in all parts
-    labels, classes = labels_by_folder(all_names, set(all_names) - used)
+    labels, classes = labels_by_folder(all_names, set(all_names) - set(names_of_used))
+    recipe = f"permenv video folder, recipe {RECIPE}, size {size}, {min_frames} to {max_frames} frames"
     frames = StillImages(
-        pixels=pixels,
-        labels=None if labels is None else np.repeat(labels, metadata["lengths"]),
+        pixels=KeptImages(store, used),
+        labels=None if labels is None else np.repeat(labels, lengths),
         classes=classes,
-        name=folder.resolve().name + ("" if lists is None else f", {part} split {lists.number}"),
-        fingerprint=key,
+        name=name,
+        fingerprint=fingerprint(recipe, names, store.digests),
         skipped=tuple(skipped),
     )
-    starts = np.cumsum([0, *metadata["lengths"]], dtype=np.int64)
-    return VideoClips(frames, starts, tuple(name for name in all_names if name in used), tuple(irregular))
+    return VideoClips(frames, np.cumsum([0, *lengths], dtype=np.int64), tuple(names_of_used), tuple(irregular))
 
 
 def _check(size: int, max_frames: int, min_frames: int, split: int | None, part: str) -> None:
@@ -173,20 +135,21 @@ def _find(root: Path) -> list[Clip]:
     """
     clips: list[Clip] = []
     in_root: list[str] = []
+    real = root.resolve()
     for prefix, names in walk(root):
         folder = prefix.removesuffix("/")
         videos = [name for name in names or () if name.lower().endswith(VIDEO_EXTENSIONS)]
         images = sorted((name for name in names or () if name.lower().endswith(IMAGE_EXTENSIONS)), key=_natural)
         if videos:
-            clips += [VideoFile(root, prefix + name) for name in videos]
+            clips += [VideoFile(real, prefix + name) for name in videos]
         elif images and folder:
-            clips.append(FrameFolder(root, folder, images))
+            clips.append(FrameFolder(real, folder, images))
         elif images:
             in_root = images
         elif names is None or folder.lower().endswith(VIDEO_EXTENSIONS):
-            clips.append(VideoFile(root, folder))  # named as skipped later
+            clips.append(VideoFile(real, folder))  # named as skipped later
     if not clips and in_root:
-        return [FrameFolder(root, ".", in_root)]
+        return [FrameFolder(real, ".", in_root)]
     if not clips:
         raise DataError(f"there are no videos in {root}; {_expected()}")
     return sorted(clips, key=lambda clip: clip.name)
@@ -244,49 +207,6 @@ def _listed(root: Path, found: Sequence[Clip], lists: Split, part: str) -> tuple
         sum(stem(clip.name) not in listed for clip in found),
     )
     return clips, [(name, f"in the {part} list, but missing") for key, name in wanted.items() if key not in there]
-
-
-def _digests(root: Path, found: Sequence[Clip], clips: Sequence[Clip], verify: bool, progress: bool) -> list[bytes]:
-    """Digests of clips. Those whose files have the sizes and times of an earlier start are not read again."""
-    since = time.time_ns() - UNSETTLED
-    files = [[(path.name, *state_of(path)) for path in clip.paths] for clip in clips]
-    states = [content_digest("\0".join(f"{name}/{size}/{when}" for name, size, when in own)) for own in files]
-    settled = [max(when for _, _, when in own) < since for own in files]  # a new file may still be written
-    names = [content_digest(clip.name) for clip in clips]
-    key = fingerprint(f"permenv known clips, recipe {RECIPE}, {root.resolve()}", [], [])
-
-    def recorded(known: dict[bytes, tuple[bytes, bytes]], index: int) -> bytes | None:
-        state, digest = known.get(names[index], (b"", b""))
-        return digest if state == states[index] else None
-
-    def new(known: dict[bytes, tuple[bytes, bytes]]) -> list[int]:
-        return [index for index in range(len(clips)) if settled[index] and (verify or recorded(known, index) is None)]
-
-    def identify(numbers: Sequence[int]) -> dict[int, bytes]:
-        def digest(index: int) -> bytes:
-            return clips[index].digest or clips[index].identify()
-
-        read = in_parallel(digest, numbers, "reading", progress, "clip", IN_FLIGHT) if numbers else ()
-        return dict(zip(numbers, read, strict=True))
-
-    known = _known_clips(key)
-    if new(known):
-        with locked(cache_folder() / key):  # processes that start together read the clips once
-            known = _known_clips(key)
-            for index, digest in identify(new(known)).items():
-                known[names[index]] = (states[index], digest if clips[index].was_readable else UNREADABLE)
-            present = {content_digest(clip.name) for clip in found}
-            rows = [name + state + digest for name, (state, digest) in known.items() if name in present]
-            replace_rows(key, np.frombuffer(b"".join(rows), np.uint8).reshape(-1, 3, DIGEST_BYTES))
-    # a file that could not be read may be readable by now
-    again = identify([index for index in range(len(clips)) if recorded(known, index) in (None, UNREADABLE)])
-    return [again[index] if index in again else known[name][1] for index, name in enumerate(names)]
-
-
-def _known_clips(key: str) -> dict[bytes, tuple[bytes, bytes]]:
-    """What earlier starts have read: by the digest of a clip's name, that of its files' states, and its own."""
-    rows = find_rows(key, (3, DIGEST_BYTES))
-    return {} if rows is None else {name.tobytes(): (state.tobytes(), own.tobytes()) for name, state, own in rows}
 
 
 def _expected() -> str:

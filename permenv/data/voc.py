@@ -15,8 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from permenv.data.decode import MAX_BYTES, MAX_PIXELS, decode
 from permenv.data.files import data_folder, is_folder, listing, open_regular, read_regular, summary
-from permenv.data.folder import MAX_BYTES, MAX_PIXELS, decode
 from permenv.data.source import DataError, log
 
 VOC_CLASSES = (

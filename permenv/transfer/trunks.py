@@ -24,8 +24,8 @@ from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
 from permenv.config import PRESETS, Backbone, ConfigurationError
 from permenv.data import StillImages, VideoClips
+from permenv.data.decode import centre_square
 from permenv.data.files import read_regular
-from permenv.data.folder import centre_square
 from permenv.data.voc import VocImage, load_voc_image
 from permenv.networks import BACKBONES, build_network, eval_mode
 from permenv.saved_run import read_run, trunk_weights

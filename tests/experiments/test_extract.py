@@ -8,7 +8,7 @@ import pytest
 from experiments import extract
 from experiments.common.options import parse
 from permenv import CheckpointError, ConfigurationError, DataError, StillImages, image_folder
-from permenv.data.folder import decode
+from permenv.data.decode import decode
 from permenv.transfer.retrieval import pool_features
 from permenv.transfer.trunks import load_trunk, with_measured_statistics
 from tests.experiments.helpers import write_photos

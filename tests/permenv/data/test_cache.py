@@ -17,7 +17,7 @@ import platformdirs
 import pytest
 
 from permenv.data import cache
-from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows, find_rows, replace_rows
+from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows
 from permenv.data.rows import CachedRows
 from permenv.data.source import DataError
 from permenv.locks import locked
@@ -26,7 +26,6 @@ from tests.permenv.data.helpers import fail_to_open, fail_to_reach
 
 ROW = (4, 3)
 ROWS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, *ROW)
-METADATA = {"skipped": [["ä.jpg", "truncated"]]}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +47,6 @@ class Builder:
         self.calls += 1
         append(ROWS[:2])
         append(ROWS[2:])
-        return METADATA
 
 
 def open_rows(build, planned=5):
@@ -64,11 +62,10 @@ def contents(folder):
     return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
 
 
-def test_rows_and_metadata_come_back_on_the_first_and_the_second_start(folder):
+def test_rows_come_back_on_the_first_and_the_second_start(folder):
     for build in (Builder(), fail):
-        rows, metadata = open_rows(build)
+        rows = open_rows(build)
         np.testing.assert_array_equal(rows, ROWS)
-        assert metadata == METADATA
         assert isinstance(rows, CachedRows)
         assert not rows[:2].flags.writeable
         assert (len(rows), rows.shape, rows.ndim, rows.dtype, rows.nbytes) == (5, (5, *ROW), 3, np.uint8, 60)
@@ -80,54 +77,38 @@ KEYS = [2, -1, slice(1, 3), slice(None, None, 2), [2, 0, 0], np.array([-1, 4]), 
 
 @pytest.mark.parametrize("key", KEYS, ids=str)
 def test_rows_are_read_like_those_of_an_array(key):
-    rows, _ = open_rows(Builder())
+    rows = open_rows(Builder())
     np.testing.assert_array_equal(rows[key], ROWS[key])
 
 
 def test_rows_are_read_into_tensors():
-    rows, _ = open_rows(Builder())
+    rows = open_rows(Builder())
     np.testing.assert_array_equal(rows.read(np.array([3, 0, 3])), ROWS[[3, 0, 3]])
     with pytest.raises(IndexError):
         rows.read(np.array([5]))
 
 
 def test_fewer_rows_than_planned():
-    rows, _ = open_rows(Builder(), planned=1000)
+    rows = open_rows(Builder(), planned=1000)
     np.testing.assert_array_equal(rows, ROWS)
 
 
 def test_different_keys_are_different_entries():
     open_rows(Builder())
-    rows, _ = cached_rows("other", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
+    rows = cached_rows("other", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)))
     assert rows.shape == (1, 2)
     open_rows(fail)
-
-
-def test_rows_that_are_looked_for_are_not_made(folder):
-    assert find_rows("key", ROW) is None
-    open_rows(Builder())
-    np.testing.assert_array_equal(find_rows("key", ROW), ROWS)
-    flip_bit(folder / "key")
-    assert find_rows("key", ROW) is None
-    assert contents(folder) == []
-
-
-def test_rows_are_replaced(folder):
-    for rows in (ROWS, ROWS[1:3]):
-        with cache.locked(folder / "key"):
-            replace_rows("key", rows)
-        np.testing.assert_array_equal(find_rows("key", ROW), rows)
 
 
 def test_rows_of_another_shape_or_type_are_refused():
     for wrong in (ROWS[:, :2], ROWS.astype(np.float32)):
         with pytest.raises(TypeError, match="rows must be uint8"):
-            open_rows(lambda append, rows=wrong: append(rows) or {})
+            open_rows(lambda append, rows=wrong: append(rows))
 
 
 def test_an_entry_without_rows_is_refused():
     with pytest.raises(DataError, match="no rows"):
-        open_rows(lambda append: {})
+        open_rows(lambda append: None)
 
 
 def truncate(entry):
@@ -168,7 +149,7 @@ def edit(**changes):
 
 
 def swap_with_other_key(entry):
-    cached_rows("other", (1, *ROW), lambda append: append(ROWS[:1]) or {})
+    cached_rows("other", (1, *ROW), lambda append: append(ROWS[:1]))
     shutil.rmtree(entry)
     (entry.parent / "other").rename(entry)
 
@@ -201,7 +182,7 @@ DAMAGE = [
     empty_index,
     edit(format=999),
     edit(shape=[4, 5, 3]),
-    edit(metadata={"skipped": []}),
+    edit(key="other"),
     edit(checksums="00"),
     edit(checksum=None),
     swap_with_other_key,
@@ -218,10 +199,9 @@ def test_a_damaged_entry_is_named_and_made_again(damage, folder, caplog):
     damage(folder / "key")
     again = Builder()
 
-    rows, metadata = open_rows(again)
+    rows = open_rows(again)
 
     np.testing.assert_array_equal(rows, ROWS)
-    assert metadata == METADATA
     assert again.calls == 1
     [warning] = caplog.records
     assert warning.name == "permenv"
@@ -231,7 +211,7 @@ def test_a_damaged_entry_is_named_and_made_again(damage, folder, caplog):
 
 def test_a_row_of_another_shape_under_the_same_key_is_made_again():
     open_rows(Builder())
-    rows, _ = cached_rows("key", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)) or {})
+    rows = cached_rows("key", (1, 2), lambda append: append(np.zeros((1, 2), np.uint8)))
     assert rows.shape == (1, 2)
 
 
@@ -297,11 +277,9 @@ def test_what_is_being_built_is_left_alone(folder):
         for path in (temporary, *temporary.rglob("*")):
             os.utime(path, (0, 0))  # as if nothing had been written for long
         cached_rows("other", (5, *ROW), Builder())
-        return METADATA
 
-    rows, metadata = open_rows(build)
+    rows = open_rows(build)
     np.testing.assert_array_equal(rows, ROWS)
-    assert metadata == METADATA
     assert sorted(contents(folder)) == ["key", "other"]
 
 
@@ -326,7 +304,7 @@ def test_a_process_killed_while_it_builds_leaves_no_entry_and_no_lock(folder):
     process.join()
     assert [name.partition("-")[0] for name in contents(folder)] == ["temporary"]
 
-    rows, _ = open_rows(Builder())
+    rows = open_rows(Builder())
 
     np.testing.assert_array_equal(rows, ROWS)
     assert contents(folder) == ["key"]
@@ -337,14 +315,13 @@ def build_slowly(append):
     (cache.cache_folder() / f"build-{os.getpid()}.lock").touch()
     append(ROWS)
     time.sleep(0.3)
-    return METADATA
 
 
 def open_at_once(barrier, results):
     """Open the entry at the same moment as other processes do, and report what was opened."""
     barrier.wait(60)
-    rows, metadata = open_rows(build_slowly)
-    results.put((np.array(rows), metadata))
+    rows = open_rows(build_slowly)
+    results.put(np.array(rows))
 
 
 @pytest.mark.ci
@@ -356,9 +333,8 @@ def test_processes_that_need_an_entry_at_once_build_it_once(folder):
         process.start()
     open_at_once(barrier, results)
     for _ in range(3):
-        rows, metadata = results.get(timeout=60)
+        rows = results.get(timeout=60)
         np.testing.assert_array_equal(rows, ROWS)
-        assert metadata == METADATA
     for process in processes:
         process.join()
         assert process.exitcode == 0
@@ -370,34 +346,31 @@ def test_threads_that_need_an_entry_at_once_build_it_once(folder):
     folder.mkdir()
     with ThreadPoolExecutor(8) as pool:
         opened = list(pool.map(lambda _: open_rows(build_once), range(8)))
-    assert all((rows == ROWS).all() for rows, _ in opened)
+    assert all((rows == ROWS).all() for rows in opened)
 
 
 def build_once(append):
     (cache.cache_folder() / "built").touch(exist_ok=False)
     time.sleep(0.1)
     append(ROWS)
-    return METADATA
 
 
 def test_a_builder_that_finds_the_entry_of_a_faster_process_uses_it(folder):
     def build(append):
         append(ROWS)
         shutil.copytree(other, folder / "key")  # as on a file system without locks
-        return {}
 
     open_rows(Builder())
     other = (folder / "key").rename(folder / "copy")
-    rows, metadata = open_rows(build)
+    rows = open_rows(build)
     np.testing.assert_array_equal(rows, ROWS)
-    assert metadata == METADATA
 
 
 @pytest.mark.parametrize("name", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "ENOTSUP"])
 def test_without_file_locks_entries_are_built_all_the_same_and_one_warning_says_so(name, folder, monkeypatch, caplog):
     fail_to_lock(monkeypatch, getattr(errno, name))
     for key in ("key", "other"):
-        rows, _ = cached_rows(key, (5, *ROW), Builder())
+        rows = cached_rows(key, (5, *ROW), Builder())
         np.testing.assert_array_equal(rows, ROWS)
     assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
         f"the cache folder {folder} has no file locks"
@@ -409,10 +382,10 @@ def test_whoever_waits_for_an_entry_says_for_which_lock(folder, caplog):
         waiting.start()
         while not caplog.records and waiting.is_alive():
             time.sleep(0.01)
-        return Builder()(append)
+        Builder()(append)
 
     waiting = threading.Thread(target=open_rows, args=(fail,))
-    rows, _ = open_rows(build)
+    rows = open_rows(build)
     waiting.join()
     np.testing.assert_array_equal(rows, ROWS)
     [warning] = caplog.records
@@ -423,9 +396,8 @@ def test_whoever_waits_for_an_entry_says_for_which_lock(folder, caplog):
 def test_rows_are_made_in_memory_where_the_cache_cannot_be_written(tmp_path, monkeypatch, caplog):
     (tmp_path / "file").touch()
     monkeypatch.setenv("PERMENV_CACHE", str(tmp_path / "file" / "cache"))
-    rows, metadata = cached_or_in_memory("key", (5, *ROW), Builder())
+    rows = cached_or_in_memory("key", (5, *ROW), Builder())
     np.testing.assert_array_equal(rows, ROWS)
-    assert metadata == METADATA
     assert not rows.flags.writeable
     [warning] = caplog.records
     assert (warning.name, warning.levelname) == ("permenv", "WARNING")
@@ -442,14 +414,14 @@ def test_rows_are_made_in_memory_where_the_cache_cannot_be_reached(tmp_path, mon
     else:
         monkeypatch.delenv("PERMENV_CACHE")
     fail_to_reach(monkeypatch, tmp_path / "home")
-    rows, _ = cached_or_in_memory("key", (5, *ROW), Builder())
+    rows = cached_or_in_memory("key", (5, *ROW), Builder())
     np.testing.assert_array_equal(rows, ROWS)
     assert f"the cache folder {place} cannot be written: Permission denied" in caplog.text
 
 
 def test_an_error_of_the_builder_is_not_taken_for_one_of_the_cache():
     with pytest.raises(DataError, match="no rows"):
-        cached_or_in_memory("key", (5, *ROW), lambda append: {})
+        cached_or_in_memory("key", (5, *ROW), lambda append: None)
 
 
 def test_a_cache_that_cannot_be_written_is_named_with_the_remedy(tmp_path, monkeypatch):
@@ -499,7 +471,7 @@ def test_a_read_error_that_may_pass_leaves_the_entry_as_it_is(folder, monkeypatc
         fail_to_open(patch, cache.ARRAY, OSError(5, "Input/output error"))
         with pytest.raises(cache.CacheError, match="cannot be read: Input/output error; start again"):
             open_rows(fail)
-    rows, _ = open_rows(fail)
+    rows = open_rows(fail)
     np.testing.assert_array_equal(rows, ROWS)
 
 
@@ -534,7 +506,7 @@ def test_by_default_the_cache_is_in_the_users_cache_folder(monkeypatch):
 
 
 def test_rows_are_pickled_as_the_name_of_their_file(folder):
-    rows, _ = open_rows(Builder())
+    rows = open_rows(Builder())
     content = pickle.dumps(rows)
     assert len(content) < 1000
     np.testing.assert_array_equal(pickle.loads(content), rows)
@@ -551,29 +523,21 @@ def test_a_row_is_checked_when_it_is_read_for_the_first_time(folder, caplog):
     open_rows(Builder())
     flip_bit(folder / "key")  # of row 1
     again = Builder()
-    rows, _ = open_rows(again)
+    rows = open_rows(again)
     np.testing.assert_array_equal(rows[[0, 2, 4]], ROWS[[0, 2, 4]])
     assert (again.calls, caplog.records) == (0, [])
     np.testing.assert_array_equal(rows[1], ROWS[1])
     assert again.calls == 1
     [warning] = caplog.records
     assert f"{folder / 'key'} cannot be used and will be made again: the checksum of row 1" in warning.getMessage()
-    np.testing.assert_array_equal(open_rows(fail)[0], ROWS)
-
-
-def test_of_an_entry_that_is_verified_all_rows_are_checked_at_once(folder):
-    open_rows(Builder())
-    flip_bit(folder / "key")
-    again = Builder()
-    cached_rows("key", (5, *ROW), again, verify=True)
-    assert again.calls == 1
+    np.testing.assert_array_equal(open_rows(fail), ROWS)
 
 
 def test_an_entry_that_another_process_has_made_again_is_used(folder):
     open_rows(Builder())
     flip_bit(folder / "key")
-    first, _ = open_rows(fail)
-    second, _ = open_rows(Builder())
+    first = open_rows(fail)
+    second = open_rows(Builder())
     for rows in (second, first):
         np.testing.assert_array_equal(rows, ROWS)
 
@@ -581,21 +545,20 @@ def test_an_entry_that_another_process_has_made_again_is_used(folder):
 def test_rows_that_cannot_be_made_again_as_they_were_are_an_error(folder):
     def build(append):
         append(ROWS[::-1])
-        return METADATA
 
     open_rows(Builder())
     flip_bit(folder / "key")
-    rows, _ = open_rows(build)
+    rows = open_rows(build)
     with pytest.raises(DataError, match=r"key was damaged, and cannot be made again as it was; start again"):
         rows[1]
 
 
 def test_rows_that_were_pickled_are_made_again_at_the_next_start(folder):
-    content = pickle.dumps(open_rows(Builder())[0])
+    content = pickle.dumps(open_rows(Builder()))
     flip_bit(folder / "key")
     rows = pickle.loads(content)
     with pytest.raises(CacheError, match=r"key, which another process uses, is damaged or gone: start again"):
         rows[1]
     again = Builder()
-    np.testing.assert_array_equal(open_rows(again)[0], ROWS)
+    np.testing.assert_array_equal(open_rows(again), ROWS)
     assert again.calls == 1

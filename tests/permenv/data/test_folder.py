@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
+from permenv.data import decode as decode_module
 from permenv.data import folder, source
 from permenv.data.files import Budget
 from permenv.data.folder import file_names, image_folder
@@ -408,28 +409,28 @@ def test_pixel_bombs_are_not_decoded(tmp_path, monkeypatch, name):
     def decode(*_):
         raise AssertionError("decoded")
 
-    monkeypatch.setattr(folder, "_jpeg", decode)
-    monkeypatch.setattr(folder, "_png_or_webp", decode)
+    monkeypatch.setattr(decode_module, "_jpeg", decode)
+    monkeypatch.setattr(decode_module, "_png_or_webp", decode)
     content, reason = bombs()[name]
     with pytest.raises(DataError, match=reason):
         image_folder(put(tmp_path, {name: content}), 8)
 
 
 def test_the_limit_of_pixels_is_inclusive(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder, "MAX_PIXELS", 30 * 40)
+    monkeypatch.setattr(decode_module, "MAX_PIXELS", 30 * 40)
     images = image_folder(put(tmp_path, {"a.png": picture(30, 40), "b.png": picture(30, 41)}), 8)
     assert images.skipped == (("b.png", "1230 pixels are more than the 1200 allowed"),)
 
 
 def test_threads_decode_no_more_pixels_at_a_time_than_allowed(tmp_path, monkeypatch):
-    crowd, decode = Crowd(3), folder._png_or_webp
+    crowd, decode = Crowd(3), decode_module._png_or_webp
 
     def decode_in_crowd(*args):
         with crowd.joined():
             return decode(*args)
 
-    monkeypatch.setattr(folder, "_png_or_webp", decode_in_crowd)
-    monkeypatch.setattr(folder, "decoding", Budget(3 * 30 * 40 + 1))
+    monkeypatch.setattr(decode_module, "_png_or_webp", decode_in_crowd)
+    monkeypatch.setattr(decode_module, "decoding", Budget(3 * 30 * 40 + 1))
     images = image_folder(put(tmp_path, {f"{number}.png": picture(seed=number) for number in range(12)}), 8)
     assert (len(images), crowd.all, crowd.most) == (12, 12, 3)
 
@@ -448,7 +449,7 @@ def test_pillows_own_limit_of_pixels_is_named_where_it_does_matter(tmp_path, mon
         raise Image.DecompressionBombError("too large")
 
     root = put(tmp_path, {"a.webp": encode(picture(), "WEBP")})
-    monkeypatch.setattr(folder, "_open", refuse)
+    monkeypatch.setattr(decode_module, "_open", refuse)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
     with pytest.raises(DataError, match=r"MAX_IMAGE_PIXELS is 1, .* set it to at least 67108864"):
         image_folder(root, 8)
@@ -473,7 +474,7 @@ def test_without_memory_an_image_is_not_called_damaged(tmp_path, monkeypatch):
     def decode(*_):
         raise MemoryError
 
-    monkeypatch.setattr(folder, "_jpeg", decode)
+    monkeypatch.setattr(decode_module, "_jpeg", decode)
     with pytest.raises(MemoryError):
         image_folder(put(tmp_path, {"good.png": picture(), "large.jpg": encode(picture(), "JPEG")}), 8)
 
@@ -612,7 +613,7 @@ def test_a_copy_of_the_folder_has_the_same_fingerprint(tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache):
     root = put(tmp_path, {"a.png": picture(), "b.png": picture(seed=1)})
-    read = folder.read_regular
+    read = decode_module.read_regular
 
     def read_and_change(path, most):
         content = read(path, most)
@@ -620,7 +621,7 @@ def test_a_file_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatc
             put(root, {"a.png": picture(seed=2)})
         return content
 
-    monkeypatch.setattr(folder, "read_regular", read_and_change)
+    monkeypatch.setattr(decode_module, "read_regular", read_and_change)
     with pytest.raises(DataError, match=r"a\.png changed while it was read"):
         image_folder(root, 8)
     assert list(cache.rglob("*.safetensors")) == list(cache.rglob("*.images")) == []

@@ -19,6 +19,7 @@ from PIL import Image
 
 from permenv.data import kept, store
 from permenv.data.cache import CacheError
+from permenv.data.files import content_digest, state_of
 from permenv.data.folder import image_folder
 from permenv.data.kept import KeptImages
 from permenv.data.source import DataError
@@ -33,23 +34,48 @@ class Files:
     """A source whose files hold a seed, or the word "bad"; it remembers what was read."""
 
     root: Path
-    files: list[str]
+    items: list[str]
     size: int = SIZE
     name: str = "tests"
     reads: list[str] = field(default_factory=list)
+    decoded: list[str] = field(default_factory=list)
 
-    def path(self, file):
-        return f"{self.root}/{file}"
+    unit, most, lossless = "file", 1, False
 
-    def read(self, file):
-        self.reads.append(file)
+    def path(self, item):
+        return f"{self.root}/{self.items[item]}"
+
+    def state(self, item):
+        return state_of(self.path(item))
+
+    def read(self, item):
+        self.reads.append(self.items[item])
         try:
-            return Path(self.path(file)).read_bytes()
+            content = Path(self.path(item)).read_bytes()
         except OSError as fault:
-            return fault.strerror
+            return store.unreadable(fault.strerror)
+        return store.Content(content_digest(content), True, lambda: self.squares(item, content))
 
-    def square(self, content):
-        return "not a seed" if content == b"bad" else picture(int(content), self.size)
+    def squares(self, item, content):
+        self.decoded.append(self.items[item])
+        return "not a seed" if content == b"bad" else ([picture(int(content), self.size)], "")
+
+
+class Films(Files):
+    """A source of clips: a seed gives one, two or three images, and odd seeds a remark."""
+
+    most, lossless = 3, True
+
+    def squares(self, item, content):
+        made = super().squares(item, content)
+        if isinstance(made, str):
+            return made
+        return film(int(content), self.size), "odd" if int(content) % 2 else ""
+
+
+def film(seed, size=SIZE):
+    """One to three images, each (size, size, 3) uint8."""
+    return [picture(seed + place, size) for place in range(seed % 3 + 1)]
 
 
 def picture(seed, size=SIZE):
@@ -61,7 +87,8 @@ def picture(seed, size=SIZE):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch, cache):
     """Let shards have some eight files, and let files that were just written be taken for settled."""
-    monkeypatch.setattr(store, "FILES", 8)
+    monkeypatch.setattr(store, "IMAGES", 8)
+    monkeypatch.setattr(store, "FEWEST", 1)
     monkeypatch.setattr(store, "UNSETTLED", 0)
 
 
@@ -87,18 +114,15 @@ def write(folder, number, content):
     (folder / f"{number:03}").write_text(str(content))
 
 
-def opened(root, **options):
-    """Open the store of a folder as a new process would, with the numbers that its files hold."""
-    source = Files(root, sorted(path.name for path in root.iterdir()))
-    made = Store(source)
+def opened(root, kind=Files, **options):
+    """Open the store of a folder as a new process would."""
+    made = Store(kind(root, sorted(path.name for path in root.iterdir())))
     made.open(progress=False, **options)
     return made
 
 
 def images_of(made):
-    shards = np.repeat(np.arange(len(made.shards)), [len(shard.index.ends) for shard in made.shards])
-    places = np.concatenate([np.arange(len(shard.index.ends)) for shard in made.shards])
-    return KeptImages(made, shards, places)
+    return KeptImages(made, made.counts > 0)
 
 
 def expected_of(numbers, encoding):
@@ -124,12 +148,10 @@ def test_what_is_kept_is_as_by_a_plain_reference(root, encoding):
     made = opened(root)
     assert_holds(made, encoding)
     assert len(made.shards) > 3
-    assert sorted(made.source.reads) == made.source.files  # once each
-    reasons = [reason for shard in made.shards for reason in shard.index.reasons]
-    assert [number for number, reason in enumerate(reasons) if reason == "not a seed"] == [*range(9, COUNT, 10)]
-    digests = [digest.tobytes() for shard in made.shards for digest in shard.index.digests]
-    contents = [(root / file).read_bytes() for file in made.source.files]
-    assert digests == [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
+    assert sorted(made.source.reads) == made.source.items  # once each
+    assert [number for number, remark in enumerate(made.remarks) if remark == "not a seed"] == [*range(9, COUNT, 10)]
+    contents = [(root / file).read_bytes() for file in made.source.items]
+    assert made.digests == [hashlib.blake2b(content, digest_size=16).digest() for content in contents]
 
 
 def test_kept_jpegs_are_close_to_the_pixels(root, monkeypatch):
@@ -182,18 +204,31 @@ def test_a_file_with_another_time_is_read_and_nothing_else_happens(root):
     assert stamps(again) == before
 
 
-def test_new_and_missing_files_concern_few_shards(root, encoding):
-    opened(root)
+def test_new_and_missing_files_concern_few_shards_and_no_other_file_is_read(root, encoding):
+    before = stamps(opened(root))
     (root / "0105").write_text("2000")
     (root / "040").unlink()
     after = opened(root)
     assert_holds(after, encoding, [*GOOD[:10], 2000, *(number for number in GOOD[10:] if number != 40)])
-    assert len(after.source.reads) <= 2 * 2 * 8
+    assert after.source.reads == after.source.decoded == ["0105"]
+    assert 0 < len(stamps(after).items() - before.items()) <= 2 * 2
     assert len(list(after.folder.iterdir())) == 2 * len(after.shards)
 
 
+def test_a_file_that_has_moved_to_another_shard_and_was_touched_is_read_but_not_decoded(root, encoding):
+    made = opened(root)
+    [part] = [part for part in made._parts if part.start <= 20 < part.stop]
+    (root / "0195").write_text("2000")
+    os.utime(root / "020")
+    after = opened(root)
+    assert sorted(after.source.reads) == ["0195", "020"]
+    assert after.source.decoded == ["0195"]
+    assert part.name not in [part.name for part in after._parts]
+    assert_holds(after, encoding, [*GOOD[:18], 2000, *GOOD[18:]])
+
+
 def test_verification_finds_what_a_start_does_not(root, encoding, monkeypatch):
-    monkeypatch.setattr(store, "state_of", lambda path: (1, 1))  # as if size and time could not tell
+    monkeypatch.setattr(Files, "state", lambda source, item: (1, 1))  # as if size and time could not tell
     opened(root)
     write(root, 20, 1020)
     assert_holds(opened(root), encoding)
@@ -204,9 +239,9 @@ def test_verification_finds_what_a_start_does_not(root, encoding, monkeypatch):
 
 def test_a_file_that_changes_while_it_is_read_is_not_kept(root):
     class Changing(Files):
-        def read(self, file):
-            content = super().read(file)
-            if file == "058":
+        def read(self, item):
+            content = super().read(item)
+            if self.items[item] == "058":
                 write(root, 58, 12345)
             return content
 
@@ -216,19 +251,58 @@ def test_a_file_that_changes_while_it_is_read_is_not_kept(root):
     assert len(opened(root).source.reads) <= 2 * 8  # the shards before it are there
 
 
+# Items of several images
+
+
+def assert_holds_films(made, numbers=GOOD):
+    np.testing.assert_array_equal(images_of(made)[:], [square for number in numbers for square in film(number)])
+
+
+def test_all_images_of_an_item_are_kept_without_loss(root, monkeypatch):
+    monkeypatch.setattr(store, "RAW_BYTES", 0)
+    opened(root, Films)
+    made = opened(root, Films)
+    assert made.source.reads == []
+    assert_holds_films(made)
+    assert made.counts.tolist() == [0 if number % 10 == 9 else number % 3 + 1 for number in range(COUNT)]
+    expected = ["not a seed" if number % 10 == 9 else "odd" if number % 2 else "" for number in range(COUNT)]
+    assert made.remarks == expected
+    assert made.faults == [remark.replace("odd", "") for remark in expected]
+
+
+def test_shards_have_fewer_items_where_these_have_more_images(root, monkeypatch):
+    assert len(opened(root, Films).shards) > len(opened(root).shards)
+    monkeypatch.setattr(store, "FEWEST", 100)
+    assert len(Store(Films(root, [f"{number:03}" for number in range(COUNT)]))._parts) == 1
+
+
+def test_of_items_of_several_images_the_changed_and_the_damaged_are_made_again(root):
+    opened(root, Films)
+    write(root, 20, 1021)
+    after = opened(root, Films)
+    assert after.source.decoded == ["020"]
+    assert_holds_films(after, [1021 if number == 20 else number for number in GOOD])
+    write(root, 20, 20)
+    made = opened(root, Films)
+    flip(made.shards[0].path, 0)
+    again = opened(root, Films)
+    assert_holds_films(again)
+    assert again.source.decoded == ["000"]
+
+
 # Kills
 
 
 def build_until_killed(root, reached):
     """Build a store, set the event in the middle, and never finish."""
-    store.FILES, store.UNSETTLED, store.IN_FLIGHT = 8, 0, 1
+    store.IMAGES, store.FEWEST, store.UNSETTLED, store.IN_FLIGHT = 8, 1, 0, 1
 
     class Stopping(Files):
-        def read(self, file):
-            if file == "040":
+        def read(self, item):
+            if self.items[item] == "040":
                 reached.set()
                 time.sleep(600)
-            return super().read(file)
+            return super().read(item)
 
     Store(Stopping(root, sorted(path.name for path in root.iterdir()))).open(progress=False)
 
@@ -247,7 +321,7 @@ def test_a_build_that_was_killed_loses_at_most_a_shard(root, cache):
 
     assert_holds(made, "raw")
     [part] = [part for part in made._parts if part.start <= 40 < part.stop]
-    assert made.source.reads == made.source.files[part.start :]
+    assert made.source.reads == made.source.items[part.start :]
     assert not list(cache.glob("temporary-*"))
 
 
@@ -335,7 +409,7 @@ def test_a_damaged_image_whose_file_has_changed_ends_the_run(root, encoding):
 def test_a_full_disk_is_named_and_what_was_built_is_kept(root):
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    store.FILES = 4
+    store.IMAGES = 4
     resource.setrlimit(resource.RLIMIT_FSIZE, (5 * SIZE**2 * 3, hard))  # no shard may be larger
     try:
         with pytest.raises(CacheError, match=r"cannot be written.*PERMENV_CACHE"):

@@ -1,8 +1,10 @@
 """Folders of videos as clips: files, frames, labels, splits, and errors about bad clips."""
 
 import dataclasses
+import hashlib
 import logging
 import os
+import shutil
 import struct
 import time
 from pathlib import Path
@@ -13,10 +15,11 @@ import pytest
 import torch
 from PIL import Image
 
-from permenv.data import clip_files, folder, videos
+from permenv.data import clip_files, store
+from permenv.data import decode as decode_module
 from permenv.data.files import Budget
-from permenv.data.folder import image_folder
-from permenv.data.rows import CachedRows
+from permenv.data.folder import file_names, image_folder
+from permenv.data.kept import KeptImages
 from permenv.data.source import DataError, StillImages, VideoClips
 from permenv.data.videos import video_folder
 from tests.permenv.data.helpers import Crowd, fail_to_open
@@ -47,7 +50,7 @@ def no_decoding(monkeypatch):
         raise AssertionError("decoded again")
 
     def forbid():
-        monkeypatch.setattr(folder, "decode", decode)
+        monkeypatch.setattr(decode_module, "decode", decode)
         monkeypatch.setattr(cv2, "VideoCapture", decode)
 
     return forbid
@@ -351,7 +354,7 @@ def test_bad_clips_are_named_and_skipped_on_every_start(tmp_path, caplog, no_dec
 def age(request, monkeypatch):
     """Take the files that a test writes for old ones, whose digests are known at the next start, and for new ones."""
     if request.param:
-        monkeypatch.setattr(videos, "UNSETTLED", 0)
+        monkeypatch.setattr(store, "UNSETTLED", 0)
 
 
 @pytest.mark.usefixtures("age")
@@ -408,6 +411,23 @@ def test_broken_frames_are_left_out_and_the_clip_named(tmp_path, caplog):
     assert clip(clips, 0) == [0, 1, 2, 4, 5, 6, 8, 9, 10, 11]
     assert clips.irregular == (("a", "2 of 12 frames broken, the first: 3.png (empty file)"),)
     assert "1 of 1 clips lack frames" in caplog.text
+
+
+def test_of_identical_clips_the_first_is_used(tmp_path):
+    promise(film(tmp_path / "a" / "1.avi"), 100)
+    (tmp_path / "a" / "bad.avi").write_text("no video")
+    sequence(tmp_path / "a" / "frames", ["1.png"])
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    clips = read(tmp_path)
+    assert clips.names == ("a/1.avi", "a/frames")
+    assert clips.irregular == (("a/1.avi", "12 of 100 promised frames"),)
+    assert [(name, said.partition(",")[0]) for name, said in clips.skipped] == [
+        ("a/bad.avi", "not an AVI"),
+        ("b/1.avi", "identical to a/1.avi"),
+        ("b/bad.avi", "not an AVI"),
+        ("b/frames", "identical to a/frames"),
+    ]
+    np.testing.assert_array_equal(clips.frames.labels, [0] * 13)
 
 
 def test_short_clips_are_skipped(tmp_path):
@@ -508,7 +528,7 @@ def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
     np.testing.assert_array_equal(first.frames.labels, second.frames.labels)
     assert first.frames.fingerprint == second.frames.fingerprint
     assert (first.names, first.irregular) == (second.names, second.irregular)
-    assert isinstance(second.frames.pixels, CachedRows)
+    assert isinstance(second.frames.pixels, KeptImages)
 
 
 @pytest.fixture
@@ -534,7 +554,7 @@ def three_clips(tmp_path):
 @pytest.fixture
 def settled(monkeypatch):
     """Take the files that a test writes for old ones, whose digests are known at the next start."""
-    monkeypatch.setattr(videos, "UNSETTLED", 0)
+    monkeypatch.setattr(store, "UNSETTLED", 0)
 
 
 @pytest.mark.usefixtures("settled")
@@ -568,29 +588,40 @@ def test_of_the_clips_the_one_that_was_touched_is_read(three_clips, opened, touc
     assert opened == [], "what was read then is known"
 
 
+STEPS = {
+    "edited": (lambda root: film(root / "a" / "1.avi", first=50), ["1.avi", "1.avi"]),
+    "added": (lambda root: film(root / "c" / "3.avi", first=30), ["3.avi", "3.avi"]),
+    "removed": (lambda root: (root / "a" / "0.avi").unlink(), []),
+    "renamed": (lambda root: (root / "a" / "0.avi").rename(root / "a" / "00.avi"), ["00.avi", "00.avi"]),
+    "frame added": (lambda root: sequence(root / "b" / "b", ["3.png"], first=9), ["1.png", "2.png", "3.png"]),
+}
+"""What happens to a folder, and what is read for it: a video once for its digest and once for its frames."""
+
+
 @pytest.mark.usefixtures("settled")
-def test_of_the_clips_the_one_that_was_added_is_read_for_its_digest(three_clips, opened, monkeypatch):
+@pytest.mark.parametrize("step", STEPS)
+def test_of_the_clips_only_the_one_that_is_new_or_has_changed_is_read_and_decoded(
+    three_clips, opened, step, monkeypatch, tmp_path_factory
+):
+    take, expected = STEPS[step]
     read(three_clips)
-    film(three_clips / "c" / "3.avi", first=30)
+    take(three_clips)
     opened.clear()
-    read_before_decoding = []
-
-    def note(*_):
-        read_before_decoding.extend(opened)
-        return "not decoded"
-
-    monkeypatch.setattr(videos, "load_clip", note)
-    with pytest.raises(DataError, match="no usable clip"):
-        read(three_clips)
-    assert set(read_before_decoding) == {"3.avi"}
+    clips = read(three_clips)
+    assert sorted(opened) == expected
+    monkeypatch.setenv("PERMENV_CACHE", str(tmp_path_factory.mktemp("cache")))
+    anew = read(three_clips)
+    assert (clips.names, clips.fingerprint, clips.skipped) == (anew.names, anew.fingerprint, anew.skipped)
+    np.testing.assert_array_equal(clips.starts, anew.starts)
+    np.testing.assert_array_equal(clips.frames.pixels, anew.frames.pixels)
 
 
 def test_clips_are_read_again_until_they_are_too_old_to_change_under_the_same_time(three_clips, opened, monkeypatch):
-    monkeypatch.setattr(videos, "UNSETTLED", 10**12)  # nobody waits so long
+    monkeypatch.setattr(store, "UNSETTLED", 10**12)  # nobody waits so long
     first = read(three_clips)
     every = ["0.avi", "1.avi", "1.png", "2.png", "text.avi"]
     for unsettled, expected in ((10**12, every), (0, every), (0, [])):
-        monkeypatch.setattr(videos, "UNSETTLED", unsettled)
+        monkeypatch.setattr(store, "UNSETTLED", unsettled)
         opened.clear()
         assert read(three_clips).frames.fingerprint == first.frames.fingerprint
         assert sorted(opened) == expected
@@ -616,7 +647,7 @@ def test_a_start_that_learns_nothing_new_writes_nothing(three_clips, monkeypatch
     fail_to_open(monkeypatch, "closed.avi", PermissionError(13, "Permission denied"))
     first = read(three_clips)
     assert [name for name, _ in first.frames.skipped] == ["a/closed.avi", "a/gone.avi", "a/text.avi"]
-    monkeypatch.setattr(videos, "locked", lambda entry: pytest.fail(f"{entry} is locked"))
+    monkeypatch.setattr(store, "temporary_folder", lambda cache: pytest.fail(f"{cache} is written"))
     assert read(three_clips).frames.fingerprint == first.frames.fingerprint
 
 
@@ -634,31 +665,27 @@ def test_the_clips_of_one_part_stay_known_when_another_part_is_read(listed, open
 def test_what_was_known_of_a_clip_that_is_gone_is_forgotten(three_clips, cache):
     read(three_clips)
     (three_clips / "a" / "0.avi").unlink()
-    os.utime(three_clips / "a" / "1.avi", (1, 1))
     read(three_clips)
-    sizes = {path.stat().st_size for path in cache.glob("*/array.bin")}
-    assert 3 * 48 in sizes  # of 1.avi, text.avi and the frames
-    assert 4 * 48 not in sizes
+    [kept] = cache.glob("*/*.images")
+    assert kept.stat().st_size == (12 + 2) * 16**2 * 3  # of 1.avi and the frames
 
 
 def test_a_change_under_the_same_size_and_time_is_found_on_request(tmp_path, monkeypatch):
-    monkeypatch.setattr(videos, "state_of", lambda path: (1, 1))  # as if size and time could not tell
+    monkeypatch.setattr(clip_files, "state_of", lambda path: (1, 1))  # as if size and time could not tell
     film(tmp_path / "a.avi")
     first = read(tmp_path)
     film(tmp_path / "a.avi", first=40)
     assert clip(read(tmp_path), 0)[0] == clip(first, 0)[0] == 0
-    with pytest.raises(DataError, match=r"the clip a\.avi has changed under the same size and time; .*verify=True"):
-        video_folder(tmp_path, 8, 64)
-    assert clip(video_folder(tmp_path, 16, 64, verify=True), 0)[0] == 40
+    assert clip(read(tmp_path, verify=True), 0)[0] == 40
     assert clip(read(tmp_path), 0)[0] == 40, "a later start knows"
 
 
 def flip_bit_of_the_last_frame(cache):
-    """Damage the pixels of the only set that the cache holds."""
-    [path] = [path for path in cache.glob("*/array.bin") if path.stat().st_size > 2 * 48]
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    """Damage the pixels of the only set that the cache holds; return what they were, and their file."""
+    [path] = cache.glob("*/*.images")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    return whole, path
 
 
 def test_a_damaged_frame_is_decoded_again_before_it_is_used(tmp_path, cache, caplog):
@@ -670,11 +697,23 @@ def test_a_damaged_frame_is_decoded_again_before_it_is_used(tmp_path, cache, cap
     np.testing.assert_array_equal(clips.take(np.array([0]), np.array([[3]]), CPU)[0, 0], expected[3])
     assert caplog.records == []
     np.testing.assert_array_equal(clips.take(np.array([1]), np.array([[1]]), CPU)[0, 0], expected[-1])
-    assert "cannot be used and will be made again: the checksum of row 13 of array.bin does not match" in caplog.text
-    flip_bit_of_the_last_frame(cache)
-    caplog.clear()
+    assert "is damaged; its images are checked, and made again where need be" in caplog.text
+    whole, path = flip_bit_of_the_last_frame(cache)
     read(tmp_path / "set", verify=True)
-    assert "cannot be used and will be made again" in caplog.text
+    assert path.read_bytes() == whole
+
+
+def test_frames_are_kept_as_they_are_however_many_they_are(tmp_path, monkeypatch):
+    film(tmp_path / "a.avi")
+    expected = np.array(read(tmp_path).frames.pixels)
+    monkeypatch.setattr(store, "RAW_BYTES", 0)  # images would be kept as JPEG
+    np.testing.assert_array_equal(read(tmp_path).frames.pixels, expected)
+
+
+def test_frames_have_no_files_of_their_own(tmp_path):
+    film(tmp_path / "a.avi")
+    with pytest.raises(DataError, match="is not what image_folder returned"):
+        file_names(read(tmp_path).frames)
 
 
 CHANGES = {
@@ -700,6 +739,29 @@ def test_a_changed_folder_has_another_fingerprint(tmp_path, change):
     CHANGES[change](tmp_path)
     after = read(tmp_path)
     assert after.frames.fingerprint != before.frames.fingerprint
+
+
+def test_the_fingerprint_is_a_digest_of_names_and_contents(tmp_path):
+    """Checkpoints know their data by it, so it must not change."""
+
+    def digest(content):
+        return hashlib.blake2b(content, digest_size=16)
+
+    film(tmp_path / "a.avi")
+    sequence(tmp_path / "b", ["1.png", "2.png"])
+    (tmp_path / "c.avi").write_text("no video")
+    frames = [
+        name.encode() + b"\0" + digest((tmp_path / "b" / name).read_bytes()).digest() for name in ("1.png", "2.png")
+    ]
+    contents = {
+        "a.avi": digest((tmp_path / "a.avi").read_bytes()),
+        "b": digest(b"frames\0" + b"".join(frames)),
+        "c.avi": digest(b"not an AVI, MP4, QuickTime, Matroska, WebM, MPEG or GIF file"),
+    }
+    key = digest(b"permenv video folder, recipe 3, size 16, 1 to 64 frames\0")
+    for name, content in contents.items():
+        key.update(name.encode() + b"\0" + content.digest())
+    assert read(tmp_path).fingerprint == key.hexdigest()
 
 
 def test_other_options_have_other_fingerprints(tmp_path):
@@ -730,12 +792,12 @@ def test_a_video_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypat
     monkeypatch.setattr(cv2, "VideoCapture", change_and_open)
     with pytest.raises(DataError, match=r"a\.avi changed while it was read"):
         read(tmp_path)
-    assert not any(path.is_dir() and (path / "array.bin").stat().st_size > 2 * 48 for path in cache.iterdir())
+    assert not list(cache.glob("*/*.images"))
 
 
 def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypatch, cache):
     sequence(tmp_path / "a", ["1.png", "2.png"])
-    content = folder.read_regular
+    content = decode_module.read_regular
 
     def read_and_change(path, most):
         before = content(path, most)
@@ -743,10 +805,10 @@ def test_a_frame_that_changes_while_it_is_read_is_not_cached(tmp_path, monkeypat
             sequence(tmp_path / "a", ["2.png"], first=9)
         return before
 
-    monkeypatch.setattr(folder, "read_regular", read_and_change)
+    monkeypatch.setattr(decode_module, "read_regular", read_and_change)
     with pytest.raises(DataError, match=r"2\.png changed while it was read"):
         read(tmp_path)
-    assert not any(path.is_dir() and (path / "array.bin").stat().st_size > 2 * 48 for path in cache.iterdir())
+    assert not list(cache.glob("*/*.images"))
 
 
 # Splits

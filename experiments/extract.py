@@ -20,10 +20,9 @@ within the folder.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import numpy as np
 import tyro
@@ -33,6 +32,7 @@ from experiments.common.files import as_json, require_writable, with_ending, wri
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
+from permenv.atomic import written
 from permenv.data.files import summary
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
@@ -86,43 +86,45 @@ def main(config: Config) -> tuple[Path, Path]:
         trunk = with_measured_statistics(trunk, some_of(images))
     content = as_json({"source": config.source, "trunk": trunk.describe(), "files": file_names(images)})
     # of a run that was killed between the two files there is the second one, as it would be written
-    if rows.exists() or (about.exists() and not _holds(about, content)):
-        existing = rows if rows.exists() else about
-        raise ConfigurationError(f"{existing} exists already: name other files with --out, or remove it")
-    rows.parent.mkdir(parents=True, exist_ok=True)
-    part = rows.with_name(f".{rows.name}.part")
-    try:
-        width = _write(part, trunk.module.to(device), images, config.source)
+    _require_none(rows, about, content)
+    with written(rows) as file:
+        width = _write(file, trunk.module.to(device), images, config.source)
+        _require_none(rows, about, content)  # another process may have written them meanwhile
         write_json(about, content)
-        part.replace(rows)
-    finally:
-        part.unlink(missing_ok=True)
     skipped = f"; left out: {len(images.skipped)}: {summary(images.skipped)}" if images.skipped else ""
     print(f"{trunk.describe()}: {len(images)} images, {width} features each{skipped}.")
     print(f"written to {rows} and {about}")
     return rows, about
 
 
-def _write(path: Path, trunk: nn.Module, images: StillImages, name: str) -> int:
+def _require_none(rows: Path, about: Path, content: Any) -> None:
+    """Check that no files would be replaced.
+
+    Raises:
+        ConfigurationError: If one is there and is not as it would be written.
+    """
+    if rows.exists() or (about.exists() and not _holds(about, content)):
+        existing = rows if rows.exists() else about
+        raise ConfigurationError(f"{existing} exists already: name other files with --out, or remove it")
+
+
+def _write(file: BinaryIO, trunk: nn.Module, images: StillImages, name: str) -> int:
     """Write the features of all images, a part at a time; return how many an image has.
 
     The file is no memory map: on a full disk, writing to one ends the process instead of raising an error.
     """
     width = 0
     parts = chunks(np.arange(len(images)), _PART)
-    with path.open("wb") as file:
-        for part in progress_bar(parts, label="features", unit="part"):
-            features = pool_features(trunk, images, part)
-            if not np.isfinite(features).all():
-                raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
-            if not width:
-                width = features.shape[1]
-                descr = np.lib.format.dtype_to_descr(features.dtype)
-                header = {"descr": descr, "fortran_order": False, "shape": (len(images), width)}
-                np.lib.format.write_array_header_1_0(file, header)
-            file.write(features.tobytes())
-        file.flush()
-        os.fsync(file.fileno())
+    for part in progress_bar(parts, label="features", unit="part"):
+        features = pool_features(trunk, images, part)
+        if not np.isfinite(features).all():
+            raise ConfigurationError(f"{name}: its features are not finite, its run diverged: use an earlier one")
+        if not width:
+            width = features.shape[1]
+            descr = np.lib.format.dtype_to_descr(features.dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": (len(images), width)}
+            np.lib.format.write_array_header_1_0(file, header)
+        file.write(features.tobytes())
     return width
 
 

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import BinaryIO
@@ -22,11 +23,30 @@ except ImportError:  # Windows, where a file that is open cannot be deleted anyw
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, atomically. What an earlier write that was killed left beside it is removed.
+    """Write a file, atomically; see `written`.
+
+    Args:
+        path: The file.
+        content: What it is to hold.
+
+    Raises:
+        OSError: If the file cannot be written; a file of that name is then as it was.
+    """
+    with written(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing that is there, whole, when the `with` block ends without an exception.
+
+    What an earlier write that was killed left beside it is removed.
 
     Args:
         path: The file; its folder is made if need be, a file of that name is replaced.
-        content: What it is to hold.
+
+    Yields:
+        The file, which has another name until then.
 
     Raises:
         OSError: If the file cannot be written; a file of that name is then as it was.
@@ -38,7 +58,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         with temporary.open("xb") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 _lock(file)
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             if os.name == "posix":  # while it is locked; elsewhere an open file cannot be renamed

@@ -364,8 +364,7 @@ class Pretraining:
         return {"config": self.config, "tasks": self.tasks, "device": self.device, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(self._blank(state["config"], state["tasks"], state["device"]).__dict__)
-        self._continue(state["state"])
+        self.__dict__.update(self.from_state(**state).__dict__)
 
     @property
     def identity(self) -> dict[str, Any]:

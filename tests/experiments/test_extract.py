@@ -100,6 +100,18 @@ def test_features_that_are_not_finite_are_refused_and_leave_no_file(photos, tmp_
     assert not list((tmp_path / "out").iterdir())
 
 
+def test_what_another_process_has_written_meanwhile_is_kept(photos, tmp_path, monkeypatch):
+    def meanwhile(trunk, images, part):
+        (tmp_path / "mine.npy").write_bytes(b"theirs")
+        return np.ones((len(part), 2), np.float32)
+
+    monkeypatch.setattr(extract, "pool_features", meanwhile)
+    with pytest.raises(ConfigurationError, match=r"mine\.npy exists already"):
+        run("random", "--backbone", "two-convolutions", "--images", photos, "--out", tmp_path / "mine")
+    assert (tmp_path / "mine.npy").read_bytes() == b"theirs"
+    assert {path.name for path in tmp_path.iterdir()} == {"photos", "mine.npy"}
+
+
 def test_rows_of_several_parts_are_in_order(photos, tmp_path, monkeypatch):
     options = ("random", "--backbone", "two-convolutions", "--images", photos)
     whole = np.load(run(*options, "--out", tmp_path / "whole")[0])

@@ -299,7 +299,9 @@ def test_a_run_continues_in_its_precision_where_auto_stands_for_another_one(make
     env = make_env(precision="auto")
     env.reset(seed=0)
     env.unwrapped.save(tmp_path / "run")
+    pickled = pickle.dumps(env.unwrapped.run)
     native(False)
+    assert pickle.loads(pickled).trainer.precision == "bf16"
     other = make_env(precision="auto")
     other.reset(options={"checkpoint": tmp_path / "run"})
     twin = other.unwrapped.fork()

@@ -7,8 +7,8 @@ import numpy as np
 
 from agents.base import GroupAgent, Transition, Tree, in_update, require, tilt
 from agents.reinforce import Reinforce
+from permenv.grouping import pool_probabilities
 from permenv.schema import COUNT, Number, Range, Schema, Where
-from permenv.state import pool_probabilities
 
 
 class RandomPolicy(GroupAgent):
@@ -62,7 +62,7 @@ class GrowingPool(GroupAgent):
 
         start + (1 - start) min(n / updates, 1)
 
-    of Ψ. A group that is only partly inside counts with that part, see `permenv.state.pool_probabilities`.
+    of Ψ. A group that is only partly inside counts with that part, see `permenv.grouping.pool_probabilities`.
 
     The updates are counted from the transitions. Use a new agent for every run: the pool never shrinks. A state that is
     loaded brings its `start` and `updates`, so that a run that is continued with more updates keeps its pace.

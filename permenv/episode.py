@@ -13,9 +13,9 @@ import numpy as np
 
 from permenv.checkpoint import CheckpointError
 from permenv.config import Config
-from permenv.pretraining import HALFWAY, Pretraining
+from permenv.pretraining import INTERRUPTED, Pretraining
 from permenv.records import mean
-from permenv.reward import extrapolated_error, reward
+from permenv.reward import extrapolate, reward
 from permenv.schema import FLAG, INT64, Array, Fields, ListOf, Number, OneOf, Schema, Where, below
 
 
@@ -42,7 +42,7 @@ class Episode:
         self._baseline_errors = dict(run.records[-1].errors)
         self._choices = np.zeros((run.config.actions_per_iteration, len(run.tasks)), dtype=np.int64)
         self._num_choices = 0
-        self._is_whole = True
+        self._is_consistent = True
 
     @property
     def is_over(self) -> bool:
@@ -69,13 +69,13 @@ class Episode:
             Whether the choice completed a mini-batch, so that an SGD iteration ran.
 
         Raises:
-            RuntimeError: See `require_whole`.
+            RuntimeError: See `require_consistent`.
         """
-        self.require_whole()
+        self.require_consistent()
         phase = self._next_phase
         self._choices[self._num_choices] = groups
         completes = self._num_choices + 1 == len(self._choices)
-        self._is_whole = False
+        self._is_consistent = False
         if completes:
             self._iterate()
         self.phase = phase
@@ -84,7 +84,7 @@ class Episode:
         self._num_choices = 0 if completes else self._num_choices + 1
         if completes:
             self._validate()
-        self._is_whole = True
+        self._is_consistent = True
         return completes
 
     def info(self) -> dict[str, Any]:
@@ -110,24 +110,24 @@ class Episode:
             "diverged": run.diverged,
         }
 
-    def require_whole(self) -> None:
+    def require_consistent(self) -> None:
         """Check that no exception, such as that of Ctrl-C, has ended an iteration or a validation halfway.
 
         Raises:
-            RuntimeError: If one has, see `Pretraining.require_whole`.
+            RuntimeError: If one has, see `Pretraining.require_consistent`.
         """
-        self.run.require_whole()
-        if not self._is_whole:
-            raise RuntimeError(HALFWAY)
+        self.run.require_consistent()
+        if not self._is_consistent:
+            raise RuntimeError(INTERRUPTED)
 
     def require_schedule(self) -> None:
         """Check that the run was moved by `choose` alone: a state of another run could not be continued.
 
         Raises:
             CheckpointError: If not.
-            RuntimeError: See `require_whole`.
+            RuntimeError: See `require_consistent`.
         """
-        self.require_whole()
+        self.require_consistent()
         if not self._is_in_time(self.run):
             raise CheckpointError(
                 "run.iterate() or run.validate() was called on this environment's run, which moved it away from the "
@@ -138,9 +138,9 @@ class Episode:
         """Everything that moves beside the run: a tree that `permenv.checkpoint` writes.
 
         Raises:
-            RuntimeError: See `require_whole`.
+            RuntimeError: See `require_consistent`.
         """
-        self.require_whole()
+        self.require_consistent()
         return {
             "phase": self.phase,
             "rewards": list(self.rewards),
@@ -214,7 +214,7 @@ class Episode:
         try:
             self.run.iterate(self._choices)
         except BaseException:
-            self._is_whole = self.run.iteration == before and not self.run.diverged
+            self._is_consistent = self.run.iteration == before and not self.run.diverged
             raise
 
     def _validate(self) -> None:
@@ -232,7 +232,7 @@ class Episode:
     def _judge(self, history: dict[str, list[tuple[int, float]]], iteration: int) -> None:
         """Read the baselines at an iteration; where an update or a divergence ends there, add its reward (Eq. 7)."""
         run = self.run
-        self._baseline_errors = {task: extrapolated_error(past, iteration) for task, past in history.items()}
+        self._baseline_errors = {task: extrapolate(past, iteration) for task, past in history.items()}
         if self.phase == "free" and not run.diverged:
             return
         errors = dict.fromkeys(run.tasks, 1.0) if run.diverged else run.records[-1].errors

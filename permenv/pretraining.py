@@ -24,6 +24,7 @@ from permenv.checkpoint import CheckpointError
 from permenv.config import Config, ConfigurationError
 from permenv.device import resolve_device
 from permenv.distributed import Ranks, current
+from permenv.grouping import draw_members, group_members, group_permutations, observe
 from permenv.minibatches import MiniBatches
 from permenv.networks import eval_mode
 from permenv.records import PHASES, Record
@@ -31,7 +32,6 @@ from permenv.run_schema import run_schema
 from permenv.saved_run import precision_of, read_run, trunk_weights
 from permenv.schema import shown
 from permenv.setup import make_tasks, prepare
-from permenv.state import draw_members, group_members, group_permutations, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 from permenv.torch_state import default_torch_state
@@ -43,7 +43,7 @@ _FREE_TO_CHANGE = ("total_updates",)
 
 _SPENT_ON = ("training", "validation", "grouping")
 
-HALFWAY = (
+INTERRUPTED = (
     "an exception ended an iteration or a validation of this run halfway, so that it can neither go on nor be saved or "
     "forked: continue an earlier checkpoint, or begin another run"
 )
@@ -116,7 +116,7 @@ class Pretraining:
         self.choices: np.ndarray = np.zeros((len(self.tasks), config.num_groups), dtype=np.int64)
         self.records: list[Record] = []
         self.diverged: bool = False
-        self._is_whole: bool = True
+        self._is_consistent: bool = True
         self._hold_out(
             {
                 name: each.hold_out(stream(seed, Purpose.VALIDATION_SET, task=number))
@@ -229,10 +229,10 @@ class Pretraining:
             set.
 
         Raises:
-            RuntimeError: If the run has diverged, or see `require_whole`.
+            RuntimeError: If the run has diverged, or see `require_consistent`.
             ValueError: If `groups` has another shape, or there is no such group; nothing has changed then.
         """
-        self.require_whole()
+        self.require_consistent()
         self._require_finite()
         if groups is not None:
             groups = self._checked(groups)
@@ -244,12 +244,12 @@ class Pretraining:
             batches[name] = minibatches.make(self.seed, self.iteration, labels)
         for minibatches in self._minibatches.values():  # to be read while the network is trained
             minibatches.announce(self.seed, self.iteration, self.config.batch_size)
-        self._is_whole = False
+        self._is_consistent = False
         self.losses = self.trainer.step(batches)
         self.choices += chosen
         self.seconds["training"] += time.perf_counter() - start
         self.diverged = not all(map(math.isfinite, self.losses.values()))
-        self._is_whole = True
+        self._is_consistent = True
         return dict(self.losses)
 
     @default_torch_state()
@@ -263,10 +263,10 @@ class Pretraining:
             Whether all predictions are finite. If not, `diverged` is set and the last validation stays.
 
         Raises:
-            RuntimeError: If the run has diverged, the ranks do not replay the same run, or see `require_whole`.
+            RuntimeError: If the run has diverged, the ranks do not replay the same run, or see `require_consistent`.
             ValueError: If the phase is unknown.
         """
-        self.require_whole()
+        self.require_consistent()
         self._require_finite()
         if phase not in PHASES:
             raise ValueError(f"phase={phase!r}: choose one of {', '.join(PHASES)}")
@@ -285,7 +285,7 @@ class Pretraining:
         self.diverged = not all(each.finite for each in found.values())
         if self.diverged:
             return False
-        self._is_whole = False
+        self._is_consistent = False
         start = time.perf_counter()
         self.validation = found
         seeds = [int(self._stream(Purpose.GROUPS, number).integers(2**31)) for number in range(len(found))]
@@ -310,17 +310,17 @@ class Pretraining:
             )
         )
         self.choices = np.zeros_like(self.choices)
-        self._is_whole = True
+        self._is_consistent = True
         return True
 
-    def require_whole(self) -> None:
+    def require_consistent(self) -> None:
         """Check that no exception, such as that of Ctrl-C, has ended an iteration or a validation halfway.
 
         Raises:
             RuntimeError: If one has: the weights may have moved, while what counts them has not.
         """
-        if not self._is_whole:
-            raise RuntimeError(HALFWAY)
+        if not self._is_consistent:
+            raise RuntimeError(INTERRUPTED)
 
     # Fork, save, restore
 
@@ -332,9 +332,9 @@ class Pretraining:
 
         Raises:
             ConfigurationError: If the backbone cannot be copied.
-            RuntimeError: See `require_whole`.
+            RuntimeError: See `require_consistent`.
         """
-        self.require_whole()
+        self.require_consistent()
         twin = self.__class__.__new__(self.__class__)
         twin.__dict__.update(self.__dict__)  # all that moves is replaced below
         twin.trainer = self.trainer.copy()
@@ -377,9 +377,9 @@ class Pretraining:
         """Everything that moves, and the run's identity: a tree that `permenv.checkpoint` writes.
 
         Raises:
-            RuntimeError: See `require_whole`.
+            RuntimeError: See `require_consistent`.
         """
-        self.require_whole()
+        self.require_consistent()
         return {
             "identity": self.identity,
             "seed": self.seed,
@@ -416,7 +416,7 @@ class Pretraining:
 
         Raises:
             OSError: If the file cannot be written; a file of that name is unchanged then.
-            RuntimeError: See `require_whole`; nothing is written then.
+            RuntimeError: See `require_consistent`; nothing is written then.
         """
         checkpoint.write(path, {"run": self.state_dict()})
 
@@ -438,7 +438,7 @@ class Pretraining:
         """Make a run that only lacks a state."""
         run = cls.__new__(cls)
         run.config, run.tasks, run.device = config, dict(tasks), device
-        run._is_whole = True
+        run._is_consistent = True
         run.seconds = dict.fromkeys(_SPENT_ON, 0.0)
         run.ranks = current()
         run.trainer = _new_trainer(config, tasks, device, 0, run.ranks)

@@ -19,8 +19,8 @@ from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from permenv.episode import Episode
-from permenv.reward import extrapolated_error
-from permenv.state import HIGHEST_RATIO
+from permenv.grouping import HIGHEST_RATIO
+from permenv.reward import extrapolate
 from permenv.tasks import Task
 
 BLUE, VERMILION, GREEN = "#0072b2", "#d55e00", "#009e73"
@@ -255,13 +255,13 @@ def _draw_errors(axis: Axes, task: str, panel: Panel, last_iteration: int) -> No
     for place in range(1, len(points)):
         if panel.credited[place]:
             at, reached = points[place]
-            baseline = extrapolated_error(points[:place], at)
+            baseline = extrapolate(points[:place], at)
             axis.vlines(at, reached, baseline, color=_GOOD if reached <= baseline else _BAD, **_STEM)
     axis.plot(panel.iterations, panel.errors, marker=".", color=BLUE)
     if panel.diverged:
         axis.plot(iteration, error, marker="X", markersize=9, color=_BAD, clip_on=False)
     if panel.next_validation is not None:
-        baseline = extrapolated_error(points, panel.next_validation)
+        baseline = extrapolate(points, panel.next_validation)
         axis.plot([iteration, panel.next_validation], [error, baseline], ":", color=BLUE)
         axis.plot(panel.next_validation, baseline, marker="o", color=BLUE, fillstyle="none")
     shown = "diverged" if panel.diverged else f"E = {error:.3f}"

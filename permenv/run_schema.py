@@ -11,6 +11,7 @@ import numpy as np
 
 from permenv.checkpoint import CheckpointError
 from permenv.config import Range
+from permenv.grouping import HIGHEST_RATIO, LOWEST_RATIO, observe
 from permenv.records import PHASES
 from permenv.schema import (
     COUNT,
@@ -30,7 +31,6 @@ from permenv.schema import (
     equal,
     shown,
 )
-from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, observe
 from permenv.streams import Purpose, stream
 from permenv.tasks import Task
 

@@ -19,7 +19,7 @@ from experiments.benchmarks.noise import new_run, tasks_of_noise
 from experiments.benchmarks.parts import PARTS, by_part, count_iteration, time_iteration
 from experiments.benchmarks.timing import Clock, medians_in_turn
 from permenv import Pretraining
-from permenv.state import group_permutations
+from permenv.grouping import group_permutations
 from permenv.validation import _CHUNK_SAMPLES, validate
 
 _MOST = {"cpu": 16, "cuda": 64}  # samples of the larger mini-batch

@@ -41,8 +41,8 @@ from experiments.common.style import styled
 from experiments.common.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of
 from permenv import ConfigurationError
+from permenv.grouping import HIGHEST_RATIO, LOWEST_RATIO, group_permutations
 from permenv.render import VERMILION
-from permenv.state import HIGHEST_RATIO, LOWEST_RATIO, group_permutations
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -16,7 +16,7 @@ from agents.base import in_update
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from permenv import Pretraining, Validation
-from permenv.state import group_members
+from permenv.grouping import group_members
 from permenv.wrappers.base import base_env_of
 
 

@@ -28,7 +28,7 @@ from experiments.common.statistics import mean_and_sd
 from experiments.common.sweep import over_seeds
 from experiments.studies.shared import train
 from permenv import ConfigurationError
-from permenv.reward import extrapolated_error, reward
+from permenv.reward import extrapolate, reward
 from permenv.validation import validate
 
 _TILTS = {"random": 0.0, "tilted": 1.0}
@@ -117,7 +117,7 @@ def _averages(decays: tuple[float, ...], seed: int, environment: EnvOptions) -> 
         for decay, average in averages.items():
             error = validate(average.module, "spatial", pieces, task.permutations).error  # type: ignore[arg-type]
             if len(history[decay]) >= 2:
-                rewards[decay].append(reward(extrapolated_error(history[decay], run.iteration), error))
+                rewards[decay].append(reward(extrapolate(history[decay], run.iteration), error))
             history[decay].append((run.iteration, error))
     half = run.config.total_updates // 2  # at the steep start the rewards are trend, not noise
     return {

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
-from permenv.state import pool_probabilities
+from permenv.grouping import pool_probabilities
 from permenv.wrappers.base import Step, base_env_of, is_number
 
 
@@ -170,7 +170,7 @@ class PoolAction(_DistributionAction):
     `Box(-1, 1, (1,), float32)`, joint task `(T,)`: permutations are drawn with equal probability from an easiest share
     of Ψ. The action 1 draws from all of Ψ, as the random policy does, -1 from the easiest `smallest` share, 0 from the
     mean of the two, about half of Ψ. A group that is only partly in play counts with that part
-    (`permenv.state.pool_probabilities`). Finite values outside [-1, 1] are clipped.
+    (`permenv.grouping.pool_probabilities`). Finite values outside [-1, 1] are clipped.
 
     A step is a phase, as in `MixtureAction`: it ends with the next validation, or when the network diverges, each
     action of the environment below gets a group of its own, drawn with the environment's generator, and the step that

@@ -12,7 +12,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
 from permenv.env import PermShuffleEnv
-from permenv.state import HIGHEST_RATIO, LOWEST_RATIO
+from permenv.grouping import HIGHEST_RATIO, LOWEST_RATIO
 from permenv.wrappers.base import base_env_of, is_number
 
 

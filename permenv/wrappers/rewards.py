@@ -11,7 +11,7 @@ from gymnasium.utils import RecordConstructorArgs
 
 from permenv.config import ConfigurationError
 from permenv.records import Record, mean
-from permenv.reward import extrapolated_error, reward
+from permenv.reward import extrapolate, reward
 from permenv.wrappers.base import Step, base_env_of, layers_of
 
 Gains = dict[str, float]  # by task
@@ -163,7 +163,7 @@ def _lines(records: list[Record], iteration: int) -> dict[str, float]:
     lines = {}
     for task in records[-1].cross_entropies:
         history = [(record.iteration, record.cross_entropies[task]) for record in records[-2:]]
-        lines[task] = extrapolated_error(history, iteration)
+        lines[task] = extrapolate(history, iteration)
     return lines
 
 

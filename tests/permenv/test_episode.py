@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from permenv.reward import extrapolated_error
-from permenv.state import observe
+from permenv.grouping import observe
+from permenv.reward import extrapolate
 from tests.helpers import PARTS, action_of, every_task, joint_first, mean, random_actions, rollout, weights_of
 
 # When things are due
@@ -67,7 +67,7 @@ def test_rewards_are_equation_7_on_each_tasks_errors_and_their_mean(make_env, ta
         assert info["loss"] == sum(info["task_losses"].values())
         if info["validated"]:
             for part, errors in history.items():
-                baseline, error = extrapolated_error(errors, info["iteration"]), info["task_errors"][part]
+                baseline, error = extrapolate(errors, info["iteration"]), info["task_errors"][part]
                 assert info["task_baseline_errors"][part] == baseline
                 assert error == env.unwrapped.validation[part].error
                 if info["phase"] == "update":
@@ -231,7 +231,7 @@ def test_divergence_of_any_task_terminates_with_the_worst_errors(make_env, task,
     np.testing.assert_array_equal(observation, last)
     for part in PARTS[task]:
         assert np.isfinite(info["task_losses"][part]) == (broken == "validation" or part != where)
-        assert info["task_baseline_errors"][part] == pytest.approx(extrapolated_error(history[part], 2))
+        assert info["task_baseline_errors"][part] == pytest.approx(extrapolate(history[part], 2))
         assert info["task_rewards"][part] == info["task_baseline_errors"][part] - 1
     assert reward == mean(info["task_rewards"].values())
     assert base_env.run.history == history
@@ -250,7 +250,7 @@ def test_a_divergence_is_rewarded_among_free_iterations_and_within_an_update_too
     rollout(env, random_actions(env, 4 * iterations))
     base_env = env.unwrapped
     base_env.run.trainer.network.heads["spatial"].classifier.bias.data.fill_(torch.nan)
-    baseline = extrapolated_error(base_env.run.history["spatial"], iterations + 1)
+    baseline = extrapolate(base_env.run.history["spatial"], iterations + 1)
     *earlier, (_, reward, terminated, _, info) = rollout(env, random_actions(env, 4))
     assert all(step[1] == 0 for step in earlier)
     assert terminated

@@ -13,7 +13,7 @@ from tests.helpers import ROOT, SMALL
 LAYERS = """
 permenv.atomic
 permenv.torch_state permenv.config permenv.checkpoint permenv.streams permenv.progress permenv.locks permenv.records
-permenv.permutations permenv.reward permenv.state permenv.augment permenv.schema permenv.distributed permenv.device
+permenv.permutations permenv.reward permenv.grouping permenv.augment permenv.schema permenv.distributed permenv.device
 permenv.data permenv.batch_norm permenv.saved_run
 permenv.heads
 permenv.networks
@@ -53,13 +53,23 @@ NARROWER = {
     "permenv.minibatches": {"distributed", "streams", "tasks", "training"},
     "permenv.transfer": {"atomic", "augment", "checkpoint", "config", "data", "networks", "progress", "saved_run"},
     "permenv.pretraining": {
-        *("checkpoint", "config", "device", "distributed", "minibatches", "networks", "records", "run_schema"),
-        *("saved_run", "schema", "setup", "state", "streams", "tasks", "torch_state", "training", "validation"),
+        *(
+            "checkpoint",
+            "config",
+            "device",
+            "distributed",
+            "grouping",
+            "minibatches",
+            "networks",
+            "records",
+            "run_schema",
+        ),
+        *("saved_run", "schema", "setup", "streams", "tasks", "torch_state", "training", "validation"),
     },
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
-    "permenv.render": {"episode", "reward", "state", "tasks"},
+    "permenv.render": {"episode", "grouping", "reward", "tasks"},
     "permenv.window": {"config", "episode", "render"},
-    "permenv.wrappers": {"config", "env", "episode", "pretraining", "records", "reward", "state"},
+    "permenv.wrappers": {"config", "env", "episode", "grouping", "pretraining", "records", "reward"},
 }
 """What the modules of permenv import of it, where that is narrower than their layer."""
 
@@ -158,12 +168,12 @@ def test_no_modules_import_one_another_in_a_circle():
             (f"permenv.{name}", {"gymnasium"})
             for name in ("tasks", "training", "pretraining", "episode", "render", "window")
         ),
-        *((f"permenv.{name}", {"gymnasium"}) for name in ("validation", "state", "transfer.retrieval", "checkpoint")),
+        *((f"permenv.{name}", {"gymnasium"}) for name in ("validation", "transfer.retrieval", "checkpoint")),
         ("permenv.torch_state", {"gymnasium", "numpy"}),
         ("permenv.reward", {"gymnasium", "numpy", "torch"}),
         ("permenv.records", {"gymnasium", "torch"}),
         ("permenv.permutations", {"gymnasium", "torch"}),
-        ("permenv.state", {"gymnasium", "torch"}),
+        ("permenv.grouping", {"gymnasium", "torch"}),
         ("permenv.streams", {"gymnasium", "torch"}),
         ("permenv.env", {"matplotlib", "sklearn", "cv2"}),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.paper import figure_d1
 from permenv import ConfigurationError
-from permenv.state import group_permutations
+from permenv.grouping import group_permutations
 from tests.experiments.paper.helpers import options
 
 FEW = {"counts": (3, 5), "env": {"num_scenes": 40, "total_updates": 4}}

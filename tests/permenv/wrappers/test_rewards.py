@@ -369,6 +369,7 @@ def test_a_step_computes_its_own_reward_alone(make_env, kind, monkeypatch):
     monkeypatch.setattr(kind, "_gain", count)
     env = kind(MixtureAction(make_env(total_updates=4, free_iterations=0, learning_rate=0.2)))
     env.reset(seed=0)
+    env.action_space.seed(0)
     rewards = [env.step(env.action_space.sample())[1] for _ in range(4)]
     assert computed == [1, 2, 2, 2]
     assert env.rewards == rewards

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from permenv.state import draw_members, group_members, group_permutations, observe, pool_probabilities, summarise
+from permenv.grouping import draw_members, group_members, group_permutations, observe, pool_probabilities, summarise
 
 
 def levels(*sizes_and_medians, samples=20, seed=0):

@@ -12,8 +12,9 @@ Any environment that has these will do.
 - `make`: by its name in `AGENTS`, any of the agents that choose groups, for an environment; or one of your own.
 - `options_of`: the keyword arguments that an agent has.
 - `rollout`: the loop that lets an agent act and learn in an environment (`rollout.py`).
-- `Agent`: the base class of all agents; `GroupAgent`: that of agents that choose groups; `Learner`: that of those that
-  learn once per update; `Transition`: what they learn from (`base.py`).
+- `Agent`: the base class of all agents; `Transition`: what they learn from (`base.py`).
+- `GroupAgent`: the base class of agents that choose groups; `Learner`: that of those that learn once per update
+  (`groups.py`).
 - `Reinforce`: the paper's policy gradient, Eq. 9 and section 4.1 (`reinforce.py`).
 - `RandomPolicy`, `InversePolicy`: what the paper compares it with, appendix F (`baselines.py`).
 - `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance
@@ -46,7 +47,7 @@ import gymnasium as gym
 import numpy as np
 
 from agents.bandits import Exp3, Ucb
-from agents.base import Agent, GroupAgent, Learner, Transition
+from agents.base import Agent, Transition
 from agents.baselines import (
     DifficultyProportional,
     EasiestFirst,
@@ -59,6 +60,7 @@ from agents.baselines import (
 )
 from agents.episodic import EpisodicAgent, Trajectory, collect
 from agents.gaussian import GaussianReinforce
+from agents.groups import GroupAgent, Learner
 from agents.lookahead import Lookahead
 from agents.pgpe import Pgpe
 from agents.reinforce import Reinforce

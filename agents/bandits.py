@@ -6,7 +6,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.base import Learner, Tree, require, tilt
+from agents.base import Tree, require
+from agents.groups import Learner, tilt
 from permenv.config import Range
 from permenv.schema import Fields, Number, Schema, Where, below
 

@@ -5,7 +5,8 @@ from typing import ClassVar
 import gymnasium as gym
 import numpy as np
 
-from agents.base import GroupAgent, Transition, Tree, in_update, require, tilt
+from agents.base import Transition, Tree, in_update, require
+from agents.groups import GroupAgent, tilt
 from agents.reinforce import Reinforce
 from permenv.grouping import pool_probabilities
 from permenv.schema import COUNT, Number, Range, Schema, Where

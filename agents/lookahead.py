@@ -11,7 +11,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from agents.base import Action, GroupAgent, Transition, Tree, in_update, require, tilt
+from agents.base import Action, Transition, Tree, in_update, require
+from agents.groups import GroupAgent, tilt
 from agents.rollout import rollout
 from permenv.config import Range
 from permenv.schema import Either, Fields, ListOf, Number, OneOf, Schema, Where, below, lists

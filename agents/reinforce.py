@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from agents.base import Learner, Tree, require
+from agents.base import Tree, require
+from agents.groups import Learner
 from agents.networks import (
     AFTER_AN_UPDATE,
     EPSILON,

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import numpy as np
 import tyro
 
-from agents.base import tilt
+from agents.groups import tilt
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.report import heading, in_words, publish
 from experiments.common.script import run_script

@@ -33,7 +33,7 @@ from experiments.common.files import as_json, require_writable, with_ending, wri
 from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
-from permenv.data.files import summary
+from permenv.data.files import list_some
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
 from permenv.progress import progress_bar
@@ -97,7 +97,7 @@ def main(config: Config) -> tuple[Path, Path]:
         part.replace(rows)
     finally:
         part.unlink(missing_ok=True)
-    skipped = f"; left out: {len(images.skipped)}: {summary(images.skipped)}" if images.skipped else ""
+    skipped = f"; left out: {len(images.skipped)}: {list_some(images.skipped)}" if images.skipped else ""
     print(f"{trunk.describe()}: {len(images)} images, {width} features each{skipped}.")
     print(f"written to {rows} and {about}")
     return rows, about

@@ -16,9 +16,10 @@ import torch
 from permenv.data.clip_files import spread
 from permenv.data.decode import centre_square
 from permenv.data.embedded import embedded_clips, embedded_scenes
-from permenv.data.files import UNLABELLED, summary
+from permenv.data.files import UNLABELLED, list_some
 from permenv.data.folder import image_folder
-from permenv.data.source import DataError, StillImages, VideoClips, free_bytes, log
+from permenv.data.messages import DataError, log
+from permenv.data.sets import StillImages, VideoClips, free_bytes
 from permenv.data.videos import video_folder
 from permenv.progress import progress_bar
 
@@ -191,9 +192,9 @@ def _read(
         used.append(index)
         labels.append(label)
     if not used:
-        raise DataError(f"{name} contains no usable item: {summary(skipped)}; correct the dataset")
+        raise DataError(f"{name} contains no usable item: {list_some(skipped)}; correct the dataset")
     if skipped:
-        log.warning("%s: %d of %d items skipped: %s", name, len(skipped), len(given), summary(skipped))
+        log.warning("%s: %d of %d items skipped: %s", name, len(skipped), len(given), list_some(skipped))
     indices, classes = _labels(labels, _class_names(given))
     images = StillImages(
         pixels=torch.from_numpy(pixels[:rows]),

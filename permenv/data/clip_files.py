@@ -18,8 +18,8 @@ import numpy as np
 
 from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.decode import MAX_PIXELS, decoding, load, read, rgb_square
-from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, open_regular, state_of, summary
-from permenv.data.source import DataError
+from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, list_some, open_regular, state_of
+from permenv.data.messages import DataError
 from permenv.data.store import Content, Squares, unreadable
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ class FrameFolder:
         loaded = [load(self._folder / self._files[index], digests[index], size) for index in chosen]
         broken = [(name, square) for name, square in zip(names, loaded, strict=True) if isinstance(square, str)]
         squares = [square for square in loaded if not isinstance(square, str)]
-        remark = f"{len(broken)} of {len(chosen)} frames broken, the first: {summary(broken[:1])}" if broken else ""
+        remark = f"{len(broken)} of {len(chosen)} frames broken, the first: {list_some(broken[:1])}" if broken else ""
         return squares, remark
 
 

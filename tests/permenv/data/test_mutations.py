@@ -19,7 +19,7 @@ from permenv.data.cache import cached_rows
 from permenv.data.clip_files import spread
 from permenv.data.decode import centre_square
 from permenv.data.folder import ImageFiles, image_folder
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
 from permenv.data.splits import official_split
 from permenv.data.store import Store
 from permenv.data.videos import video_folder

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from permenv.data.clip_files import spread
+from permenv.data.clip_files import evenly_spaced
 from permenv.data.decode import centre_square
 from permenv.data.embedded import embedded_clips, embedded_scenes
 from permenv.data.files import UNLABELLED, list_some
@@ -137,7 +137,9 @@ def as_clips(
         _require_frames(clip, where)
         if len(clip) < min_frames:
             return f"fewer than {min_frames} frames: {len(clip)}"
-        return [_square(clip[frame], size, f"frame {frame} of {where}") for frame in spread(len(clip), max_frames)]
+        return [
+            _square(clip[frame], size, f"frame {frame} of {where}") for frame in evenly_spaced(len(clip), max_frames)
+        ]
 
     return _clips(*_read(given, max_frames, size, CLIP_KEYS, squares))
 

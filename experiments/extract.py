@@ -33,7 +33,6 @@ from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
 from permenv.atomic import written
-from permenv.data.files import summary
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
 from permenv.progress import progress_bar
@@ -91,7 +90,7 @@ def main(config: Config) -> tuple[Path, Path]:
         width = _write(file, trunk.module.to(device), images, config.source)
         _require_none(rows, about, content)  # another process may have written them meanwhile
         write_json(about, content)
-    skipped = f"; left out: {len(images.skipped)}: {summary(images.skipped)}" if images.skipped else ""
+    skipped = f"; left out: {len(images.skipped)}: {list_some(images.skipped)}" if images.skipped else ""
     print(f"{trunk.describe()}: {len(images)} images, {width} features each{skipped}.")
     print(f"written to {rows} and {about}")
     return rows, about

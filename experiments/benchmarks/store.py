@@ -38,7 +38,7 @@ from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.report import origin
 from experiments.common.script import run_script
-from permenv.data import kept, store
+from permenv.data import store, stored
 from permenv.data.embedded import embedded_scenes
 
 _BYTES_OF_FILE = 8192  # a block of the file, its inode, and what is kept of it
@@ -181,7 +181,7 @@ def _read(config: Config) -> dict[str, float]:
         "images": len(images),
         "image_size": _PHOTO_SIZE,
         "kept_bytes_per_image": kept_bytes / len(images),
-        "threads": min(kept.DECODERS, len(os.sched_getaffinity(0))),
+        "threads": min(stored.DECODERS, len(os.sched_getaffinity(0))),
         "images_per_second": count / seconds,
         "images_per_cpu_second": count / cpu,
         f"cores_for_{_WANTED}_per_second": _WANTED * cpu / count,

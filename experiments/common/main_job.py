@@ -129,10 +129,10 @@ def in_words(summary: dict[str, Any], base_env: PermShuffleEnv, options: JobOpti
     )
     for task, each in base_env.tasks.items():
         if skipped := getattr(each.data, "skipped", ()):
-            lines.append(f"Skipped, {task}: {len(skipped)}: {files.summary(skipped)}.")
+            lines.append(f"Skipped, {task}: {len(skipped)}: {files.list_some(skipped)}.")
         if isinstance(each.data, VideoClips) and each.data.irregular:
             lines.append(
-                f"Used but lacking frames, {task}: {len(each.data.irregular)}: {files.summary(each.data.irregular)}."
+                f"Used but lacking frames, {task}: {len(each.data.irregular)}: {files.list_some(each.data.irregular)}."
             )
     logs = "TensorBoard, " if "tensorboard" in options.log else ""
     lines.append(f"Files: {summary['folder']} (metrics.csv, summary.json, pictures, {logs}checkpoint).")

@@ -3,7 +3,8 @@
 from permenv.data.arrays import as_clips, as_images
 from permenv.data.embedded import embedded_clips, embedded_scenes
 from permenv.data.folder import image_folder
-from permenv.data.source import DataError, StillImages, VideoClips
+from permenv.data.messages import DataError
+from permenv.data.sets import StillImages, VideoClips
 from permenv.data.videos import video_folder
 
 __all__ = [

@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from permenv.data.clip_files import spread
+from permenv.data.clip_files import evenly_spaced
 from permenv.data.decode import centre_square
 from permenv.data.embedded import embedded_clips, embedded_scenes
-from permenv.data.files import UNLABELLED, summary
+from permenv.data.files import UNLABELLED, list_some
 from permenv.data.folder import image_folder
-from permenv.data.source import DataError, StillImages, VideoClips, free_bytes, log
+from permenv.data.messages import DataError, log
+from permenv.data.sets import StillImages, VideoClips, free_bytes
 from permenv.data.videos import video_folder
 from permenv.progress import progress_bar
 
@@ -136,7 +137,9 @@ def as_clips(
         _require_frames(clip, where)
         if len(clip) < min_frames:
             return f"fewer than {min_frames} frames: {len(clip)}"
-        return [_square(clip[frame], size, f"frame {frame} of {where}") for frame in spread(len(clip), max_frames)]
+        return [
+            _square(clip[frame], size, f"frame {frame} of {where}") for frame in evenly_spaced(len(clip), max_frames)
+        ]
 
     return _clips(*_read(given, max_frames, size, CLIP_KEYS, squares))
 
@@ -191,9 +194,9 @@ def _read(
         used.append(index)
         labels.append(label)
     if not used:
-        raise DataError(f"{name} contains no usable item: {summary(skipped)}; correct the dataset")
+        raise DataError(f"{name} contains no usable item: {list_some(skipped)}; correct the dataset")
     if skipped:
-        log.warning("%s: %d of %d items skipped: %s", name, len(skipped), len(given), summary(skipped))
+        log.warning("%s: %d of %d items skipped: %s", name, len(skipped), len(given), list_some(skipped))
     indices, classes = _labels(labels, _class_names(given))
     images = StillImages(
         pixels=torch.from_numpy(pixels[:rows]),

@@ -39,8 +39,8 @@ import numpy as np
 
 from permenv import locks
 from permenv.data.files import UnusableFileError, open_regular, read_regular
+from permenv.data.messages import DataError, log
 from permenv.data.rows import CachedRows, Opened
-from permenv.data.source import DataError, log
 
 FORMAT = 4  # of an entry's two files; entries of another format are made again
 ARRAY, INDEX = "array.bin", "index.json"

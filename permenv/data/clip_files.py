@@ -18,8 +18,8 @@ import numpy as np
 
 from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.decode import MAX_PIXELS, decoding, load, read, rgb_square
-from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, open_regular, state_of, summary
-from permenv.data.source import DataError
+from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, list_some, open_regular, state_of
+from permenv.data.messages import DataError
 from permenv.data.store import Content, Squares, unreadable
 
 if TYPE_CHECKING:
@@ -150,9 +150,9 @@ class VideoFile:
         promised = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         try:
             with decoding.using(int(pixels)):
-                kept, count = _grab(capture, spread(max(promised, max_frames), max_frames), size)
-                if list(kept) != spread(count, max_frames):
-                    kept, count = _grab(self._open(file), spread(count, max_frames), size)
+                kept, count = _grab(capture, evenly_spaced(max(promised, max_frames), max_frames), size)
+                if list(kept) != evenly_spaced(count, max_frames):
+                    kept, count = _grab(self._open(file), evenly_spaced(count, max_frames), size)
         except cv2.error:
             return "OpenCV cannot decode it"
         ends_early = promised - count > max(FEWER_AT_LEAST, FEWER_SHARE * promised)
@@ -225,20 +225,20 @@ class FrameFolder:
 
     def _squares(self, digests: Sequence[bytes], size: int, max_frames: int) -> Squares:
         """Decode frames that have these digests."""
-        chosen = spread(len(self._files), max_frames)
+        chosen = evenly_spaced(len(self._files), max_frames)
         names = [self._files[index] for index in chosen]
         loaded = [load(self._folder / self._files[index], digests[index], size) for index in chosen]
         broken = [(name, square) for name, square in zip(names, loaded, strict=True) if isinstance(square, str)]
         squares = [square for square in loaded if not isinstance(square, str)]
-        remark = f"{len(broken)} of {len(chosen)} frames broken, the first: {summary(broken[:1])}" if broken else ""
+        remark = f"{len(broken)} of {len(chosen)} frames broken, the first: {list_some(broken[:1])}" if broken else ""
         return squares, remark
 
 
 Clip = VideoFile | FrameFolder
 
 
-def spread(count: int, most: int) -> list[int]:
-    """Up to `most` of the numbers 0 to count - 1, ascending, evenly spread, with the first and the last."""
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """Up to `most` of the numbers 0 to count - 1, ascending, evenly spaced, with the first and the last."""
     number = min(count, most)
     return [index * (count - 1) // max(1, number - 1) for index in range(number)]
 

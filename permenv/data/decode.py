@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from permenv.data.files import Budget, content_digest, read_regular
-from permenv.data.source import DataError
+from permenv.data.files import content_digest, read_regular
+from permenv.data.messages import DataError
+from permenv.data.parallel import Budget
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile

@@ -9,7 +9,7 @@ import numpy as np
 from permenv.data.cache import Append, cached_or_in_memory
 from permenv.data.rows import CachedRows
 from permenv.data.scenes import CLASSES, RECIPE, check, deal_labels, render_clip
-from permenv.data.source import StillImages, VideoClips
+from permenv.data.sets import StillImages, VideoClips
 from permenv.progress import progress_bar
 
 

@@ -1,4 +1,4 @@
-"""Tools for folders of files of any kind: finding, opening, labelling and identifying files, working in parallel.
+"""Tools for folders of files of any kind: finding, opening, labelling and identifying files.
 
 Every file of a data set or of the cache is opened here, and only if it is a regular one.
 """
@@ -9,21 +9,14 @@ import errno
 import hashlib
 import os
 import stat
-import threading
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import islice
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 
-from permenv.data.source import DataError, log, printable
-from permenv.progress import progress_bar
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future
+from permenv.data.messages import DataError, log, printable
 
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".gif", ".mov", ".mpg", ".mpeg", ".m4v")
 UNLABELLED = -1
@@ -31,9 +24,6 @@ DIGEST_BYTES = 16
 UNSETTLED = 2 * 10**9  # ns; within that of its last change a file may change again and still have the same time
 UNKNOWN_TIME = -1  # of a file that cannot be reached
 NAMED_IN_LOG = 5  # names in a warning; the others are counted
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 def data_folder(given: str | Path, kind: str, expected: str) -> Path:
@@ -113,7 +103,7 @@ def walk(root: Path) -> Iterator[tuple[str, list[str] | None]]:
                 if not entry.is_symlink()
             ]
     if again:
-        log.warning("%s: %d links to folders that are read already: %s", root, len(again), summary(again))
+        log.warning("%s: %d links to folders that are read already: %s", root, len(again), list_some(again))
 
 
 class UnusableFileError(OSError):
@@ -248,68 +238,7 @@ def faults_of(names: Sequence[str], digests: Sequence[bytes], reasons: Sequence[
     ]
 
 
-def in_parallel(
-    work: Callable[[T], R], items: Sequence[T], label: str, progress: bool, unit: str, in_flight: int
-) -> Generator[R, None, None]:
-    """Map with threads, in order and in bounded memory. Decoding, hashing and reading release the GIL.
-
-    Args:
-        work: The function.
-        items: Its arguments.
-        label: Label of the progress bar.
-        progress: Show a progress bar, see `permenv.progress`.
-        unit: Unit of the progress bar.
-        in_flight: Largest number of items submitted to the threads before the result of the first is used.
-
-    Yields:
-        The results, in the order of the items.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    todo = iter(items)
-    with (
-        ThreadPoolExecutor() as pool,
-        progress_bar(total=len(items), label=label, unit=unit, show=progress) as bar,
-    ):
-        waiting: deque[Future[R]] = deque(pool.submit(work, item) for item in islice(todo, in_flight))
-        while waiting:
-            yield waiting.popleft().result()
-            bar.update()
-            waiting.extend(pool.submit(work, item) for item in islice(todo, 1))
-
-
-class Budget:
-    """What threads may use together at one time.
-
-    Args:
-        total: How much that is.
-    """
-
-    def __init__(self, total: int):
-        self.total = total
-        self._begin()
-        if hasattr(os, "register_at_fork"):  # a forked child is without its parent's threads
-            os.register_at_fork(after_in_child=self._begin)
-
-    def _begin(self) -> None:
-        self._used, self._changed = 0, threading.Condition()
-
-    @contextmanager
-    def using(self, amount: int) -> Iterator[None]:
-        """Wait until the others leave this much; of more than the total, until they use nothing."""
-        amount = min(amount, self.total)
-        with self._changed:
-            self._changed.wait_for(lambda: self._used + amount <= self.total)
-            self._used += amount
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._used -= amount
-                self._changed.notify_all()
-
-
-def summary(remarks: Sequence[tuple[str, str]]) -> str:
+def list_some(remarks: Sequence[tuple[str, str]]) -> str:
     """Name the first few of (relative path, remark), in printable characters, and count the others."""
     named = [printable(f"{name} ({remark})") for name, remark in remarks[:NAMED_IN_LOG]]
     more = len(remarks) - len(named)

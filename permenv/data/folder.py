@@ -13,13 +13,14 @@ from permenv.data.files import (
     data_folder,
     fingerprint,
     labels_by_folder,
+    list_some,
     state_of,
-    summary,
     walk,
 )
-from permenv.data.kept import KeptImages
-from permenv.data.source import DataError, StillImages, log
+from permenv.data.messages import DataError, log
+from permenv.data.sets import StillImages
 from permenv.data.store import Content, Squares, Store, unreadable
+from permenv.data.stored import StoredImages
 
 RECIPE = 3  # increase it when the same files give other pixels, so that they are decoded again
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
@@ -67,9 +68,9 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
     faults = store.faults
     skipped = tuple((file, fault) for file, fault in zip(files, faults, strict=True) if fault)
     if len(skipped) == len(files):
-        raise DataError(f"{folder} contains no readable image: {summary(skipped)}; {_expected()}")
+        raise DataError(f"{folder} contains no readable image: {list_some(skipped)}; {_expected()}")
     if skipped:
-        log.warning("%s: %d of %d image files skipped: %s", folder, len(skipped), len(files), summary(skipped))
+        log.warning("%s: %d of %d image files skipped: %s", folder, len(skipped), len(files), list_some(skipped))
 
     recipe = f"permenv image folder, recipe {RECIPE}, size {size}"
     if store.jpeg:  # what these decode to are the data
@@ -77,7 +78,7 @@ def image_folder(root: str | Path, size: int, *, verify: bool = False, progress:
         recipe = f"{recipe}, {store.encoding}, {content_digest(checksums).hex()}"
     labels, classes = labels_by_folder(files, {file for file, _ in skipped})
     return StillImages(
-        KeptImages(store, np.array([not fault for fault in faults])),
+        StoredImages(store, np.array([not fault for fault in faults])),
         labels,
         classes,
         folder.resolve().name,
@@ -93,7 +94,7 @@ def file_names(images: StillImages) -> list[str]:
         DataError: If it is another set of images.
     """
     pixels = images.pixels if images.moved_from is None else images.moved_from.pixels
-    if not isinstance(pixels, KeptImages) or not isinstance(pixels.source, ImageFiles):
+    if not isinstance(pixels, StoredImages) or not isinstance(pixels.source, ImageFiles):
         raise DataError(f"{images.name} is not what image_folder returned, so its images have no files")
     skipped = {name for name, _ in images.skipped}
     return [name for name in pixels.source.items if name not in skipped]

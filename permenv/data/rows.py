@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
 
 Opened = tuple[np.ndarray, np.ndarray]
 """(N, *row) uint8, a memory map, and (N,) uint32, the checksums that its rows had when they were written."""

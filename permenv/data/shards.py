@@ -26,7 +26,7 @@ import safetensors.numpy
 
 from permenv.data.cache import MAX_INDEX_BYTES, BrokenError, writing
 from permenv.data.files import DIGEST_BYTES, UnusableFileError, open_regular, read_regular
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
 
 # not tracked, a map takes no file descriptor, of which a process has few
 _UNTRACKED: dict[str, Any] = {"trackfd": False} if sys.version_info >= (3, 13) else {}

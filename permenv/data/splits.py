@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from permenv.data.files import is_folder, listing, read_regular, stem
-from permenv.data.source import DataError, log
+from permenv.data.messages import DataError, log
 
 UCF_FILE = re.compile(r"(?P<part>train|test)list(?P<split>\d+)\.txt")
 HMDB_FILE = re.compile(r"(?P<label>.+)_test_split(?P<split>\d+)\.txt")

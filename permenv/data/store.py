@@ -46,10 +46,10 @@ from permenv.data.files import (
     content_digest,
     encoded,
     faults_of,
-    in_parallel,
 )
+from permenv.data.messages import DataError, log
+from permenv.data.parallel import in_parallel
 from permenv.data.shards import Outcome, Shard, write_index, write_shard
-from permenv.data.source import DataError, log
 
 FORMAT = 2  # of a store; increase it when the same images would be kept otherwise
 RAW_BYTES = 2**32  # of pixels: a set that the memory of any machine that trains holds

@@ -13,12 +13,13 @@ from typing import Literal
 import numpy as np
 
 from permenv.data.clip_files import RECIPE, Clip, ClipFiles, FrameFolder, VideoFile
-from permenv.data.files import VIDEO_EXTENSIONS, data_folder, fingerprint, labels_by_folder, stem, summary, walk
+from permenv.data.files import VIDEO_EXTENSIONS, data_folder, fingerprint, labels_by_folder, list_some, stem, walk
 from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
-from permenv.data.kept import KeptImages
-from permenv.data.source import DataError, StillImages, VideoClips, log
+from permenv.data.messages import DataError, log
+from permenv.data.sets import StillImages, VideoClips
 from permenv.data.splits import Split, official_split
 from permenv.data.store import Store
+from permenv.data.stored import StoredImages
 
 
 def video_folder(
@@ -87,15 +88,15 @@ def video_folder(
     names, faults = [clip.name for clip in clips], store.faults
     unusable = [(clip, fault) for clip, fault in zip(names, faults, strict=True) if fault]
     if len(unusable) == len(clips):
-        raise DataError(f"{folder} contains no usable clip: {summary(unusable)}; {_expected()}")
+        raise DataError(f"{folder} contains no usable clip: {list_some(unusable)}; {_expected()}")
     skipped = sorted(unusable + missing)
     if skipped:
         of = len(clips) + len(missing)
-        log.warning("%s: %d of %d clips skipped: %s", folder, len(skipped), of, summary(skipped))
+        log.warning("%s: %d of %d clips skipped: %s", folder, len(skipped), of, list_some(skipped))
     remarks = zip(names, store.remarks, faults, strict=True)
     irregular = [(clip, remark) for clip, remark, fault in remarks if remark and not fault]
     if irregular:
-        log.warning("%s: %d of %d clips lack frames: %s", folder, len(irregular), len(clips), summary(irregular))
+        log.warning("%s: %d of %d clips lack frames: %s", folder, len(irregular), len(clips), list_some(irregular))
 
     used = np.array([not fault for fault in faults])
     lengths = store.counts[used]
@@ -104,7 +105,7 @@ def video_folder(
     labels, classes = labels_by_folder(all_names, set(all_names) - set(names_of_used))
     recipe = f"permenv video folder, recipe {RECIPE}, size {size}, {min_frames} to {max_frames} frames"
     frames = StillImages(
-        pixels=KeptImages(store, used),
+        pixels=StoredImages(store, used),
         labels=None if labels is None else np.repeat(labels, lengths),
         classes=classes,
         name=name,

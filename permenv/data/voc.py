@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 
 from permenv.data.decode import MAX_BYTES, MAX_PIXELS, decode
-from permenv.data.files import data_folder, is_folder, listing, open_regular, read_regular, summary
-from permenv.data.source import DataError, log
+from permenv.data.files import data_folder, is_folder, list_some, listing, open_regular, read_regular
+from permenv.data.messages import DataError, log
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -106,11 +106,11 @@ def voc_images(root: str | Path, part: str, kind: Literal["Main", "Segmentation"
             records.append(found)
     where = f"{release}, {kind} {part}"
     if not records:
-        raise DataError(f"{where}: none of {len(names)} images can be used: {summary(skipped)}; correct the folder")
+        raise DataError(f"{where}: none of {len(names)} images can be used: {list_some(skipped)}; correct the folder")
     if skipped:
-        log.warning("%s: %d of %d images skipped: %s", where, len(skipped), len(names), summary(skipped))
+        log.warning("%s: %d of %d images skipped: %s", where, len(skipped), len(names), list_some(skipped))
     if remarks:
-        log.warning("%s: %d faults of images that are used: %s", where, len(remarks), summary(remarks))
+        log.warning("%s: %d faults of images that are used: %s", where, len(remarks), list_some(remarks))
     empty = sum(not record.objects for record in records)
     if empty:
         log.info("%s: %d of %d images have no objects", where, empty, len(records))

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from permenv.data import DataError, VideoClips, video_folder
-from permenv.data.files import stem, summary
-from permenv.data.source import log
+from permenv.data.files import list_some, stem
+from permenv.data.messages import log
 from permenv.data.splits import Split, official_split
 from permenv.transfer.action_recognition import ActionSplit
 
@@ -88,7 +88,9 @@ def official_action_split(root: str | Path, clips: VideoClips, number: int) -> A
 def _report(folder: Path, clips: VideoClips, split: ActionSplit, lists: Split, absent: list[tuple[str, str]]) -> None:
     if absent:
         of = len(lists.train) + len(lists.test)
-        log.warning("%s, split %d: %d of %d clips left out: %s", folder, split.number, len(absent), of, summary(absent))
+        log.warning(
+            "%s, split %d: %d of %d clips left out: %s", folder, split.number, len(absent), of, list_some(absent)
+        )
     labels = clips.frames.labels
     if labels is None:
         return
@@ -101,5 +103,5 @@ def _report(folder: Path, clips: VideoClips, split: ActionSplit, lists: Split, a
             split.number,
             len(unknown),
             len(clips.frames.classes),
-            summary(unknown),
+            list_some(unknown),
         )

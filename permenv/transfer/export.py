@@ -15,7 +15,7 @@ from torch import nn
 from permenv.atomic import write_bytes
 from permenv.checkpoint import CheckpointError
 from permenv.config import ConfigurationError
-from permenv.data.source import printable
+from permenv.data.messages import printable
 from permenv.saved_run import read_run
 from permenv.transfer.plain import map_shape
 from permenv.transfer.trunks import Trunk

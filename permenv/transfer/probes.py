@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from permenv.config import ConfigurationError
 from permenv.data import DataError, StillImages
-from permenv.data.source import free_bytes
+from permenv.data.sets import free_bytes
 from permenv.progress import progress_bar
 from permenv.transfer.batches import CHUNK, chunks
 from permenv.transfer.finetuning import Schedule, epochs, fine_tune

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from permenv.data import StillImages, VideoClips
-from permenv.data.clip_files import spread
+from permenv.data.clip_files import evenly_spaced
 from permenv.networks import eval_mode
 from permenv.progress import progress_bar
 from permenv.transfer.batches import CHUNK, chunks
@@ -129,7 +129,7 @@ def spread_frames(clips: VideoClips, among: np.ndarray, count: int) -> np.ndarra
     """
     rows = []
     for start, length in zip(clips.starts[among], clips.lengths[among], strict=True):
-        rows.append(start + np.array(spread(length, count)))
+        rows.append(start + np.array(evenly_spaced(length, count)))
     return np.concatenate([np.empty(0, dtype=np.int64), *rows])
 
 
@@ -206,4 +206,5 @@ def _labelled(
         return images, np.empty(0, dtype=np.int64)
     indices = indices[images.labels[indices] >= 0]
     count = len(indices) if most is None else min(len(indices), most)
+    # not `evenly_spaced`: the last one is left out; reported figures are of these
     return images, indices[np.arange(count) * len(indices) // max(1, count)]

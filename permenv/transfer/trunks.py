@@ -213,16 +213,17 @@ def some_of(data: StillImages | VideoClips, among: np.ndarray | None = None) -> 
         images, rows = data.frames, spread_frames(data, rows, int(data.lengths.max()))
     else:
         images = data
-    return images.take(rows[_spread(len(rows))], torch.device("cpu")).numpy()
+    return images.take(rows[_some_rows(len(rows))], torch.device("cpu")).numpy()
 
 
 def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:
     """Return the same of VOC's images: their centre squares, resized to `side`."""
-    pixels = [load_voc_image(records[row]) for row in _spread(len(records))]
+    pixels = [load_voc_image(records[row]) for row in _some_rows(len(records))]
     return np.stack([centre_square(each, side) for each in pixels if not isinstance(each, str)])
 
 
-def _spread(number: int) -> np.ndarray:
+def _some_rows(number: int) -> np.ndarray:
+    # not `evenly_spaced`: linspace rounds, so that for some numbers a row is one less; reported figures are of these
     return np.unique(np.linspace(0, number - 1, _MEASURED).astype(np.int64))
 
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from permenv.data import DataError, StillImages
-from permenv.data.files import content_digest, fingerprint, in_parallel, summary
-from permenv.data.source import log
+from permenv.data.files import content_digest, fingerprint, list_some
+from permenv.data.messages import log
+from permenv.data.parallel import in_parallel
 from permenv.data.voc import VOC_CLASSES, VocImage, load_voc_image, load_voc_mask
 from permenv.transfer.classification import LabelledImages
 from permenv.transfer.crops import resized
@@ -135,7 +136,7 @@ def object_crops(
         labels += found[1]
         names += [record.name] * len(found[0])
     if skipped:
-        log.warning("%d of %d images skipped: %s", len(skipped), len(records), summary(skipped))
+        log.warning("%d of %d images skipped: %s", len(skipped), len(records), list_some(skipped))
     if not crops:
         raise DataError(
             f"{len(records)} images have no object of at least {smallest:g} pixels that is not difficult and can be "
@@ -176,7 +177,7 @@ def _usable(
         else:
             kept.append(record)
     if skipped:
-        log.warning("%d of %d images skipped: %s", len(skipped), len(records), summary(skipped))
+        log.warning("%d of %d images skipped: %s", len(skipped), len(records), list_some(skipped))
     if not kept:
         raise DataError(f"none of {len(records)} images can be used; correct the folder")
     return kept

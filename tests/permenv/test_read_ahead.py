@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from permenv import Pretraining
-from permenv.data import kept, store
+from permenv.data import store, stored
 from permenv.tasks import SpatialTask
 from tests.helpers import assert_same_weights, small_run
 
@@ -28,7 +28,7 @@ def begin(folder, monkeypatch):
     monkeypatch.setattr(store, "RAW_BYTES", 0)
 
     def make(depth, seed=0):
-        monkeypatch.setattr(kept, "READ_AHEAD", depth)
+        monkeypatch.setattr(stored, "READ_AHEAD", depth)
         return small_run(images=folder, seed=seed)
 
     return make
@@ -42,14 +42,14 @@ def losses_of(run: Pretraining, count: int) -> list[dict[str, float]]:
 def found(monkeypatch):
     """Count, for each batch that is read, whether it had been announced."""
     counts = []
-    read = kept.KeptImages.read
+    read = stored.StoredImages.read
 
     def count(images, numbers, pinned=False):
         with images._lock():
             counts.append((pinned, numbers.tobytes()) in images._ahead)
         return read(images, numbers, pinned)
 
-    monkeypatch.setattr(kept.KeptImages, "read", count)
+    monkeypatch.setattr(stored.StoredImages, "read", count)
     return counts
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from permenv.data import arrays
 from permenv.data.arrays import as_clips, as_images
 from permenv.data.folder import image_folder
-from permenv.data.source import DataError, StillImages
+from permenv.data.messages import DataError
+from permenv.data.sets import StillImages
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -18,8 +18,8 @@ import pytest
 
 from permenv.data import cache
 from permenv.data.cache import CacheError, cached_or_in_memory, cached_rows
+from permenv.data.messages import DataError
 from permenv.data.rows import CachedRows
-from permenv.data.source import DataError
 from permenv.locks import locked
 from tests.helpers import fail_to_lock
 from tests.permenv.data.helpers import fail_to_open, fail_to_reach

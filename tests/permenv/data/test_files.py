@@ -3,16 +3,14 @@
 import contextlib
 import logging
 import os
-import signal
 import socket
-import threading
 from pathlib import Path
 
 import pytest
 
 from permenv.data import files
-from permenv.data.files import Budget, UnusableFileError, open_regular, read_regular, summary, walk
-from permenv.data.source import DataError, log
+from permenv.data.files import UnusableFileError, list_some, open_regular, read_regular, walk
+from permenv.data.messages import DataError, log
 
 # Regular files
 
@@ -161,9 +159,9 @@ def test_a_file_name_cannot_break_a_line_of_the_log_or_control_the_terminal(capl
     assert caplog.records[-1].getMessage() == "é 猫 Ψ ± → stay as they are"
 
 
-def test_a_file_name_cannot_break_the_line_of_an_error_or_a_summary():
+def test_a_file_name_cannot_break_the_line_of_an_error_or_a_list():
     assert str(DataError(f"{BAD_NAME} changed")) == f"{SHOWN} changed"
-    assert summary([(BAD_NAME, "empty\tfile")]) == rf"{SHOWN} (empty\tfile)"
+    assert list_some([(BAD_NAME, "empty\tfile")]) == rf"{SHOWN} (empty\tfile)"
 
 
 @pytest.mark.parametrize(
@@ -179,43 +177,3 @@ def test_a_file_name_cannot_break_the_line_of_an_error_or_a_summary():
 def test_a_path_that_cannot_be_a_folder(given, message):
     with pytest.raises(DataError, match=message):
         files.data_folder(given, "image", "EXPECTED")
-
-
-# Working in parallel
-
-
-def test_more_than_a_budget_is_used_alone():
-    budget, events = Budget(3), []
-    begun = threading.Event()
-
-    def use_more():
-        begun.set()
-        with budget.using(10):
-            events.append("more")
-
-    with budget.using(1), budget.using(2):
-        thread = threading.Thread(target=use_more)
-        thread.start()
-        assert begun.wait(60)
-        events.append("first")
-    thread.join()
-    assert events == ["first", "more"]
-
-
-def test_what_an_error_ends_no_longer_counts():
-    budget = Budget(3)
-    for _ in range(2):
-        with pytest.raises(KeyError), budget.using(3):
-            raise KeyError
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_a_forked_child_has_the_whole_budget():
-    budget = Budget(3)
-    with budget.using(3):
-        child = os.fork()
-        if not child:
-            signal.alarm(60)
-            with budget.using(3):
-                os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, ImageOps
 
 from permenv.data import decode as decode_module
-from permenv.data import folder, source
-from permenv.data.files import Budget
+from permenv.data import folder, sets
 from permenv.data.folder import file_names, image_folder
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
+from permenv.data.parallel import Budget
 from tests.helpers import REAL_DATA
 from tests.permenv.data.helpers import Crowd, fail_to_open
 
@@ -673,8 +673,8 @@ def test_take_gives_a_copy(mapped):
 
 @pytest.mark.parametrize("piece", [1, 400, 2**26])
 def test_pixels_are_copied_to_a_device_in_parts(mapped, monkeypatch, piece):
-    monkeypatch.setattr(source, "COPY_BYTES", piece)
-    np.testing.assert_array_equal(source._copy_to(mapped.pixels, CPU).numpy(), mapped.pixels)
+    monkeypatch.setattr(sets, "COPY_BYTES", piece)
+    np.testing.assert_array_equal(sets._copy_to(mapped.pixels, CPU).numpy(), mapped.pixels)
 
 
 def test_pixels_move_to_a_device_where_they_fit(mapped):
@@ -688,7 +688,7 @@ def test_pixels_move_to_a_device_where_they_fit(mapped):
 def test_sets_of_the_same_content_share_their_pixels_on_a_device(mapped, monkeypatch):
     device = torch.device("meta")
     moved = mapped.to(device)
-    monkeypatch.setattr(source, "free_bytes", lambda device: 0)  # so that another copy would not fit
+    monkeypatch.setattr(sets, "free_bytes", lambda device: 0)  # so that another copy would not fit
     assert dataclasses.replace(mapped).to(device).pixels is moved.pixels
     other = dataclasses.replace(mapped, fingerprint="other")
     assert other.to(device) is other
@@ -702,7 +702,7 @@ def test_a_set_on_a_device_is_pickled_as_its_files_and_moved_again(mapped, monke
     assert mapped.pixels[0].tobytes() not in content
     assert pickle.loads(content).pixels is moved.pixels
     del moved
-    monkeypatch.setattr(source, "free_bytes", lambda device: 0)
+    monkeypatch.setattr(sets, "free_bytes", lambda device: 0)
     np.testing.assert_array_equal(pickle.loads(content).pixels, mapped.pixels)
 
 
@@ -713,7 +713,7 @@ def test_a_set_with_other_pixels_than_the_one_on_a_device_is_pickled_with_them(m
 
 
 def test_pixels_stay_memory_mapped_where_they_do_not_fit(mapped, monkeypatch):
-    monkeypatch.setattr(source, "free_bytes", lambda device: 2 * mapped.pixels.nbytes - 1)
+    monkeypatch.setattr(sets, "free_bytes", lambda device: 2 * mapped.pixels.nbytes - 1)
     assert mapped.to(torch.device("meta")) is mapped
 
 

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image, ImageOps
 
 from permenv.data.cache import cached_rows
-from permenv.data.clip_files import spread
+from permenv.data.clip_files import evenly_spaced
 from permenv.data.decode import centre_square
 from permenv.data.folder import ImageFiles, image_folder
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
 from permenv.data.splits import official_split
 from permenv.data.store import Store
 from permenv.data.videos import video_folder
@@ -136,7 +136,7 @@ def read_video(extension, content, place):
     capture, frames = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), []
     while (found := capture.read())[0]:
         frames.append(centre_square(cv2.cvtColor(found[1], cv2.COLOR_BGR2RGB), SIZE))
-    np.testing.assert_array_equal(clips.frames.pixels, np.stack(frames)[spread(len(frames), MAX_FRAMES)])
+    np.testing.assert_array_equal(clips.frames.pixels, np.stack(frames)[evenly_spaced(len(frames), MAX_FRAMES)])
     return "used"
 
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
 from permenv.data.splits import official_split
 
 CLIPS = [f"{label}/v_{label}_g{group:02}_c01.avi" for label in ("Bend", "Jump") for group in (1, 2, 3)]

@@ -17,13 +17,13 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from permenv.data import kept, store
+from permenv.data import store, stored
 from permenv.data.cache import CacheError
 from permenv.data.files import content_digest, state_of
 from permenv.data.folder import image_folder
-from permenv.data.kept import KeptImages
-from permenv.data.source import DataError
+from permenv.data.messages import DataError
 from permenv.data.store import Store
+from permenv.data.stored import StoredImages
 from tests.helpers import fail_to_lock
 
 COUNT, SIZE = 60, 24
@@ -122,7 +122,7 @@ def opened(root, kind=Files, **options):
 
 
 def images_of(made):
-    return KeptImages(made, made.counts > 0)
+    return StoredImages(made, made.counts > 0)
 
 
 def expected_of(numbers, encoding):
@@ -502,7 +502,7 @@ def test_jpegs_on_a_device_and_in_batches_are_the_same(tmp_path, monkeypatch):
     for seed in range(5):
         Image.fromarray(picture(seed)).save(tmp_path / f"{seed}.png")
     images, batch = image_folder(tmp_path, 16), np.array([4, 0, 0])
-    assert images.read_ahead == kept.READ_AHEAD
+    assert images.read_ahead == stored.READ_AHEAD
     images.announce(batch, torch.device("cpu"))
     taken = images.take(batch, torch.device("cpu"))
     np.testing.assert_array_equal(taken, np.asarray(images.pixels)[batch])

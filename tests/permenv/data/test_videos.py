@@ -17,10 +17,11 @@ from PIL import Image
 
 from permenv.data import clip_files, store
 from permenv.data import decode as decode_module
-from permenv.data.files import Budget
 from permenv.data.folder import file_names, image_folder
-from permenv.data.kept import KeptImages
-from permenv.data.source import DataError, StillImages, VideoClips
+from permenv.data.messages import DataError
+from permenv.data.parallel import Budget
+from permenv.data.sets import StillImages, VideoClips
+from permenv.data.stored import StoredImages
 from permenv.data.videos import video_folder
 from tests.permenv.data.helpers import Crowd, fail_to_open
 
@@ -528,7 +529,7 @@ def test_the_second_start_decodes_nothing(tmp_path, no_decoding):
     np.testing.assert_array_equal(first.frames.labels, second.frames.labels)
     assert first.frames.fingerprint == second.frames.fingerprint
     assert (first.names, first.irregular) == (second.names, second.irregular)
-    assert isinstance(second.frames.pixels, KeptImages)
+    assert isinstance(second.frames.pixels, StoredImages)
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from permenv.data.messages import DataError
 from permenv.data.shards import Shard
-from permenv.data.source import DataError
 from permenv.data.store import Source, Store
 
 DECODERS = 5  # threads at most: on five cores they decode about 10,000 images of 255 pixels a second
@@ -27,7 +27,7 @@ READ_AHEAD = 4  # batches
 MOST_AHEAD = 2 * READ_AHEAD  # batches that are kept for whoever announced them; then the oldest is dropped
 
 
-class KeptImages:
+class StoredImages:
     """Images of a store as a read-only array (N, S, S, 3) uint8 that is not in memory.
 
     An image is checked against its checksum when it is read for the first time. If it is damaged, its shard is made
@@ -173,7 +173,7 @@ class KeptImages:
         return self._guard
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return KeptImages, (self._store, self._used)
+        return StoredImages, (self._store, self._used)
 
 
 class _Batch:

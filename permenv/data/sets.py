@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,31 +16,8 @@ _ON_DEVICES: WeakValueDictionary[tuple[str, tuple[int, ...], str], torch.Tensor]
 COPY_BYTES = 64 * 2**20  # a memory map is copied to a device in pieces of this size
 
 
-log = logging.getLogger("permenv")
-
-
-def printable(text: str) -> str:
-    """Escape line breaks and control characters, so that the name of a file cannot write to a log or a terminal."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-
-
-def _keep_to_one_line(record: logging.LogRecord) -> bool:
-    record.msg, record.args = printable(record.getMessage()), ()
-    return True
-
-
-log.addFilter(_keep_to_one_line)  # messages contain names of files and what decoders say about them
-
-
-class DataError(ValueError):
-    """Data that cannot be used. The message names the value, the place and the remedy, in one printable line."""
-
-    def __init__(self, message: str):
-        super().__init__(printable(message))
-
-
-class Kept(Protocol):
-    """Images that are read from a disk when they are needed, see `permenv.data.kept.KeptImages`."""
+class Stored(Protocol):
+    """Images that are read from a disk when they are needed, see `permenv.data.stored.StoredImages`."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -90,7 +66,7 @@ class StillImages:
         moved_from: Of a set that `to` has moved to a GPU, the set whose pixels are in files; else None.
     """
 
-    pixels: torch.Tensor | np.ndarray | Kept
+    pixels: torch.Tensor | np.ndarray | Stored
     labels: np.ndarray | None
     classes: tuple[str, ...]
     name: str
@@ -221,25 +197,25 @@ class VideoClips:
         """(V,) int64, frames of each clip."""
         return np.diff(self.starts)
 
-    def take(self, clips: np.ndarray, places: np.ndarray, device: torch.device) -> torch.Tensor:
+    def take(self, clips: np.ndarray, positions: np.ndarray, device: torch.device) -> torch.Tensor:
         """Gather frames onto a device.
 
         Args:
             clips: (B,) integers in [0, V), repeats allowed.
-            places: (B, n) integers, the frames of each clip, in [0, length of the clip), in any order.
+            positions: (B, n) integers, the frames of each clip, in [0, length of the clip), in any order.
             device: Device of the result.
 
         Returns:
             A copy, (B, n, S, S, 3) uint8 on `device`.
 
         Raises:
-            IndexError: If a clip or a place lies outside.
+            IndexError: If a clip or a position lies outside.
         """
         if np.any(clips < 0):  # numpy would count from the end
             raise IndexError(f"a clip lies outside the set: clips go from 0 to {len(self) - 1}")
-        if np.any(places < 0) or np.any(places >= self.lengths[clips][:, None]):
-            raise IndexError("a place lies outside its clip: places go from 0 to the clip's length - 1")
-        rows = self.starts[clips][:, None] + places
+        if np.any(positions < 0) or np.any(positions >= self.lengths[clips][:, None]):
+            raise IndexError("a position lies outside its clip: positions go from 0 to the clip's length - 1")
+        rows = self.starts[clips][:, None] + positions
         return self.frames.take(rows.reshape(-1), device).unflatten(0, rows.shape)
 
     def to(self, device: torch.device) -> VideoClips:
@@ -247,7 +223,7 @@ class VideoClips:
         return replace(self, frames=self.frames.to(device))
 
 
-def _copy_to(pixels: np.ndarray | Kept, device: torch.device) -> torch.Tensor:
+def _copy_to(pixels: np.ndarray | Stored, device: torch.device) -> torch.Tensor:
     """Copy pixels piece by piece, so that host memory never holds all of it."""
     copy = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
     rows = max(1, COPY_BYTES * len(pixels) // pixels.nbytes)

@@ -33,6 +33,7 @@ from experiments.common.script import run_script
 from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
 from permenv.atomic import written
+from permenv.data.files import list_some
 from permenv.data.folder import file_names
 from permenv.device import resolve_device
 from permenv.progress import progress_bar

@@ -88,14 +88,15 @@ def cached_rows(key: str, shape: tuple[int, ...], build: Build) -> CachedRows:
 
 
 def _open_or_make(entry: Path, shape: tuple[int, ...], build: Build, verify: bool) -> Opened:
-    found = _open_intact(entry, shape[1:], verify)
+    found = _open_intact(entry, shape[1:], verify, is_ours=False)
     for _ in range(ATTEMPTS):
         if found is None:
             with locked(entry):
-                found = _open_intact(entry, shape[1:], verify)  # another process may have built it meanwhile
+                # another process may have built it meanwhile
+                found = _open_intact(entry, shape[1:], verify, is_ours=True)
                 if found is None:
                     _make(entry, shape, build)
-                    found = _open_intact(entry, shape[1:], verify=True)
+                    found = _open_intact(entry, shape[1:], verify=True, is_ours=True)
     if found is None:
         raise CacheError(
             f"cache entry {entry} was written {ATTEMPTS} times and each time read back differently or not at all; "
@@ -192,8 +193,15 @@ class BrokenError(Exception):
     """What is kept is not as it was written; the message says why."""
 
 
-def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> Opened | None:
-    """Open an entry; None if there is none, or it was broken and has been deleted.
+def _open_intact(entry: Path, row: tuple[int, ...], verify: bool, *, is_ours: bool) -> Opened | None:
+    """Open an entry; None if there is none, or it is broken.
+
+    Args:
+        entry: Its folder.
+        row: Shape of a row.
+        verify: Whether to read all rows.
+        is_ours: Whether this process has locked it. Then an entry that is broken is deleted. Without the lock, what
+            looks broken may be one that another process is replacing.
 
     Raises:
         CacheError: If reading fails, which says nothing about the entry: a disk or a network may work again.
@@ -201,8 +209,9 @@ def _open_intact(entry: Path, row: tuple[int, ...], verify: bool) -> Opened | No
     try:
         return _open(entry, row, verify) if os.path.lexists(entry) else None
     except (BrokenError, UnusableFileError, RecursionError) as fault:  # recursion: an index that is nested deeply
-        log.warning("cache entry %s cannot be used and will be made again: %s", entry, fault)
-        _discard(entry)
+        if is_ours:
+            log.warning("cache entry %s cannot be used and will be made again: %s", entry, fault)
+            _discard(entry)
         return None
     except OSError as fault:
         raise CacheError(
@@ -244,7 +253,7 @@ def _open_again(entry: Path, row: tuple[int, ...]) -> CachedRows:
     """Open the entry that another process has open."""
 
     def opened(verify: bool) -> Opened:
-        found = _open_intact(entry, row, verify)
+        found = _open_intact(entry, row, verify, is_ours=False)
         if found is None:
             raise CacheError(f"cache entry {entry}, which another process uses, is damaged or gone: start again")
         return found

@@ -202,7 +202,7 @@ def fingerprint(recipe: str, names: Sequence[str], digests: Sequence[bytes]) -> 
         names: Relative POSIX paths of the files.
         digests: 16 bytes for the content of each file.
     """
-    key = hashlib.blake2b(recipe.encode() + b"\0", digest_size=16)
+    key = hashlib.blake2b(os.fsencode(recipe) + b"\0", digest_size=16)
     # no path contains a zero byte, and digests have a fixed length
     key.update(b"".join([name + b"\0" + digest for name, digest in zip(encoded(names), digests, strict=True)]))
     return key.hexdigest()

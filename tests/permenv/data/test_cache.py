@@ -72,6 +72,21 @@ def test_rows_come_back_on_the_first_and_the_second_start(folder):
     assert contents(folder) == ["key"]
 
 
+def test_an_entry_that_looks_broken_while_another_process_replaces_it_is_not_deleted(folder, monkeypatch):
+    """Without the lock, the index of the old entry and the rows of the new one may be read."""
+    open_rows(Builder())
+    whole, looked = cache._open, []
+
+    def between(*args):
+        looked.append(args)
+        if len(looked) == 1:
+            raise cache.BrokenError("old index, new rows")
+        return whole(*args)
+
+    monkeypatch.setattr(cache, "_open", between)
+    np.testing.assert_array_equal(open_rows(fail), ROWS)
+
+
 KEYS = [2, -1, slice(1, 3), slice(None, None, 2), [2, 0, 0], np.array([-1, 4]), np.arange(5) > 2, np.array([], int)]
 
 

@@ -177,3 +177,9 @@ def test_a_file_name_cannot_break_the_line_of_an_error_or_a_list():
 def test_a_path_that_cannot_be_a_folder(given, message):
     with pytest.raises(DataError, match=message):
         files.data_folder(given, "image", "EXPECTED")
+
+
+def test_a_folder_whose_path_is_no_text_has_a_fingerprint():
+    assert files.fingerprint("clips of /data/\udcff", ["a.avi"], [bytes(16)]) != files.fingerprint(
+        "", ["a.avi"], [bytes(16)]
+    )

@@ -11,6 +11,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,7 +21,7 @@ from permenv.data.containers import HEAD_BYTES, is_container
 from permenv.data.decode import MAX_PIXELS, decoding, load, read, rgb_square
 from permenv.data.files import DIGEST_BYTES, content_digest, fingerprint, list_some, open_regular, state_of
 from permenv.data.messages import DataError
-from permenv.data.store import Content, Squares, unreadable
+from permenv.data.store import Content, Squares, unusable
 
 if TYPE_CHECKING:
     import cv2
@@ -58,7 +59,7 @@ class ClipFiles:
         """The folder, which of its clips, and how they are decoded."""
         return f"clips, recipe {RECIPE}, {self.min_frames} to {self.most} frames, {self.chosen}, {self.root}"
 
-    @property
+    @cached_property
     def items(self) -> list[str]:
         """Relative POSIX paths of the clips."""
         return [clip.name for clip in self.clips]
@@ -120,9 +121,9 @@ class VideoFile:
                 while flaw is None and (piece := file.read(READ_BYTES)):
                     digest.update(piece)
         except OSError as fault:
-            return unreadable(str(fault.strerror))
+            return unusable(str(fault.strerror), readable=False)
         if flaw is not None:
-            return replace(unreadable(flaw), readable=True)
+            return unusable(flaw, readable=True)
         return Content(digest.digest(), True, lambda: self._squares(stamp, size, max_frames))
 
     def _squares(self, stamp: tuple[int, ...], size: int, max_frames: int) -> Squares | str:

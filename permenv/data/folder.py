@@ -19,7 +19,7 @@ from permenv.data.files import (
 )
 from permenv.data.messages import DataError, log
 from permenv.data.sets import StillImages
-from permenv.data.store import Content, Squares, Store, unreadable
+from permenv.data.store import Content, Squares, Store, unusable
 from permenv.data.stored import StoredImages
 
 RECIPE = 3  # increase it when the same files give other pixels, so that they are decoded again
@@ -135,7 +135,7 @@ class ImageFiles:
         """Read a file, which is decoded to (size, size, 3) uint8 RGB."""
         content = read(Path(self.path(item)))
         if isinstance(content, str):
-            return unreadable(content)
+            return unusable(content, readable=False)
 
         def squares() -> Squares | str:
             square = decode(content, self.size)

@@ -79,9 +79,9 @@ class Content:
     squares: Callable[[], Squares | str]
 
 
-def unreadable(reason: str) -> Content:
-    """The content of an item that cannot be read."""
-    return Content(content_digest(reason), False, lambda: reason)
+def unusable(reason: str, *, readable: bool) -> Content:
+    """The content of an item that cannot be read, or that could be and cannot be used."""
+    return Content(content_digest(reason), readable, lambda: reason)
 
 
 class Source(Protocol):
@@ -139,7 +139,7 @@ class Store:
     Attributes:
         source: Where they come from.
         jpeg: Whether they are kept as JPEG.
-        shards: In the order of the files; empty before `open`.
+        shards: In the order of the items; empty before `open`.
 
     Raises:
         CacheError: If the cache is not to be trusted.
@@ -313,13 +313,15 @@ class Store:
         content = self.source.read(item)
         # an item that cannot be read may be readable the next time
         recorded = state if content.readable and state[1] < since else (state[0], UNKNOWN_TIME)
-        same = before is not None and _holds(*before, content, verify)
-        outcome = before[0].outcome(before[1], recorded) if before and same else self._made(item, content, recorded)
+        if before is not None and _holds(*before, content, verify):
+            result = before[0].outcome(before[1], recorded), True
+        else:
+            result = self._made(item, content, recorded), False
         if content.readable and self.source.state(item) != state:
             raise DataError(
                 f"{self.source.path(item)} changed while it was read; start again when no process writes to the folder"
             )
-        return outcome, same
+        return result
 
     def _made(self, item: int, content: Content, state: tuple[int, int]) -> Outcome:
         """Decode a content, or take the reason why there is none."""

@@ -63,7 +63,7 @@ def video_folder(
         part: Part of the split.
         verify: Read all files and all that is kept of them again. It finds what a start does not see: files changed
             under the same size and time.
-        progress: Show progress bars, see `permenv.progress`.
+        progress: Show a progress bar, see `permenv.progress`.
 
     Returns:
         The clips, read from the store when they are needed. Their `frames.name` contains the part and the number of the

@@ -53,7 +53,7 @@ class Files:
         try:
             content = Path(self.path(item)).read_bytes()
         except OSError as fault:
-            return store.unreadable(fault.strerror)
+            return store.unusable(fault.strerror, readable=False)
         return store.Content(content_digest(content), True, lambda: self.squares(item, content))
 
     def squares(self, item, content):

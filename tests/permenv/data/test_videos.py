@@ -595,6 +595,7 @@ STEPS = {
     "removed": (lambda root: (root / "a" / "0.avi").unlink(), []),
     "renamed": (lambda root: (root / "a" / "0.avi").rename(root / "a" / "00.avi"), ["00.avi", "00.avi"]),
     "frame added": (lambda root: sequence(root / "b" / "b", ["3.png"], first=9), ["1.png", "2.png", "3.png"]),
+    "older frame removed": (lambda root: (root / "b" / "b" / "1.png").unlink(), ["2.png"]),
 }
 """What happens to a folder, and what is read for it: a video once for its digest and once for its frames."""
 

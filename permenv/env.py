@@ -168,6 +168,11 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         rewards: r_t of every update since the run began, and of a divergence.
         validation: By task, the last `Validation`: s, what was recognised, E.
         groups: By task, (|Ψ|,) int64, the group of each permutation.
+
+    Raises:
+        ConfigurationError: If an argument is unknown or out of range, the run does not fit into memory, or no window
+            can be opened for "human".
+        DataError: If data cannot be used.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's

@@ -15,13 +15,13 @@ from gymnasium.utils.seeding import np_random
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
-from permenv.config import ConfigurationError
+from permenv.config import ConfigurationError, Range
 from permenv.episode import Episode
 from permenv.grouping import HIGHEST_RATIO, LOWEST_RATIO, preload
 from permenv.pretraining import Pretraining, read_trunk
 from permenv.records import Record, mean
 from permenv.saved_run import read_run
-from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
+from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf
 from permenv.setup import make_tasks, prepare
 from permenv.streams import restored
 from permenv.validation import Validation

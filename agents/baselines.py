@@ -8,8 +8,9 @@ import numpy as np
 from agents.base import Transition, Tree, in_update, require
 from agents.groups import GroupAgent, tilt
 from agents.reinforce import Reinforce
+from permenv.config import Range
 from permenv.grouping import pool_probabilities
-from permenv.schema import COUNT, Number, Range, Schema, Where
+from permenv.schema import COUNT, Number, Schema, Where
 
 
 class RandomPolicy(GroupAgent):

@@ -18,7 +18,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from agents.base import Agent, Tree
 from agents.sb3 import ALGORITHMS, Algorithm
-from permenv.schema import FINITE, FLOAT64, Array, Fields, Number, Range, Schema
+from permenv.config import Range
+from permenv.schema import FINITE, FLOAT64, Array, Fields, Number, Schema
 
 _LARGEST_INPUT = 5.0  # in deviations, as in `GaussianReinforce`
 _BATCHES = 4  # of an epoch of PPO

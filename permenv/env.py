@@ -15,13 +15,13 @@ from gymnasium.utils.seeding import np_random
 
 from permenv import checkpoint
 from permenv.checkpoint import CheckpointError
-from permenv.config import ConfigurationError
+from permenv.config import ConfigurationError, Range
 from permenv.episode import Episode
 from permenv.grouping import HIGHEST_RATIO, LOWEST_RATIO, preload
 from permenv.pretraining import Pretraining, read_trunk
 from permenv.records import Record, mean
 from permenv.saved_run import read_run
-from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf, Range
+from permenv.schema import Anything, Either, Fields, GeneratorState, Number, OneOf
 from permenv.setup import make_tasks, prepare
 from permenv.streams import restored
 from permenv.validation import Validation
@@ -168,6 +168,11 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         rewards: r_t of every update since the run began, and of a divergence.
         validation: By task, the last `Validation`: s, what was recognised, E.
         groups: By task, (|Ψ|,) int64, the group of each permutation.
+
+    Raises:
+        ConfigurationError: If an argument is unknown or out of range, the run does not fit into memory, or no window
+            can be opened for "human".
+        DataError: If data cannot be used.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": 4}  # noqa: RUF012 - Gymnasium's

@@ -43,10 +43,10 @@ class ConvolutionalTrunk(nn.Sequential):
         if not self.training:
             return super().forward(pieces)
         layers = list(self)
-        for place in range(1, len(layers)):
-            before, layer = layers[place - 1 : place + 1]
+        for index in range(1, len(layers)):
+            before, layer = layers[index - 1 : index + 1]
             if isinstance(before, nn.ReLU) and isinstance(layer, nn.MaxPool2d):
-                layers[place - 1 : place + 1] = layer, before
+                layers[index - 1 : index + 1] = layer, before
         for layer in layers:
             pieces = layer(pieces)
         return pieces

@@ -352,6 +352,17 @@ class Pretraining:
 
         Where the configuration says precision="auto", it continues in the precision in which it began: on another
         device "auto" may stand for another one.
+
+        Args:
+            config: All numbers of the run, those of the state but for `total_updates`.
+            tasks: By name, what is shuffled: the data of the state.
+            device: Where the network lives.
+            state: What `state_dict` returned or a file holds of it. Its tensors are copied.
+
+        Raises:
+            CheckpointError: If it is the state of another configuration, or is no state of such a run at all; the
+                message names what does not fit.
+            ConfigurationError: If the network cannot be made, or several ranks cannot divide the run.
         """
         if config.precision == "auto":
             config = dataclasses.replace(config, precision=precision_of(state) or "auto")

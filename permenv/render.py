@@ -252,10 +252,10 @@ def _draw_errors(axis: Axes, task: str, panel: Panel, last_iteration: int) -> No
     axis.axhline(chance, color=_GREY, linewidth=1, linestyle="--")
     axis.text(last_iteration, chance - 0.015, "chance", color=_GREY, fontsize=8, ha="right", va="top")
     # a divergence lies an iteration later than its baseline where a validation was not finite
-    for place in range(1, len(points)):
-        if panel.credited[place]:
-            at, reached = points[place]
-            baseline = extrapolate(points[:place], at)
+    for index in range(1, len(points)):
+        if panel.credited[index]:
+            at, reached = points[index]
+            baseline = extrapolate(points[:index], at)
             axis.vlines(at, reached, baseline, color=_GOOD if reached <= baseline else _BAD, **_STEM)
     axis.plot(panel.iterations, panel.errors, marker=".", color=BLUE)
     if panel.diverged:
@@ -344,8 +344,8 @@ def _draw_pieces(axis: Axes, predictions: Predictions, arrangement: np.ndarray, 
     """Lay out the pieces of the first sample in coloured frames; without a grid they show their true positions."""
     count = len(arrangement)
     step = 1.06  # a piece's side is 1
-    for place, (piece, colour) in enumerate(zip(arrangement, colours, strict=True)):
-        row, column = divmod(place, predictions.columns)
+    for index, (piece, colour) in enumerate(zip(arrangement, colours, strict=True)):
+        row, column = divmod(index, predictions.columns)
         corner = step * column, -step * row
         draw_piece(axis, predictions.pieces[0, piece], corner, colour)
         if not predictions.is_grid:

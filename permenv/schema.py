@@ -282,6 +282,7 @@ def _bit_generator(name: str, state: Mapping[str, Schema], **rest: Schema) -> Sc
 
 
 _HALF_WORD = {"has_uint32": _FLAG_BIT, "uinteger": _WORD}  # half of the last 64 bits, kept for the next draw
+# all of numpy's: who sets `np_random` of an environment chooses one
 _BIT_GENERATORS: Mapping[str, Schema] = {
     **{name: _bit_generator(name, {"state": _LONG, "inc": _ODD}, **_HALF_WORD) for name in ("PCG64", "PCG64DXSM")},
     "MT19937": _bit_generator(

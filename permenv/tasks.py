@@ -103,6 +103,9 @@ class Task(ABC):
             given: Value of the keyword `data_keyword` of `gym.make`; None if it was not passed.
             config: All numbers of the run.
 
+        Returns:
+            What the task is made with as `data`, and what samples are drawn from.
+
         Raises:
             DataError: If the data cannot be used.
         """

@@ -52,7 +52,14 @@ class StateHistory(gym.ObservationWrapper, RecordConstructorArgs):
         self.observation_space = spaces.Box(low, high, dtype=np.float32)
 
     def observation(self, observation: Any) -> np.ndarray:
-        """Read the last states from the run; the observation below is the last of them."""
+        """Read the last states from the run.
+
+        Args:
+            observation: ŝ, the last of them.
+
+        Returns:
+            (length, C, 2) float32, oldest first; joint task (length, T, C, 2).
+        """
         states = [record.observation for record in base_env_of(self).records[-self.length :]]
         return np.stack([states[0]] * (self.length - len(states)) + states)
 
@@ -85,7 +92,14 @@ class RatioMatrix(gym.ObservationWrapper, RecordConstructorArgs):
         self.observation_space = spaces.Box(LOWEST_RATIO, HIGHEST_RATIO, shape, np.float32)
 
     def observation(self, observation: Any) -> np.ndarray:
-        """Read s of the last validation from the run."""
+        """Read s of the last validation from the run.
+
+        Args:
+            observation: ŝ, which is not used.
+
+        Returns:
+            (|Ψ|, |X_val|) float32 in [0.5, 2]; joint task (T, |Ψ|, |X_val|).
+        """
         matrices = np.stack([validation.ratios for validation in base_env_of(self).validation.values()])
         return matrices.clip(LOWEST_RATIO, HIGHEST_RATIO).reshape(self.observation_space.shape)
 
@@ -123,7 +137,14 @@ class ErrorAndProgress(gym.ObservationWrapper, RecordConstructorArgs):
         self.observation_space = spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
     def observation(self, observation: Any) -> np.ndarray:
-        """Append the errors and the progress of the run's last record."""
+        """Append the errors and the progress of the run's last record.
+
+        Args:
+            observation: n numbers of any shape, the observation below.
+
+        Returns:
+            (n + T + 1,) float32: these numbers, the error of each task in [0, 1], the progress in [0, 1].
+        """
         base_env = base_env_of(self)
         errors = base_env.records[-1].errors.values()
         return np.concatenate([np.ravel(observation), [*errors, _progress(base_env)]], dtype=np.float32)
@@ -161,7 +182,15 @@ class RunSummary(gym.ObservationWrapper, RecordConstructorArgs):
         )
 
     def observation(self, observation: Any) -> np.ndarray:
-        """Read the numbers from the run's last two records."""
+        """Read the numbers from the run's last two records.
+
+        Args:
+            observation: ŝ, which is not used.
+
+        Returns:
+            (4 T + 1,) float32: of each task its error, its reduction, the medians of the easiest and of the hardest
+            group; then the progress.
+        """
         base_env = base_env_of(self)
         *_, before, last = (base_env.records[0], *base_env.records)
         medians = last.observation.reshape(len(base_env.tasks), -1, 2)[..., 1]  # hardest group first

@@ -44,8 +44,8 @@ class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
         base_env = base_env_of(self)
         records = base_env.records
         gains = [
-            self._gain(records[max(place - 2, 0) : place], record)
-            for place, record in enumerate(records)
+            self._gain(records[max(index - 2, 0) : index], record)
+            for index, record in enumerate(records)
             if record.phase in self._rewarded_phases
         ]
         if base_env.run.diverged:  # the last reward has no validation

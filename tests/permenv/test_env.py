@@ -110,12 +110,17 @@ def test_a_reset_without_a_seed_continues_the_generator(make_env, task):
     np.testing.assert_array_equal(twin.reset()[0], second)
 
 
-def test_a_generator_of_the_users_is_continued(make_env):
-    env = make_env()
-    env.unwrapped.np_random = np.random.Generator(np.random.MT19937(0))
+@pytest.mark.parametrize("kind", [np.random.MT19937, np.random.SFC64])
+def test_a_generator_of_the_users_is_continued(make_env, tmp_path, kind):
+    env, restored = make_env(), make_env()
+    env.unwrapped.np_random = np.random.Generator(kind(0))
     env.reset()
     fork = env.unwrapped.fork()
-    np.testing.assert_array_equal(fork.reset()[0], env.reset()[0])
+    env.unwrapped.save(tmp_path / "run")
+    restored.reset(options={"checkpoint": tmp_path / "run"})
+    expected = env.reset()[0]
+    np.testing.assert_array_equal(fork.reset()[0], expected)
+    np.testing.assert_array_equal(restored.reset()[0], expected)
 
 
 @every_task

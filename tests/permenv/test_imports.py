@@ -1,6 +1,7 @@
 """Imports go one way, modules stay short, and starting is quick because heavy libraries are imported where needed."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ NARROWER = {
     "permenv.episode": {"checkpoint", "config", "pretraining", "records", "reward", "schema"},
     "permenv.render": {"episode", "grouping", "reward", "tasks"},
     "permenv.window": {"config", "episode", "render"},
-    "permenv.wrappers": {"config", "env", "episode", "grouping", "pretraining", "records", "reward"},
+    "permenv.wrappers": {"config", "env", "grouping", "records", "reward"},
 }
 """What the modules of permenv import of it, where that is narrower than their layer."""
 
@@ -133,6 +134,14 @@ def test_the_layers_are_those_of_the_code():
     assert LAYER_OF.keys() - {"permenv", "agents", "experiments"} <= MODULES.keys()
 
 
+def test_contributing_shows_the_layers_and_names_files_that_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    assert f"```text{LAYERS}```" in text
+    paths = re.findall(r"`((?:permenv|agents|experiments|tests|docs)/[\w/.]*)`", text)
+    assert len(paths) > 20
+    assert not [path for path in paths if not (ROOT / path).exists()]
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_imports_lower_layers_only(module):
     unit = unit_of(module)
@@ -145,6 +154,14 @@ def test_a_module_imports_lower_layers_only(module):
 def test_a_module_of_the_core_imports_no_more_than_it_needs(unit):
     found = {unit_of(each) for name in MODULES if unit_of(name) == unit for each in OURS[name]} - {unit}
     assert found <= {f"permenv.{name}" for name in NARROWER[unit]}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if unit_of(name) == "agents"])
+def test_an_agent_imports_of_permenv_what_knows_no_environment(module):
+    known = {"agents", *(f"permenv.{name}" for name in ("checkpoint", "config", "grouping", "schema"))}
+    if module.startswith("agents.sb3"):
+        known |= {"permenv", "permenv.wrappers"}
+    assert {unit_of(each) for each in OURS[module]} <= known
 
 
 def test_no_modules_import_one_another_in_a_circle():

@@ -20,7 +20,7 @@ import torch
 from agents import AGENTS, Agent
 from experiments import reinforce
 from experiments.common.options import parse
-from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
+from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
 from permenv.saved_run import trunk_weights
 from tests.experiments.helpers import arguments, job, metrics

@@ -13,10 +13,10 @@ import pytest
 
 from experiments import search
 from experiments.common.agent_runs import play
-from experiments.common.pruning import Asha, pruned_sweep
-from experiments.common.run_folder import RunFolderError
-from experiments.common.settings import Setting, grid
-from experiments.common.sweep import JobError
+from experiments.common.sweeps.pruning import Asha, pruned_sweep
+from experiments.common.sweeps.settings import Setting, grid
+from experiments.common.sweeps.sweep import JobError
+from experiments.common.training.run_folder import RunFolderError
 from permenv import ConfigurationError
 from tests.experiments.helpers import arguments, small
 from tests.helpers import ROOT

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common.evaluation.paper_numbers import PAPER
+from experiments.common.evaluation.protocols import PROTOCOLS
 from experiments.common.options import parse
-from experiments.common.paper_numbers import PAPER
-from experiments.common.protocols import PROTOCOLS
 from experiments.paper import all as everything
 from tests.documentation import blocks
 from tests.helpers import ROOT

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import across_runs
-from experiments.common.sweep import JobError
+from experiments.common.sweeps.sweep import JobError
 from experiments.studies import downstream
 from tests.experiments.helpers import small
 

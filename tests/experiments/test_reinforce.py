@@ -168,18 +168,18 @@ def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path, policy):
 
 
 def test_options_of_the_policy_reach_it_are_written_down_and_resumed(tmp_path):
-    words = ["--agent.learning-rate", "0.5", "--agent.hidden=5", "--agent.size-prior", "False"]
+    words = ["--agent.learning-rate", "0.5", "--agent.hidden=5", "--agent.credit", "sum"]
     given = {"agent_options": parse(reinforce.Config, arguments=words).agent_options}
     reinforce.main(job(tmp_path / "run", updates=1, **given))
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["job"]
-    assert settings["agent_options"] == {"learning_rate": 0.5, "hidden": 5, "size_prior": False}
+    assert settings["agent_options"] == {"learning_rate": 0.5, "hidden": 5, "credit": "sum"}
     with pytest.raises(CheckpointError, match=r"was started with agent_options=.*'hidden': 5"):
         reinforce.main(job(tmp_path / "run", updates=2, resume=True))
     reinforce.main(job(tmp_path / "run", updates=2, resume=True, **given))
     reinforce.main(job(tmp_path / "whole", updates=2, **given))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     agent = reinforce.make_agent(job(tmp_path, **given), gym.make("PermShuffle-v0", **SMALL))
-    assert (agent.hidden, agent.size_prior, agent._adam.param_groups[0]["lr"]) == (5, False, 0.5)
+    assert (agent.hidden, agent.credit, agent._adam.param_groups[0]["lr"]) == (5, "sum", 0.5)
 
 
 @pytest.mark.parametrize(

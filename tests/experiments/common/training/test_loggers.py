@@ -136,8 +136,8 @@ def test_a_logger_gets_the_untrained_network_each_update_the_pictures_and_the_su
     assert json.loads(json.dumps(run.settings)) == run.settings
     assert (run.settings["agent"], run.settings["env.num_permutations"]) == ("reinforce", 24)
     first, *rows = (row for (row,) in finished.recording.of("log"))
-    its = finished.summary["tasks"]["spatial"]["error_first"]
-    assert first == {"update": 0, "iteration": 0, "error": its, "spatial/error": its}
+    error = finished.summary["tasks"]["spatial"]["error_first"]
+    assert first == {"update": 0, "iteration": 0, "error": error, "spatial/error": error}
     assert rows == read_rows(finished.folder)
     assert finished.recording.of("picture") == [(name, True, 3) for name in PICTURES]
     assert finished.recording.of("close") == [(json.loads((finished.folder / "summary.json").read_text()),)]

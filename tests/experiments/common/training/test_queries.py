@@ -144,7 +144,10 @@ def test_unlabelled_clips_are_trained_on_and_not_evaluated(tmp_path, videos, cap
 @pytest.mark.ci
 def test_videos_beside_scenes(tmp_path, videos, capsys):
     summary = reinforce.main(job(tmp_path / "run", task="spatiotemporal", videos=videos, updates=1))
-    assert [its["queries"] for its in summary["tasks"].values()] == ["fresh scenes", "the held-out clips"]
+    assert [task_summary["queries"] for task_summary in summary["tasks"].values()] == [
+        "fresh scenes",
+        "the held-out clips",
+    ]
     assert "Skipped, temporal: 3: " in capsys.readouterr().out
 
 

@@ -38,16 +38,18 @@ class Reinforce(Learner):
 
     ## Policy
     Two fully connected layers on the flattened ŝ, then a softmax over the groups. The last layer starts at zero, so
-    the initial policy equals its prior: with `size_prior` uniform over permutations, the random policy of appendix F;
-    without it, uniform over the groups that are not empty. The logits of the network then describe the policy's tilt
-    away from its prior: log π_j = log prior_j + tilt_j. An empty group has prior 0 and keeps probability 0. The
-    activation of the hidden layer is tanh: successive ŝ differ little, so a ReLU that an update switches off for all
-    of them would never get a gradient again, and there are only 16 units. All computation is in float64, at no
-    noticeable cost.
+    the initial policy equals its prior: |c_j| / |Ψ|, uniform over permutations, the random policy of appendix F. The
+    logits of the network then describe the policy's tilt away from its prior: log π_j = log prior_j + tilt_j. An empty
+    group has prior 0 and keeps probability 0. The activation of the hidden layer is tanh: successive ŝ differ little,
+    so a ReLU that an update switches off for all of them would never get a gradient again, and there are only 16 units.
+    All computation is in float64, at no noticeable cost.
 
     ## Update
     The K actions of an "update" phase share one ŝ and one reward. Let A_t be r_t minus the moving average of the
-    earlier rewards. The direction of ascent passed to Adam is
+    earlier rewards, divided by the root of the moving average of the squares of these differences, this one included.
+    The rewards of PermShuffle are of the order of 0.01; without the division an entropy weight of 0.01 outweighs them.
+    An outlier (a run that diverges) counts at most 1 / sqrt(1 - baseline_decay). The direction of ascent passed to Adam
+    is
 
         A_t z_t + entropy_weight ∇H(π(. | ŝ_t)),    z_t = γ z_{t-1} + 1/√K ∇ Σ_k log π(a_k | ŝ_t).
 
@@ -58,10 +60,9 @@ class Reinforce(Learner):
     a standard deviation proportional to √K, so with this factor an advantage of unit scale has the same weight against
     H for every K. With the plain sum or the mean, the useful entropy weight would depend on the batch size.
 
-    H is the entropy of the distribution that is uniform under the prior: over permutations (a = (x, ψ), with
-    π(ψ) = π_j / |c_j|) with `size_prior`, over groups without it. In both cases it is a constant minus
-    KL(π || prior), so the entropy term keeps the policy near its prior. The entropy over groups would instead pull a
-    size-aware policy towards the small groups and over-sample their few permutations.
+    H is the entropy over permutations (a = (x, ψ), with π(ψ) = π_j / |c_j|). It is a constant minus KL(π || prior), so
+    the entropy term keeps the policy near its prior. The entropy over groups would instead pull it towards the small
+    groups and over-sample their few permutations.
 
     ## Several tasks
     The policy of a joint task is one network: the hidden layer reads the ŝ of all T tasks, and each task has a head,
@@ -102,13 +103,8 @@ class Reinforce(Learner):
             is bias-corrected like Adam's moments, so the first rewards have no extra weight. The very first reward has
             no average before it and is its own baseline, A = 0. (The first reward of a PermShuffle run is an outlier: a
             reduction, not a difference of two.)
-        entropy_weight: Weight of H in nats, >= 0, against advantages of unit scale (see `normalise`). On a contextual
-            bandit 0.1 worked well at K = 8 and 64; 0.3 kept the policy near its prior, 0.03 let it become
-            deterministic.
-        size_prior: Whether the prior is |c_j| / |Ψ| rather than uniform over the groups.
-        normalise: Whether advantages are divided by the root of the moving average of their squares, this one
-            included. The rewards of PermShuffle are of the order of 0.01; without the division an entropy weight of
-            0.01 outweighs them. An outlier (a run that diverges) counts at most 1 / sqrt(1 - baseline_decay).
+        entropy_weight: Weight of H in nats, >= 0, against advantages of unit scale. On a contextual bandit 0.1 worked
+            well at K = 8 and 64; 0.3 kept the policy near its prior, 0.03 let it become deterministic.
         credit: "own" or "sum", see above; for a single task they are the same.
         device: Device of the policy network; the actions are drawn on the CPU.
 
@@ -127,8 +123,6 @@ class Reinforce(Learner):
         discount: float = 0.0,
         baseline_decay: float = 0.9,
         entropy_weight: float = 0.1,
-        size_prior: bool = True,
-        normalise: bool = True,
         credit: Credit = "own",
         device: str = "cpu",
     ) -> None:
@@ -142,8 +136,6 @@ class Reinforce(Learner):
         self.hidden = hidden
         self.discount = discount
         self.entropy_weight = entropy_weight
-        self.size_prior = size_prior
-        self.normalise = normalise
         self.credit = credit
         self.device = torch.device(device)
         logits = self.num_tasks * self.num_groups
@@ -266,15 +258,10 @@ class Reinforce(Learner):
 
         The tilt is finite for empty groups too, whose log prior is -inf, so products with it contain no NaN.
         """
-        log_prior = torch.as_tensor(self._prior(observation), device=self.device).log()  # [*tasks, groups]
+        log_prior = torch.as_tensor(self._fractions(observation), device=self.device).log()  # [*tasks, groups]
         flat = torch.as_tensor(observation, dtype=torch.float64, device=self.device).flatten()  # [2 * tasks * groups]
         logits = self.network(flat).view_as(log_prior)  # [*tasks, groups]
         return log_prior, logits - torch.logsumexp(log_prior + logits, dim=-1, keepdim=True)
-
-    def _prior(self, observation: np.ndarray) -> np.ndarray:
-        """Return the policy for equal logits, (|C|,) or (T, |C|), 0 for empty groups."""
-        fractions = self._fractions(observation)
-        return fractions if self.size_prior else (fractions > 0) / np.count_nonzero(fractions, axis=-1, keepdims=True)
 
     def _action_weights(self, counts: np.ndarray, policy: Tensor, behaviour: np.ndarray | None) -> Tensor:
         """Return the weight of each group in 1/√K Σ_k [π(a_k) / q(a_k)] log π(a_k), (|C|,) or (T, |C|)."""
@@ -296,10 +283,8 @@ class Reinforce(Learner):
         if baseline is None:
             return reward, 0.0
         advantage = reward - baseline
-        if self.normalise:
-            mean_square = self._square_averages[task].add(advantage**2)
-            advantage /= math.sqrt(mean_square) + EPSILON
-        return baseline, advantage
+        mean_square = self._square_averages[task].add(advantage**2)
+        return baseline, advantage / (math.sqrt(mean_square) + EPSILON)
 
     def _end_episode(self) -> None:
         """Reset the trace, so that no reward of the next episode is credited to this one."""

@@ -36,16 +36,16 @@ from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
 from experiments.common.files import as_json
 from experiments.common.learned import LEARNERS, VIEWS, algorithm_in, view
-from experiments.common.loggers import TensorBoardLogger
 from experiments.common.machine import machine, machines_of, note_machine
 from experiments.common.options import EnvOptions, Preset, require_at_least
-from experiments.common.processes import (
+from experiments.common.script import run_script
+from experiments.common.sweeps.processes import (
     end_with_parent,
     interrupts_for_this_process_only,
     make_executor,
 )
-from experiments.common.run_folder import RunFolder, check_same_job
-from experiments.common.script import run_script
+from experiments.common.training.loggers import TensorBoardLogger
+from experiments.common.training.run_folder import RunFolder, check_same_job
 from permenv import CheckpointError, PermShuffleEnv, checkpoint
 from permenv.device import resolve_device
 from permenv.wrappers import FiniteHorizon

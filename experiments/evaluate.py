@@ -25,18 +25,24 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.common.evaluations import as_table, columns_of, evaluate, exit_if_diverged, in_columns, value_of
-from experiments.common.files import with_ending, write_json, write_text
+from experiments.common.evaluation.evaluations import (
+    as_table,
+    columns_of,
+    evaluate,
+    exit_if_diverged,
+    in_columns,
+    value_of,
+)
+from experiments.common.evaluation.protocols import PROTOCOLS, Data, GivenSetting, resolve_setting
+from experiments.common.evaluation.sources import find_sources
+from experiments.common.files import as_csv, with_ending, write_json, write_text
 from experiments.common.machine import machine
 from experiments.common.options import require_at_least, require_known
-from experiments.common.processes import make_executor
-from experiments.common.protocols import PROTOCOLS, Data, GivenSetting, resolve_setting
-from experiments.common.report import origin
-from experiments.common.run_folder import as_csv
+from experiments.common.reports.report import origin
+from experiments.common.reports.statistics import OF_MEANS, mean_of
 from experiments.common.script import run_script
-from experiments.common.sources import find_sources
-from experiments.common.statistics import OF_MEANS, mean_of
-from experiments.common.sweep import sweep
+from experiments.common.sweeps.processes import make_executor
+from experiments.common.sweeps.sweep import sweep
 from permenv import ConfigurationError
 from permenv.device import resolve_device
 

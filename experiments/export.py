@@ -15,8 +15,8 @@ from pathlib import Path
 import tyro
 
 from experiments.common.options import data_name
-from experiments.common.run_folder import CHECKPOINT
 from experiments.common.script import run_script
+from experiments.common.training.run_folder import CHECKPOINT
 from permenv.saved_run import read_run
 from permenv.transfer.export import export_trunk, read_card
 from permenv.transfer.trunks import load_trunk

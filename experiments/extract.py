@@ -28,9 +28,9 @@ import numpy as np
 import tyro
 from torch import nn
 
+from experiments.common.evaluation.sources import find_sources
 from experiments.common.files import as_json, require_writable, with_ending, write_json
 from experiments.common.script import run_script
-from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
 from permenv.atomic import written
 from permenv.data.files import list_some

@@ -5,9 +5,9 @@
     python experiments/leaderboard.py --preset tiny --updates 8
 
 Runs of one seed begin with the same network and the same validation set, so agents are compared with random
-permutations seed by seed (`experiments.common.effect`). Each run is written to the folder `runs` when it ends and is
-not run again: the script can be killed and started again at any time. Writes `experiments/results/leaderboard.json`
-and `.png` and prints the table.
+permutations seed by seed (`experiments.common.reports.effect`). Each run is written to the folder `runs` when it ends
+and is not run again: the script can be killed and started again at any time. Writes
+`experiments/results/leaderboard.json` and `.png` and prints the table.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from experiments.common.agent_runs import AGENTS, check_names, code_of, curriculum_options, play, play_learned
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved, time_needed
 from experiments.common.files import with_ending, write_json, write_picture
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading
+from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved, time_needed
+from experiments.common.reports.report import heading
+from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.reports.style import add_title, label_lines, styled
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of
-from experiments.common.style import add_title, label_lines, styled
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from permenv.wrappers import CrossEntropyReward
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@
     torchrun --nproc-per-node 8 experiments/reinforce.py --preset paper    # on eight GPUs
 
 Algorithm 1 and section 3.2 of Büchler, Brattoli, Ommer, "Improving Spatiotemporal Self-Supervision by Deep
-Reinforcement Learning", ECCV 2018. All files of a run are in its folder, see `experiments/common/run_folder.py`.
+Reinforcement Learning", ECCV 2018. All files of a run are in its folder, see
+`experiments/common/training/run_folder.py`.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ import agents
 import permenv
 from agents import AGENTS, Agent, InversePolicy, Reinforce
 from agents.rollout import rollout
-from experiments.common import main_job
-from experiments.common.loggers import Logger
-from experiments.common.options import AGENT_OPTION, JobOptions
-from experiments.common.run_folder import CHECKPOINT, RunFolder, open_folder, read_rows
+from experiments.common.options import AGENT_OPTION
 from experiments.common.script import run_script
-from experiments.common.settings import keywords_of
+from experiments.common.sweeps.settings import keywords_of
+from experiments.common.training import main_job
+from experiments.common.training.loggers import Logger
+from experiments.common.training.options import JobOptions
+from experiments.common.training.run_folder import CHECKPOINT, RunFolder, open_folder, read_rows
 from permenv import checkpoint, distributed
 
 
@@ -93,7 +95,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
     Args:
         config: Its options.
-        loggers: More loggers than `config.log` names, see `experiments/common/loggers.py`.
+        loggers: More loggers than `config.log` names, see `experiments/common/training/loggers.py`.
 
     Returns:
         What summary.json holds.
@@ -120,7 +122,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
 def _compare(config: Config, summary: dict[str, Any], rival: Config, baseline: dict[str, Any]) -> None:
     """Draw both runs into error.png, add the relative accuracies to the summary, and print the comparison."""
-    from experiments.common import figures  # slow to import
+    from experiments.common.reports import figures  # slow to import
 
     for ours, theirs in ((summary, baseline), *zip(summary["tasks"].values(), baseline["tasks"].values(), strict=True)):
         ours["relative_accuracy"] = _relative_accuracy(ours, theirs)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import gymnasium as gym
 import tyro
 
-from experiments.common import main_job
-from experiments.common.loggers import Logger
-from experiments.common.options import JobOptions
 from experiments.common.script import run_script
+from experiments.common.training import main_job
+from experiments.common.training.loggers import Logger
+from experiments.common.training.options import JobOptions
 from permenv import checkpoint
 from permenv.wrappers import PHASE_VIEWS, FlatJointAction
 
@@ -70,7 +70,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
     Args:
         config: Its options.
-        loggers: More loggers than `config.log` names, see `experiments/common/loggers.py`.
+        loggers: More loggers than `config.log` names, see `experiments/common/training/loggers.py`.
 
     Returns:
         What summary.json holds.

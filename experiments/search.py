@@ -39,13 +39,13 @@ import tyro
 from experiments.common.agent_runs import Report, check_names, code_of, play
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
-from experiments.common.pruning import Asha, pruned_sweep
-from experiments.common.report import heading, in_words
+from experiments.common.reports.report import heading, in_words
+from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
 from experiments.common.script import run_script
-from experiments.common.settings import Setting, grid
-from experiments.common.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
-from experiments.common.sweep import executor_of, sweep
-from experiments.common.turns import reports
+from experiments.common.sweeps.pruning import Asha, pruned_sweep
+from experiments.common.sweeps.settings import Setting, grid
+from experiments.common.sweeps.sweep import executor_of, sweep
+from experiments.common.sweeps.turns import reports
 from permenv import ConfigurationError
 from permenv.device import resolve_device
 from permenv.wrappers.base import base_env_of

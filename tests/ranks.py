@@ -21,7 +21,7 @@ from tests.helpers import small_run
 
 _CONTEXT = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 if hasattr(os, "fork"):
-    _CONTEXT.set_forkserver_preload(["tests.ranks", "experiments.reinforce", "experiments.common.figures"])
+    _CONTEXT.set_forkserver_preload(["tests.ranks", "experiments.reinforce", "experiments.common.reports.figures"])
 
 
 def run_ranks(size: int, function: Callable[..., Any], *arguments: Any, patience: float = 240) -> list[Any]:

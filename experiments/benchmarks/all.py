@@ -33,9 +33,9 @@ from experiments.common.commands import WELL, run_command
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, TaskName, require_at_least
-from experiments.common.report import origin
-from experiments.common.run_folder import read_rows
+from experiments.common.reports.report import origin
 from experiments.common.script import run_script
+from experiments.common.training.run_folder import read_rows
 from permenv import ConfigurationError
 from permenv.device import resolve_device
 

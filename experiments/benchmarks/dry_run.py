@@ -36,7 +36,7 @@ from experiments.benchmarks.prediction import Prediction, memory_of_libraries, p
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
-from experiments.common.report import origin
+from experiments.common.reports.report import origin
 from experiments.common.script import run_script
 from permenv import ConfigurationError
 from permenv.data import store

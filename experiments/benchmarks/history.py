@@ -21,11 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.common.files import with_ending, write_picture, write_text
+from experiments.common.files import as_csv, with_ending, write_picture, write_text
 from experiments.common.machine import checkout
-from experiments.common.run_folder import as_csv
+from experiments.common.reports.style import add_title, label_lines, styled
 from experiments.common.script import run_script
-from experiments.common.style import add_title, label_lines, styled
 from permenv import ConfigurationError
 
 if TYPE_CHECKING:

@@ -39,7 +39,7 @@ from experiments.benchmarks.timing import AT_ONCE, medians_in_turn, repeated, wa
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
-from experiments.common.report import origin
+from experiments.common.reports.report import origin
 from experiments.common.script import run_script
 from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision

@@ -36,7 +36,7 @@ import permenv
 from experiments.benchmarks.timing import time_process
 from experiments.common.files import write_json
 from experiments.common.machine import machine
-from experiments.common.report import origin
+from experiments.common.reports.report import origin
 from experiments.common.script import run_script
 from permenv.data import store, stored
 from permenv.data.embedded import embedded_scenes

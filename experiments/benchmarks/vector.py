@@ -42,9 +42,9 @@ from experiments.benchmarks.timing import seconds_in_turn
 from experiments.common.files import write_json
 from experiments.common.machine import keep_freed_memory, machine
 from experiments.common.options import EnvOptions
-from experiments.common.processes import end_with_parent, interrupts_for_this_process_only
-from experiments.common.report import origin
+from experiments.common.reports.report import origin
 from experiments.common.script import run_script
+from experiments.common.sweeps.processes import end_with_parent, interrupts_for_this_process_only
 from permenv import Pretraining
 from permenv.device import resolve_device, resolve_precision
 from permenv.setup import make_tasks

@@ -1,13 +1,14 @@
-"""Files that are written whole or not at all, and whose folder is made."""
+"""Files that are written whole or not at all, and whose folder is made; what is written, as JSON and CSV."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -81,6 +82,24 @@ def write_with(path: Path, save: Callable[[IO[bytes]], object]) -> None:
 def as_json(content: Any) -> Any:
     """Return what `write_json` would write, as it would be read back."""
     return json.loads(json.dumps(_finite(content), allow_nan=False, default=str))
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], header: bool = True) -> str:
+    """Write rows of the same columns as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, whose keys are the paths: {"env": {"seed": 0}} becomes {"env.seed": 0}."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
 
 
 def _finite(value: Any) -> Any:

@@ -11,7 +11,7 @@ import gymnasium as gym
 
 from agents import Agent, EpisodicAgent, GaussianReinforce, Pgpe
 from experiments.common.content import digest_of_file, require_content
-from experiments.common.run_folder import CHECKPOINT
+from experiments.common.training.run_folder import CHECKPOINT
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.wrappers import (
     PHASE_VIEWS,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from experiments.common.loggers import flat
+from experiments.common.files import flat
 
 log = logging.getLogger("permenv")
 

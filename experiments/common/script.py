@@ -23,10 +23,10 @@ import permenv
 from experiments.common.files import require_writable
 from experiments.common.machine import checkout
 from experiments.common.options import parse
-from experiments.common.processes import end_processes
-from experiments.common.run_folder import RunFolderError
-from experiments.common.sweep import JobError
+from experiments.common.sweeps.processes import end_processes
+from experiments.common.sweeps.sweep import JobError
 from experiments.common.torchrun import Launch, refuse_ranks
+from experiments.common.training.run_folder import RunFolderError
 from permenv.device import resolve_device
 from permenv.distributed import RankError
 

@@ -15,10 +15,10 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from experiments.common.evaluation.sources import find_sources
 from experiments.common.files import write_picture
 from experiments.common.options import require_at_least
 from experiments.common.script import run_script
-from experiments.common.sources import find_sources
 from experiments.paper.shared import one_of_each_first
 from permenv import ConfigurationError
 from permenv.data.voc import voc_images

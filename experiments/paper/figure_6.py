@@ -26,11 +26,11 @@ import tyro
 import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
+from experiments.common.reports.style import styled
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_MEANS, Estimate, mean_of
-from experiments.common.style import styled
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:

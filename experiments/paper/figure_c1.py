@@ -42,11 +42,11 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_RATIOS, Estimate, ratio_of_means
+from experiments.common.reports.style import label_lines, styled
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_RATIOS, Estimate, ratio_of_means
-from experiments.common.style import label_lines, styled
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of
 from permenv import ConfigurationError
 from permenv.validation import validate

@@ -34,11 +34,11 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
+from experiments.common.reports.style import styled
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_MEANS, Estimate, mean_of
-from experiments.common.style import styled
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.paper.shared import at_checkpoints, moments_of
 from permenv import ConfigurationError
 from permenv.grouping import HIGHEST_RATIO, LOWEST_RATIO, group_permutations

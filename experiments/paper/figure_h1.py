@@ -38,10 +38,10 @@ from agents.base import Action
 from agents.rollout import rollout
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, require_at_least
-from experiments.common.report import origin, publish
+from experiments.common.reports.report import origin, publish
+from experiments.common.reports.statistics import mean_of
+from experiments.common.reports.style import label_lines, styled
 from experiments.common.script import run_script
-from experiments.common.statistics import mean_of
-from experiments.common.style import label_lines, styled
 from permenv import Config as Numbers
 from permenv import ConfigurationError
 from permenv.device import resolve_device

@@ -17,11 +17,11 @@ from typing import Annotated
 import numpy as np
 import tyro
 
+from experiments.common.evaluation.protocols import Data, GivenSetting, Job, resolve_setting
+from experiments.common.evaluation.sources import find_sources
 from experiments.common.files import write_picture
 from experiments.common.options import require_at_least
-from experiments.common.protocols import Data, GivenSetting, Job, resolve_setting
 from experiments.common.script import run_script
-from experiments.common.sources import find_sources
 from experiments.paper.shared import one_of_each_first
 from permenv import ConfigurationError
 from permenv.data.voc import VOC_CLASSES, voc_images

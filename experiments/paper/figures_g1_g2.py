@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tyro
 
-from experiments.common.figures import tiled
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.figures import tiled
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
+from experiments.common.reports.style import styled
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_MEANS, Estimate, mean_of
-from experiments.common.style import styled
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.paper.shared import find_policy, follow, moments_of, policy_in
 from permenv import Task
 from permenv.wrappers.base import base_env_of

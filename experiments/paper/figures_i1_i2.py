@@ -18,10 +18,10 @@ import numpy as np
 import tyro
 from torch import nn
 
+from experiments.common.evaluation.sources import find_sources
 from experiments.common.files import write_picture
 from experiments.common.options import require_at_least
 from experiments.common.script import run_script
-from experiments.common.sources import find_sources
 from permenv import ConfigurationError, StillImages, image_folder
 from permenv.transfer.pictures import Activations, activation_figure, top_activations
 from permenv.transfer.plain import plain_trunk

@@ -37,15 +37,15 @@ import numpy as np
 
 import agents
 from agents.rollout import rollout
-from experiments.common.evaluations import exit_if_diverged, value_of
+from experiments.common.evaluation.evaluations import exit_if_diverged, value_of
+from experiments.common.evaluation.protocols import PROTOCOLS, SETS, Data
+from experiments.common.evaluation.sources import Source, source_of, weights_of, write_trunk
 from experiments.common.options import EnvOptions, require_at_least, require_known
-from experiments.common.protocols import PROTOCOLS, SETS, Data
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
+from experiments.common.reports.style import label_lines, styled
 from experiments.common.script import run_script
-from experiments.common.sources import Source, source_of, weights_of, write_trunk
-from experiments.common.statistics import OF_MEANS, Estimate, mean_of
-from experiments.common.style import label_lines, styled
-from experiments.common.sweep import executor_of, sweep
+from experiments.common.sweeps.sweep import executor_of, sweep
 from experiments.paper.shared import moments_of
 from experiments.studies import features
 from permenv import ConfigurationError
@@ -214,7 +214,7 @@ def train(
         environments: Of each of its tasks.
         moments: Updates, of all tasks together, after which to look; ascending.
         data: Where neighbours are searched.
-        search: A key of `experiments.common.protocols.SETS`.
+        search: A key of `experiments.common.evaluation.protocols.SETS`.
         seed: Of the run.
         path: Where the weights are written.
 

@@ -38,10 +38,10 @@ from agents import Agent, InversePolicy
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, publish
+from experiments.common.reports.report import heading, publish
+from experiments.common.reports.statistics import OF_MEANS, OF_RATIOS, Estimate, mean_of, ratio_of_means
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_MEANS, OF_RATIOS, Estimate, mean_of, ratio_of_means
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.paper.shared import find_policy, policy_in
 from permenv import PermShuffleEnv
 from permenv.wrappers.base import base_env_of

@@ -25,8 +25,8 @@ import agents
 from agents.rollout import rollout
 from experiments.common.files import write_with
 from experiments.common.options import EnvOptions, require_at_least
+from experiments.common.reports.style import add_title, styled
 from experiments.common.script import run_script
-from experiments.common.style import add_title, styled
 from permenv import PermShuffleEnv
 from permenv.wrappers.base import base_env_of
 
@@ -99,7 +99,7 @@ def frame(title: str, env: PermShuffleEnv, seed: int) -> Figure:
     """
     from matplotlib.figure import Figure  # slow to import
 
-    from experiments.common.figures import stack_choices
+    from experiments.common.reports.figures import stack_choices
     from permenv.render import BLUE, draw_put_back, draw_shuffled
 
     total, chance = env.config.total_updates, 1 - 1 / env.config.num_permutations

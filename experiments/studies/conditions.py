@@ -25,13 +25,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from experiments.common.evaluation.protocols import SETS, Data
+from experiments.common.evaluation.sources import Source, source_of, weights_of
 from experiments.common.options import require_known
-from experiments.common.protocols import SETS, Data
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_MEANS, mean_of
 from experiments.common.script import run_script
-from experiments.common.sources import Source, source_of, weights_of
-from experiments.common.statistics import OF_MEANS, mean_of
-from experiments.common.sweep import executor_of, sweep
+from experiments.common.sweeps.sweep import executor_of, sweep
 from experiments.studies import features
 from permenv import ConfigurationError, StillImages, VideoClips
 from permenv.device import resolve_device

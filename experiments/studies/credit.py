@@ -24,10 +24,10 @@ import tyro
 from agents import Agent, RandomPolicy, Reinforce
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
-from experiments.common.statistics import mean_and_sd
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 
 Policy = Literal["own", "sum", "random"]
 _POLICIES: tuple[Policy, ...] = ("own", "sum", "random")

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from experiments.common.agent_runs import curriculum_options, play
-from experiments.common.effect import Curves, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.effect import Curves, iterations_needed
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 
 CURRICULA = tuple(itertools.product((0.1, 0.3, 0.5), (0.3, 0.5, 0.75, 1.0)))
 """Of each curriculum: the share of Ψ in its first pool, and the share of the updates after which it is all of Ψ."""

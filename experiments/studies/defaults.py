@@ -22,10 +22,10 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
-from experiments.common.statistics import mean_and_sd
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.studies.shared import train
 from permenv import ConfigurationError
 from permenv.reward import extrapolate, reward

@@ -28,10 +28,10 @@ import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
-from experiments.common.statistics import mean_and_sd
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.studies.shared import train
 from permenv import Pretraining
 from permenv.device import resolve_device

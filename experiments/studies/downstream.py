@@ -26,10 +26,10 @@ from agents.rollout import rollout
 from experiments.common.agent_runs import curriculum_options
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.script import run_script
-from experiments.common.statistics import OF_MEANS, Estimate, mean_of
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from permenv import DataError, PermShuffleEnv, StillImages
 from permenv.transfer.retrieval import nearest_neighbour_accuracy, pool_features
 from permenv.transfer.trunks import measure_statistics, some_of

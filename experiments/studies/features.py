@@ -26,16 +26,16 @@ import torch
 
 import agents
 from agents.rollout import rollout
-from experiments.common.evaluations import as_table, evaluate, exit_if_diverged, in_columns, value_of
+from experiments.common.evaluation.evaluations import as_table, evaluate, exit_if_diverged, in_columns, value_of
+from experiments.common.evaluation.protocols import PROTOCOLS, Data, resolve_setting
+from experiments.common.evaluation.sources import source_of, weights_of, write_trunk
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import DATA_FOLDER, EnvOptions, SweepOptions, require_known
-from experiments.common.order_prediction import NAME as ORDER_PREDICTION
-from experiments.common.protocols import PROTOCOLS, Data, resolve_setting
-from experiments.common.report import heading, in_words
+from experiments.common.reports.report import heading, in_words
+from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.script import run_script
-from experiments.common.sources import source_of, weights_of, write_trunk
-from experiments.common.statistics import OF_MEANS, Estimate, mean_of
-from experiments.common.sweep import executor_of, sweep
+from experiments.common.sweeps.sweep import executor_of, sweep
+from experiments.studies.order_prediction import NAME as ORDER_PREDICTION
 from permenv import image_folder
 from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule

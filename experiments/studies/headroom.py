@@ -27,14 +27,14 @@ import numpy as np
 import agents
 from agents.rollout import rollout
 from experiments.common.agent_runs import curriculum_options, watch
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.files import with_ending, write_picture
 from experiments.common.options import DATA_FOLDER, EnvOptions, Preset, SweepOptions, require_known
-from experiments.common.report import heading, publish
+from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed
+from experiments.common.reports.report import heading, publish
+from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of
+from experiments.common.reports.style import styled
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL, Estimate, mean_of
-from experiments.common.style import styled
-from experiments.common.sweep import executor_of, sweep
+from experiments.common.sweeps.sweep import executor_of, sweep
 from permenv import Config as Numbers
 from permenv import DataError, make_config, register_task
 from permenv.tasks import SpatialTask

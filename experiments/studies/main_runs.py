@@ -18,9 +18,9 @@ from typing import Any
 from experiments import reinforce
 from experiments.common.files import write_json
 from experiments.common.options import DATA_FOLDER, parse, require_known
-from experiments.common.report import command_line
-from experiments.common.run_folder import RunFolder, RunFolderError
+from experiments.common.reports.report import command_line
 from experiments.common.script import run_script
+from experiments.common.training.run_folder import RunFolder, RunFolderError
 from permenv import DataError
 from permenv.atomic import write_bytes
 

@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from experiments.common.agent_runs import curriculum_options, play
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
-from experiments.common.report import heading, publish
+from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed
+from experiments.common.reports.report import heading, publish
 from experiments.common.script import run_script
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from permenv.wrappers.base import base_env_of
 
 Changes = Mapping[str, Any]

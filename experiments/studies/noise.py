@@ -34,9 +34,9 @@ import tyro
 
 from agents.groups import tilt
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.report import heading, in_words, publish
 from experiments.common.script import run_script
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from experiments.studies.shared import train
 from permenv import ConfigurationError, Pretraining
 from permenv.validation import validate

@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import gymnasium as gym
 
 from experiments.common.agent_runs import play
-from experiments.common.effect import Curves, accuracy_ratio, iterations_needed
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
-from experiments.common.report import heading, in_words, publish
+from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed
+from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.statistics import INTERVAL
 from experiments.common.script import run_script
-from experiments.common.statistics import INTERVAL
-from experiments.common.sweep import over_seeds
+from experiments.common.sweeps.sweep import over_seeds
 from permenv.wrappers import CrossEntropyReward, ErrorReduction
 
 

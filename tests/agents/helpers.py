@@ -194,7 +194,7 @@ BUILDERS = {
     "ucb": partial(on_spaces, Ucb),
     "lookahead": lookahead,
     "reinforce": reinforce,
-    "reinforce-trace": partial(reinforce, discount=0.7, size_prior=False, normalise=False, credit="sum"),
+    "reinforce-trace": partial(reinforce, discount=0.7, credit="sum"),
     "inverse": inverse,
     "inverse-learning": partial(inverse, policy_learns=True),
     "inverse-inverse": twice_inverse,

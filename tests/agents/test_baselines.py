@@ -188,8 +188,8 @@ def test_act_of_an_inverse_follows_the_policy_it_owns():
 
 
 def test_inverse_lets_its_policy_learn_with_importance_weights():
-    agent = InversePolicy(tilted(reinforce(entropy_weight=0, normalise=False)), seed=0, policy_learns=True)
-    other = tilted(reinforce(entropy_weight=0, normalise=False))
+    agent = InversePolicy(tilted(reinforce(entropy_weight=0)), seed=0, policy_learns=True)
+    other = tilted(reinforce(entropy_weight=0))
     for reward in (0.0, 1.0):
         q = agent.probabilities(observe())
         feed(agent, 1)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from experiments.common import files
-from experiments.common.run_folder import RunFolder
+from experiments.common.training.run_folder import RunFolder
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from agents.sb3 import ALGORITHMS
 from experiments import across_runs, leaderboard, reinforce
 from experiments.common.agent_runs import play_learned
 from experiments.common.learned import LearnedPolicy, view
-from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
+from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
 from tests.agents.helpers import assert_equal_trees
 from tests.experiments.helpers import job, small, write_photos

@@ -8,12 +8,12 @@ import json
 import pytest
 
 from experiments import evaluate, reinforce
-from experiments.common import protocols
-from experiments.common.evaluations import as_table
-from experiments.common.paper_numbers import PAPER
-from experiments.common.protocols import PROTOCOLS, Data
-from experiments.common.sources import find_sources
-from experiments.common.sweep import JobError
+from experiments.common.evaluation import protocols
+from experiments.common.evaluation.evaluations import as_table
+from experiments.common.evaluation.paper_numbers import PAPER
+from experiments.common.evaluation.protocols import PROTOCOLS, Data
+from experiments.common.evaluation.sources import find_sources
+from experiments.common.sweeps.sweep import JobError
 from permenv import CheckpointError, ConfigurationError
 from tests.experiments import releases
 from tests.experiments.helpers import job

@@ -7,7 +7,7 @@ import pytest
 
 from experiments import export, reinforce
 from experiments.common.options import parse
-from experiments.common.run_folder import CHECKPOINT
+from experiments.common.training.run_folder import CHECKPOINT
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.transfer.trunks import load_trunk
 from tests.experiments.helpers import job

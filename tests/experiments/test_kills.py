@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.common.run_folder import CHECKPOINT, LOCK
+from experiments.common.training.run_folder import CHECKPOINT, LOCK
 from permenv import checkpoint
 from tests.experiments.helpers import arguments
 from tests.helpers import PARTS, ROOT

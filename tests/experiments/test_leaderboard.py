@@ -8,8 +8,8 @@ import pytest
 
 from experiments import leaderboard
 from experiments.common.agent_runs import AGENTS, play
-from experiments.common.run_folder import CHECKPOINT, RunFolderError
-from experiments.common.statistics import Estimate
+from experiments.common.reports.statistics import Estimate
+from experiments.common.training.run_folder import CHECKPOINT, RunFolderError
 from permenv import ConfigurationError
 from permenv.wrappers import CrossEntropyReward
 from tests.experiments.helpers import small

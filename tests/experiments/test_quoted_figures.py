@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.common.statistics import Estimate
+from experiments.common.reports.statistics import Estimate
 from tests.helpers import ROOT
 
 LONG, SHORT, PHOTOS = "learned", "learned-2400", "learned-imagenette"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from experiments import reinforce
-from experiments.common.run_folder import CHECKPOINT
 from experiments.common.torchrun import Launch
+from experiments.common.training.run_folder import CHECKPOINT
 from permenv import ConfigurationError, checkpoint
 from tests.experiments.helpers import arguments, job, metrics
 from tests.helpers import ROOT

@@ -20,7 +20,7 @@ import torch
 from agents import AGENTS, Agent
 from experiments import reinforce
 from experiments.common.options import parse
-from experiments.common.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
+from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
 from permenv.saved_run import trunk_weights
 from tests.experiments.helpers import arguments, job, metrics
@@ -74,13 +74,23 @@ def test_the_summary_and_the_printed_lines_are_of_each_task(finished):
     assert list(summary["tasks"]) == list(names)
     assert 0 <= summary["policy_cost"] < 1
     for name in names:
-        its = summary["tasks"][name]
-        assert (its["permutations"], its["samples"], its["chance"]) == (24, 12, pytest.approx(23 / 24))
-        assert its["queries"] == {"spatial": "fresh scenes", "temporal": "fresh clips"}[name]
-        assert f"{name}: {its['error_first']:.3f} untrained, {its['error_last']:.3f} after 9 iterations" in said
-        assert f"{name}: {its['top1_untrained']:.1%} untrained, {its['top1_trained']:.1%} trained" in said
+        task_summary = summary["tasks"][name]
+        assert (task_summary["permutations"], task_summary["samples"], task_summary["chance"]) == (
+            24,
+            12,
+            pytest.approx(23 / 24),
+        )
+        assert task_summary["queries"] == {"spatial": "fresh scenes", "temporal": "fresh clips"}[name]
+        assert (
+            f"{name}: {task_summary['error_first']:.3f} untrained, {task_summary['error_last']:.3f} after 9 iterations"
+            in said
+        )
+        assert (
+            f"{name}: {task_summary['top1_untrained']:.1%} untrained, {task_summary['top1_trained']:.1%} trained"
+            in said
+        )
         errors = [float(row[f"{name}/error"]) for row in metrics(folder)]
-        assert (its["error_last"], its["error_best"]) == (errors[-1], min(errors))
+        assert (task_summary["error_last"], task_summary["error_best"]) == (errors[-1], min(errors))
     for key in ("error_first", "error_last"):
         assert summary[key] == pytest.approx(np.mean([summary["tasks"][name][key] for name in names]))
     assert summary["error_best"] == min(float(row["error"]) for row in metrics(folder))
@@ -168,18 +178,18 @@ def test_a_policy_of_ones_own_is_run_and_resumed(tmp_path, policy):
 
 
 def test_options_of_the_policy_reach_it_are_written_down_and_resumed(tmp_path):
-    words = ["--agent.learning-rate", "0.5", "--agent.hidden=5", "--agent.size-prior", "False"]
+    words = ["--agent.learning-rate", "0.5", "--agent.hidden=5", "--agent.credit", "sum"]
     given = {"agent_options": parse(reinforce.Config, arguments=words).agent_options}
     reinforce.main(job(tmp_path / "run", updates=1, **given))
     settings = json.loads((tmp_path / "run" / "config.json").read_text())["job"]
-    assert settings["agent_options"] == {"learning_rate": 0.5, "hidden": 5, "size_prior": False}
+    assert settings["agent_options"] == {"learning_rate": 0.5, "hidden": 5, "credit": "sum"}
     with pytest.raises(CheckpointError, match=r"was started with agent_options=.*'hidden': 5"):
         reinforce.main(job(tmp_path / "run", updates=2, resume=True))
     reinforce.main(job(tmp_path / "run", updates=2, resume=True, **given))
     reinforce.main(job(tmp_path / "whole", updates=2, **given))
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     agent = reinforce.make_agent(job(tmp_path, **given), gym.make("PermShuffle-v0", **SMALL))
-    assert (agent.hidden, agent.size_prior, agent._adam.param_groups[0]["lr"]) == (5, False, 0.5)
+    assert (agent.hidden, agent.credit, agent._adam.param_groups[0]["lr"]) == (5, "sum", 0.5)
 
 
 @pytest.mark.parametrize(
@@ -371,7 +381,7 @@ def test_a_run_that_diverges_is_summed_up_all_the_same(tmp_path, capsys):
     summary = reinforce.main(config)
     said = capsys.readouterr().out
     assert summary["diverged"]
-    assert [its["error_last"] for its in summary["tasks"].values()] == [1, 1]
+    assert [task_summary["error_last"] for task_summary in summary["tasks"].values()] == [1, 1]
     assert "The loss was not finite" in said
     assert "Nearest neighbours, temporal: the features are not finite any more." in said
     assert float(metrics(tmp_path / "run")[-1]["diverged"])

@@ -12,7 +12,7 @@ import pytest
 
 from experiments.common.files import with_ending
 from experiments.common.options import parse
-from experiments.common.run_folder import CHECKPOINT
+from experiments.common.training.run_folder import CHECKPOINT
 from experiments.studies.main_runs import RUNS
 from tests.helpers import ROOT
 

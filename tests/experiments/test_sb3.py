@@ -13,8 +13,8 @@ import torch
 
 from agents.sb3 import ALGORITHMS, make_model, steps_of_an_update
 from experiments import reinforce, sb3
-from experiments.common import main_job
-from experiments.common.run_folder import CHECKPOINT, RunFolder, RunFolderError
+from experiments.common.training import main_job
+from experiments.common.training.run_folder import CHECKPOINT, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from tests.experiments.helpers import arguments, job, metrics, small
 from tests.helpers import ROOT

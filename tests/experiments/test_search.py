@@ -13,10 +13,10 @@ import pytest
 
 from experiments import search
 from experiments.common.agent_runs import play
-from experiments.common.pruning import Asha, pruned_sweep
-from experiments.common.run_folder import RunFolderError
-from experiments.common.settings import Setting, grid
-from experiments.common.sweep import JobError
+from experiments.common.sweeps.pruning import Asha, pruned_sweep
+from experiments.common.sweeps.settings import Setting, grid
+from experiments.common.sweeps.sweep import JobError
+from experiments.common.training.run_folder import RunFolderError
 from permenv import ConfigurationError
 from tests.experiments.helpers import arguments, small
 from tests.helpers import ROOT
@@ -46,14 +46,14 @@ def options(tmp_path):
 
 
 def test_the_grid_has_all_combinations(options):
-    vary = (("agent.learning-rate", "0.01", "1"), ("agent.size_prior", "True", "False"), ("env.split", "None"))
+    vary = (("agent.learning-rate", "0.01", "1"), ("env.shared_crop", "True", "False"), ("env.split", "None"))
     found = grid(vary, "reinforce", options().environment)
     assert found[0] == Setting(
-        "agent.learning-rate=0.01 agent.size-prior=True env.split=None",
-        {"learning_rate": 0.01, "size_prior": True},
-        {"split": None},
+        "agent.learning-rate=0.01 env.shared-crop=True env.split=None",
+        {"learning_rate": 0.01},
+        {"shared_crop": True, "split": None},
     )
-    assert [(each.agent["learning_rate"], each.agent["size_prior"]) for each in found] == [
+    assert [(each.agent["learning_rate"], each.env["shared_crop"]) for each in found] == [
         *itertools.product((0.01, 1), (True, False))
     ]
 

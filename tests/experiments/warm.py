@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 
 from matplotlib.figure import Figure
 
-from experiments.common import figures, options, script
+from experiments.common import options, script
+from experiments.common.reports import figures
 from permenv import render
 
 SCRIPTS = ("reinforce", "sb3", "across_runs", "leaderboard", "search")

@@ -26,7 +26,7 @@ def test_all_of_it_is_measured_on_a_cpu(options):
     config = options()
     summary = everything.main(config)
     assert json.loads((config.out / "summary.json").read_text()) == summary
-    assert {name: its["ended"] for name, its in summary["done"].items()} == dict.fromkeys(
+    assert {name: command["ended"] for name, command in summary["done"].items()} == dict.fromkeys(
         ("speed", "dry-run", "training"), "well"
     )
     for name in ("speed", "dry-run", "summary"):

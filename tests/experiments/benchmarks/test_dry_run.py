@@ -122,10 +122,10 @@ def test_files_of_a_folder_are_counted_and_not_read(tmp_path):
 def test_predictions_are_compared_with_measurements(monkeypatch, capsys):
     cases = {"small": ("tiny", "spatial", {**{"batch_size": 8}, **_numbers()})}
     found = check.compare(CPU, prediction.memory_of_this_process(), cases)
-    for its in found["cases"]["small"].values():
-        assert its["ratio"] == pytest.approx(its["predicted"] / its["measured"])
-        assert math.isfinite(its["ratio"])
-    ratios = {what: its["ratio"] for what, its in found["cases"]["small"].items()}
+    for quantity in found["cases"]["small"].values():
+        assert quantity["ratio"] == pytest.approx(quantity["predicted"] / quantity["measured"])
+        assert math.isfinite(quantity["ratio"])
+    ratios = {what: quantity["ratio"] for what, quantity in found["cases"]["small"].items()}
     assert found["largest_factor"] == {what: max(ratio, 1 / ratio) for what, ratio in ratios.items()}
     assert "largest factor" in capsys.readouterr().out
 

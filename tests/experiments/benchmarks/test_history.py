@@ -14,9 +14,9 @@ from tests.helpers import ROOT
 
 def report(path, version="0.2.0", ratio=2.0, **parts):
     """Write a report as `speed.py` does."""
-    its = {"versions": {"permenv": version}, "device": "cpu", "processor": "AMD EPYC avx2 avx512f", "threads": 2}
+    machine = {"versions": {"permenv": version}, "device": "cpu", "processor": "AMD EPYC avx2 avx512f", "threads": 2}
     step = {"auto": "bf16", "images_per_second": {"folded bf16": 751.97059}, "ratio_auto_to_loop": ratio}
-    path.write_text(json.dumps({"machine": its, "preset": "tiny", "step": step, **parts}))
+    path.write_text(json.dumps({"machine": machine, "preset": "tiny", "step": step, **parts}))
     return path
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from experiments.common import content
 from experiments.common.content import contents_of, digest_of_code, digest_of_folder
+from experiments.common.evaluation.protocols import Data
 from experiments.common.options import EnvOptions
-from experiments.common.protocols import Data
 
 
 @pytest.fixture

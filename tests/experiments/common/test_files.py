@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.common.files import as_json, with_ending, write_json
+from experiments.common.files import as_json, flat, with_ending, write_json
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path):
         "seeds": [{"mean": None}],
     }
     assert found == as_json(content)
+
+
+def test_nested_settings_become_flat():
+    assert flat({"seed": 0, "env": {"a": 1, "b": {"c": [2]}}}) == {"seed": 0, "env.a": 1, "env.b.c": [2]}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments import leaderboard, reinforce
-from experiments.common.options import EnvOptions, JobOptions, parse
+from experiments.common.options import EnvOptions, parse
+from experiments.common.training.options import JobOptions
 from experiments.studies import defaults
 from permenv import ConfigurationError, make_config
 from tests.helpers import ROOT

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from experiments import across_runs, leaderboard, reinforce
-from experiments.common.run_folder import CHECKPOINT
 from experiments.common.script import run_script
-from experiments.common.sweep import JobError
+from experiments.common.sweeps.sweep import JobError
+from experiments.common.training.run_folder import CHECKPOINT
 from permenv import ConfigurationError, DataError
 from tests.experiments.helpers import job
 

@@ -26,7 +26,7 @@ def test_they_run_in_order_whichever_are_asked_for(commands, tmp_path):
 def test_one_that_fails_does_not_keep_the_others_from_running(commands, tmp_path, capsys):
     with pytest.raises(SystemExit, match="1"):
         everything.main(everything.Config(only=tuple(commands), out=tmp_path))
-    ended = {name: its["ended"] for name, its in json.loads((tmp_path / "summary.json").read_text()).items()}
+    ended = {name: command["ended"] for name, command in json.loads((tmp_path / "summary.json").read_text()).items()}
     assert ended == {"first": "well", "wrong": "with code 2", "last": "well"}
     assert str(tmp_path / "wrong.log") in capsys.readouterr().err
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from experiments.common.evaluation.paper_numbers import PAPER
+from experiments.common.evaluation.protocols import PROTOCOLS
 from experiments.common.options import parse
-from experiments.common.paper_numbers import PAPER
-from experiments.common.protocols import PROTOCOLS
 from experiments.paper import all as everything
 from tests.documentation import blocks
 from tests.helpers import ROOT
@@ -173,14 +173,14 @@ def test_the_ratios_of_table_f1_are_those_of_its_result():
     rows = rows_of(SECTIONS["Table F.1"], ("checkpoint", "policy", "inverse", "difference", "equal"))
     found = json.loads((ROOT / RESULTS / "table-f1.json").read_text(encoding="utf-8"))["by_checkpoint"]["epoch"]
     assert [row["checkpoint"] for row in rows] == list(found)
-    for row, its in zip(rows, found.values(), strict=True):
+    for row, columns in zip(rows, found.values(), strict=True):
         shown = {}
         for kind, sign, unit in (("policy", "", "%"), ("inverse", "", "%"), ("difference", "+", "")):
-            value, low, high = (f"{100 * its[f'{kind}{end}']:{sign}.1f}" for end in ("", "_low", "_high"))
+            value, low, high = (f"{100 * columns[f'{kind}{end}']:{sign}.1f}" for end in ("", "_low", "_high"))
             shown[kind] = f"{value}{unit} [{low}, {high}]"
         assert (row["policy"], row["inverse"]) == (shown["policy"], shown["inverse"])
-        assert row["difference"] == ("0" if its["equal"] == 5 else shown["difference"])
-        assert row["equal"] == f"{its['equal']} of 5"
+        assert row["difference"] == ("0" if columns["equal"] == 5 else shown["difference"])
+        assert row["equal"] == f"{columns['equal']} of 5"
 
 
 def test_no_cell_holds_a_paragraph():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import across_runs
-from experiments.common.sweep import JobError
+from experiments.common.sweeps.sweep import JobError
 from experiments.studies import downstream
 from tests.experiments.helpers import small
 
@@ -31,8 +31,8 @@ def test_it_evaluates_untrained_at_half_and_at_the_end(options, tmp_path, capsys
     report = downstream.main(options(policies=(tmp_path / "across",)))
     assert report == json.loads((tmp_path / "downstream.json").read_text())
     assert list(report["policies"]) == ["random", "curriculum", "across"]
-    for name, its in report["policies"].items():
-        assert its["nearest_untrained_more"] == its["linear_untrained_more"] == 0  # the same networks
+    for name, columns in report["policies"].items():
+        assert columns["nearest_untrained_more"] == columns["linear_untrained_more"] == 0  # the same networks
         for run in report["runs"][name]:
             assert list(run) == ["untrained", "half", "end"]
             assert all(0 <= run[moment][measure] <= 1 for moment in run for measure in ("nearest", "linear", "error"))

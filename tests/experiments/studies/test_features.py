@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments.common.protocols import Data
-from experiments.common.sources import Source
+from experiments.common.evaluation.protocols import Data
+from experiments.common.evaluation.sources import Source
 from experiments.studies import conditions, features
 from permenv import ConfigurationError, DataError, StillImages, make_config
 from permenv.networks import BACKBONES

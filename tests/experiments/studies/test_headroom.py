@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.common.effect import Curves
-from experiments.common.statistics import mean_of
+from experiments.common.reports.effect import Curves
+from experiments.common.reports.statistics import mean_of
 from experiments.studies import headroom
 from permenv import ConfigurationError, DataError, make_config
 from tests.experiments.helpers import small

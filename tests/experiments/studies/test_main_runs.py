@@ -8,7 +8,7 @@ import pytest
 
 from experiments import reinforce
 from experiments.common.files import write_json
-from experiments.common.run_folder import RunFolderError
+from experiments.common.training.run_folder import RunFolder, RunFolderError
 from experiments.studies import main_runs
 from permenv import CheckpointError, ConfigurationError, DataError
 from tests.experiments.helpers import arguments
@@ -36,9 +36,7 @@ def small_runs(monkeypatch):
 @pytest.fixture
 def drawn(monkeypatch):
     """Write empty pictures, which are quick."""
-    monkeypatch.setattr(
-        "experiments.common.run_folder.RunFolder.picture", lambda self, name, _: (self.path / f"{name}.png").touch()
-    )
+    monkeypatch.setattr(RunFolder, "picture", lambda self, name, _: (self.path / f"{name}.png").touch())
 
 
 @pytest.mark.ci

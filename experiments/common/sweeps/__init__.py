@@ -1,0 +1,1 @@
+"""Many runs: each once, in processes or on Ray; searches over settings."""

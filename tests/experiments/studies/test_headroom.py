@@ -54,7 +54,7 @@ def test_rates_and_curricula_are_chosen_on_tuning_seeds_alone(options, monkeypat
         return {"iterations": [0, 5, 10], "errors": [1.0, 1 - accuracy / 2, 1 - accuracy], "diverged": False}
 
     monkeypatch.setattr(headroom, "_run", run)
-    (row,) = headroom.main(options(cells=("nano",), runs=None))["cells"]
+    (row,) = headroom.main(options(only=("nano",), runs=None))["cells"]
     assert row["learning_rate_multiple"] == 1.0
     assert tuple(row["curriculum"]) == curricula[2]
     assert (row["random_at_end"], row["curriculum_at_end"]) == pytest.approx((0.1, 0.15))  # of the reported seeds

@@ -50,23 +50,28 @@ def raising(error):
 
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_ends_a_script_with_one_line_that_says_how_to_continue(call, name, code):
-    before = signal.getsignal(getattr(signal, name))
+    number = getattr(signal, name)
+    before = signal.default_int_handler
+    outer = signal.signal(number, before)  # the tests themselves may run under nohup, which ignores SIGHUP
     cleaned = []
 
     def main(_):
         try:
-            signal.raise_signal(getattr(signal, name))
+            signal.raise_signal(number)
         finally:
             cleaned.append(True)
 
     command = "python 'a script.py' --out 'my runs' --resume"
-    assert call(main, "--out", "my runs") == (
-        code,
-        f"stopped by {name}: somewhere holds it; continue with: {command}\n",
-    )
-    assert cleaned
-    assert signal.getsignal(getattr(signal, name)) is before
-    assert call(main, "--out", "my runs", "--resume")[1].endswith(f": {command}\n")
+    try:
+        assert call(main, "--out", "my runs") == (
+            code,
+            f"stopped by {name}: somewhere holds it; continue with: {command}\n",
+        )
+        assert cleaned
+        assert signal.getsignal(number) is before
+        assert call(main, "--out", "my runs", "--resume")[1].endswith(f": {command}\n")
+    finally:
+        signal.signal(number, outer)
 
 
 def test_a_signal_that_a_library_turned_into_another_error_is_a_signal_all_the_same(call):

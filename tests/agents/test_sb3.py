@@ -15,6 +15,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents import sb3
 from agents.randomness import OwnRandomness
 from agents.sb3 import ALGORITHMS, load_model, make_model, options_of, start_from, steps_of_an_update
 from permenv import CheckpointError, ConfigurationError, make_config
@@ -405,3 +406,10 @@ def test_the_steps_of_an_update_can_be_given_for_an_action_view_of_ones_own(make
     assert model.gamma == 1 - 1 / 5
     with pytest.raises(ConfigurationError, match="steps=0: must be at least 1"):
         make_model("ppo", make_env(), seed=0, steps=0)
+
+
+@pytest.mark.parametrize(
+    ("steps", "updates", "size"), [(3200, 30, 96_000), (497_664, 90, 1_000_000), (800_000, 9, 1_600_000)]
+)
+def test_a_replay_buffer_holds_a_run_a_million_transitions_or_two_updates(steps, updates, size):
+    assert sb3._dqn(steps, updates)["buffer_size"] == size

@@ -53,6 +53,8 @@ _LABELS = {
     "ppo": "PPO",
     "a2c": "A2C",
     "dqn": "DQN",
+    "difficulty-proportional": "in proportion to the difficulty",
+    "lookahead": "one-step lookahead",
     "pool-policy": "learned across runs",
     "inverse of pool-policy": "inverse of the learned",
 }
@@ -132,7 +134,7 @@ def main(config: Config) -> dict[str, Any]:
     write_json(with_ending(config.out, ".json"), report)
     title = f"{config.preset} preset, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}"
     write_picture(with_ending(config.out, ".png"), _picture(by_agent, found, title))
-    print(_in_words(report, by_agent))
+    print(in_words(report))
     return report
 
 
@@ -245,8 +247,8 @@ def _label(name: str) -> str:
     return _LABELS.get(agent, agent) + name.removeprefix(agent)
 
 
-def _in_words(report: dict[str, Any], by_agent: dict[str, dict[str, Estimate]]) -> str:
-    """Return the table, as the documentation shows it."""
+def in_words(report: dict[str, Any]) -> str:
+    """Return the table of the agents, and what is said of each beside the curriculum."""
     lines = [
         f"{report['preset']} preset, {report['data']}, {report['seeds']} seeds, {report['iterations']} iterations; "
         f"mean [{report['interval']}]",
@@ -256,11 +258,9 @@ def _in_words(report: dict[str, Any], by_agent: dict[str, dict[str, Estimate]]) 
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in report["agents"]:
-        metrics = by_agent[row["agent"]]
-        lines.append(
-            f"| {row['agent']} | {metrics['final_error']:.3f} | {metrics['at_half']:.0%} | {metrics['at_end']:.0%} "
-            f"| {metrics['needs']:.0%} | {metrics['time']:.0%} | {row['seconds']:.0f} | {row['cost']:.0%} |"
-        )
+        shares = (Estimate.of_columns(row, column) for column in ("at_half", "at_end", "needs", "time"))
+        cells = [_label(row["agent"]), f"{Estimate.of_columns(row, 'final_error'):.3f}", *map("{:.0%}".format, shares)]
+        lines.append("| " + " | ".join([*cells, f"{row['seconds']:.0f}", f"{row['cost']:.0%}"]) + " |")
     for name, columns in report["against_the_curriculum"].items():
         if columns["saved"] is not None:
             half, end, saved = (Estimate.of_columns(columns, column) for column in ("at_half", "at_end", "saved"))

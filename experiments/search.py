@@ -39,7 +39,7 @@ import tyro
 from experiments.common.agent_runs import Report, check_names, code_of, play
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_at_least
-from experiments.common.reports.report import heading, in_words
+from experiments.common.reports.report import heading, heading_in_words
 from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
 from experiments.common.script import run_script
 from experiments.common.sweeps.pruning import Asha, pruned_sweep
@@ -114,7 +114,7 @@ def main(config: Config) -> dict[str, Any]:
         "interval": INTERVAL,
         "settings": _rows(settings, {name: found[_file(name)] for name in settings}),
     }
-    table = _in_words(report)
+    table = in_words(report)
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".md"), table + "\n")
     print(f"{table}\n\nwritten to {with_ending(config.out, '.json')} and .md")
@@ -227,10 +227,11 @@ def _stop(result: Mapping[str, Any]) -> int:
     return 0 if result["finished"] else len(result["errors"])
 
 
-def _in_words(report: Mapping[str, Any]) -> str:
+def in_words(report: Mapping[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{report['agent']}, {in_words(report)}; mean [{report['interval']}]; accuracy in percent of that of the first "
-        f"row, after as many updates",
+        f"{report['agent']}, {heading_in_words(report)}; mean [{report['interval']}]; accuracy in percent of that of "
+        f"the first row, after as many updates",
         "",
         "| setting | updates | error | accuracy, of the best's | iterations | seconds |",
         "|---|---|---|---|---|---|",

@@ -28,7 +28,9 @@ _NETWORKS = "runs/main/imagenette"
 COMMANDS = {
     "features": "experiments/studies/features.py",
     "table_5_figure_5": "experiments/paper/table_5_figure_5.py",
-    "table_f1": f"experiments/paper/table_f1.py --policy {_POLICY}",
+    "table_f1": "experiments/paper/table_f1.py",
+    "table_f1_learned": f"experiments/paper/table_f1.py --policy {_POLICY} --runs runs/table-f1-learned "
+    "--out experiments/results/table-f1-learned.json",
     "main_job": "experiments/studies/main_runs.py --only scenes",
     "imagenette": "experiments/studies/main_runs.py --only imagenette",
     "figure_3": f"experiments/paper/figure_3.py {_NETWORKS} random --voc {DATA_FOLDER}/davis_voc",

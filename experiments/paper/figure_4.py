@@ -30,7 +30,7 @@ import agents
 from agents.rollout import rollout
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.reports.style import styled
 from experiments.common.script import run_script
@@ -94,7 +94,7 @@ def main(config: Config) -> dict[str, Any]:
         "start_error": config.start_error,
         "policies": {name: _row(runs) for name, runs in found.items()},
     }
-    publish(report, _in_words(report), config.out, _figure(report))
+    publish(report, in_words(report), config.out, _figure(report))
     return report
 
 
@@ -193,18 +193,20 @@ def _figure(report: dict[str, Any]) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{in_words(report)}; from E {report['start_error']} on; share of the choices, mean [{report['interval']}]",
+        f"{heading_in_words(report)}; from E {report['start_error']} on; share of the choices, "
+        f"mean [{report['interval']}]",
         "",
-        "| policy | updates | " + " | ".join(f"{name} quarter" for name in COMPLEXITIES) + " |",
+        "| agent | updates | " + " | ".join(f"{name} quarter" for name in COMPLEXITIES) + " |",
         "|---" * (2 + len(COMPLEXITIES)) + "|",
-        "| random | all |" + " 25% |" * len(COMPLEXITIES),
+        "| random permutations | all |" + f" {1 / len(COMPLEXITIES):.0%} |" * len(COMPLEXITIES),
     ]
     for name, row in report["policies"].items():
-        for when, words in (("first", f"first {FIRST}"), ("last", f"last {LAST:.0%}")):
+        for when, words in (("first", f"first {FIRST}"), ("last", "last third")):
             cells = " | ".join(f"{Estimate(*each):.1%}" for each in row[when])
-            lines.append(f"| {name} | {words} | {cells} |")
+            lines.append(f"| {_AGENTS.get(name, _LEARNED)} | {words} | {cells} |")
     return "\n".join(lines)
 
 

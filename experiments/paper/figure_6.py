@@ -26,7 +26,7 @@ import tyro
 import agents
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.reports.style import styled
 from experiments.common.script import run_script
@@ -83,7 +83,7 @@ def main(config: Config) -> dict[str, Any]:
             for index, moment in enumerate(MOMENTS)
         },
     }
-    publish(report, _in_words(report), config.out, _figure(found))
+    publish(report, in_words(report), config.out, _figure(found))
     return report
 
 
@@ -162,17 +162,19 @@ def _figure(found: dict[str, list[dict[str, Any]]]) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     columns = {f"{metric}_{moment}": f"{metric}, {moment}" for metric in ("error", "spread") for moment in MOMENTS}
     lines = [
-        f"{in_words(report)}; spatial permutations of the joint task, mean [{report['interval']}]",
+        f"{heading_in_words(report)}; spatial permutations of the joint task, mean [{report['interval']}]",
         "",
         "| network | " + " | ".join(columns.values()) + " |",
         "|---" * (1 + len(columns)) + "|",
     ]
-    rows = {**report["networks"], "difference": report["differences"]}
-    for name, row in rows.items():
+    for name, row in report["networks"].items():
         lines.append(f"| {name} | " + " | ".join(f"{Estimate(*row[column]):.3f}" for column in columns) + " |")
+    more = report["differences"]
+    lines.append("| difference | " + " | ".join(f"{Estimate(*more[column]):+.3f}" for column in columns) + " |")
     return "\n".join(lines)
 
 

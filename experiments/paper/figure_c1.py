@@ -42,7 +42,7 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, SweepOptions, require_at_least
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_RATIOS, Estimate, ratio_of_means
 from experiments.common.reports.style import label_lines, styled
 from experiments.common.script import run_script
@@ -103,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
         "checkpoints": found[0]["iterations"],
         "sizes": [_row(size, found, config.env.num_permutations) for size in config.sizes],
     }
-    publish(report, _in_words(report), config.out, _figure(report))
+    publish(report, in_words(report), config.out, _figure(report))
     return report
 
 
@@ -215,18 +215,18 @@ def _figure(report: dict[str, Any]) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{in_words(report)}; deviation of E over {report['draws']} sets, root mean square over "
+        f"{heading_in_words(report)}; deviation of E over {report['draws']} sets, root mean square over "
         f"{len(report['checkpoints'])} checkpoints; ratio to the prediction [{report['interval']}]",
         "",
-        "| size | deviation | predicted, between samples | ratio | predicted, binomial | ratio |",
-        "|---|---|---|---|---|---|",
+        "| samples | deviation of E | " + " | ".join(f"ratio to the prediction, {name}" for name in PREDICTIONS) + " |",
+        "|---" * (2 + len(PREDICTIONS)) + "|",
     ]
     for row in report["sizes"]:
-        ratios = {name: Estimate.of_columns(row["ratio"][name], "ratio") for name in PREDICTIONS}
-        cells = " | ".join(f"{row['predicted'][name]:.4f} | {ratios[name]:.2f}" for name in PREDICTIONS)
-        lines.append(f"| {row['size']} | {row['sd_all']:.4f} | {cells} |")
+        ratios = (Estimate.of_columns(row["ratio"][name], "ratio") for name in PREDICTIONS)
+        lines.append(f"| {row['size']} | {row['sd_all']:.3f} | " + " | ".join(f"{each:.2f}" for each in ratios) + " |")
     return "\n".join(lines)
 
 

@@ -34,7 +34,7 @@ import numpy as np
 import tyro
 
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.reports.style import styled
 from experiments.common.script import run_script
@@ -103,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
         },
         "counts": {str(count): _row(str(count), found) for count in config.counts},
     }
-    publish(report, _in_words(report), config.out, _figure(report))
+    publish(report, in_words(report), config.out, _figure(report))
     return report
 
 
@@ -242,9 +242,10 @@ def _figure(report: dict[str, Any]) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{in_words(report)}; share of the pairs of groups with p >= {ALPHA}, mean [{report['interval']}]",
+        f"{heading_in_words(report)}; share of the pairs of groups with p >= {ALPHA}, mean [{report['interval']}]",
         "",
         "| groups | iteration | " + " | ".join(KINDS) + " |",
         "|---" * (2 + len(KINDS)) + "|",

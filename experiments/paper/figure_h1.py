@@ -110,7 +110,7 @@ def main(config: Config) -> dict[str, Any]:
             for name, curve in found["curves"].items()
         },
     }
-    publish(report, _in_words(report), config.out, _figure(report))
+    publish(report, in_words(report), config.out, _figure(report))
     return report
 
 
@@ -269,14 +269,15 @@ def _figure(report: dict[str, Any]) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     counted = " and ".join(f"{report['counted_cost'][way]:.2%} {way}" for way in WAYS)
     lines = [
         f"cost of validations in forward passes at the paper's sizes, of training: {counted} (paper: about "
         f"{PAPER_COST:.0%})",
         f"{report['preset']} preset, {report['iterations']} iterations on {report['machine']['device']}; seconds",
         "",
-        "| updates | training | state | policy | state and policy, of training | state, naive |",
+        "| updates | training | state: validation and groups | policy | state and policy, of training | state, naive |",
         "|---|---|---|---|---|---|",
     ]
     for updates, seconds in report["seconds"].items():

@@ -28,7 +28,7 @@ import tyro
 from experiments.common.learned import LearnedPolicy
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.reports.figures import tiled
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.reports.style import styled
 from experiments.common.script import run_script
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         "high": [run["high"] for run in runs],
         "low": [run["low"] for run in runs],
     }
-    publish(report, _in_words(report), config.out, _figure(report, task))
+    publish(report, in_words(report), config.out, _figure(report, task))
     return report
 
 
@@ -167,10 +167,11 @@ def _figure(report: dict[str, Any], task: Task) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{in_words(report)}, {report['policy']}; mean Hamming distance of the chosen permutations minus that of Ψ, "
-        f"mean [{report['interval']}]",
+        f"{heading_in_words(report)}, {report['policy']}; mean Hamming distance of the chosen permutations minus that "
+        f"of Ψ, mean [{report['interval']}]",
         "",
         "| iteration | distance above random |",
         "|---|---|",

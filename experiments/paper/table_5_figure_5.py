@@ -41,7 +41,7 @@ from experiments.common.evaluation.evaluations import exit_if_diverged, value_of
 from experiments.common.evaluation.protocols import PROTOCOLS, SETS, Data
 from experiments.common.evaluation.sources import Source, source_of, weights_of, write_trunk
 from experiments.common.options import EnvOptions, require_at_least, require_known
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.reports.style import label_lines, styled
 from experiments.common.script import run_script
@@ -193,7 +193,7 @@ def main(config: Config) -> dict[str, Any]:
         "differences": {measure: differences(values) for measure, values in measures.items()},
         "rows": rows,
     }
-    publish(report, _in_words(report), config.out, _figure(report))
+    publish(report, in_words(report), config.out, _figure(report))
     exit_if_diverged(rows)
     return report
 
@@ -372,30 +372,34 @@ def _figure(report: dict[str, Any]) -> Figure:
     return picture
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     measures = report["measures"]
+    after = [measure for measure in measures if measure not in (DURING, AT_END)]
     lines = [
-        f"{in_words(report)}; percent, mean [{report['interval']}]",
+        f"{heading_in_words(report)}; percent, mean [{report['interval']}]",
         "",
-        "| network | " + " | ".join(f"{each} | paper" if each in PAPER else each for each in measures) + " |",
-        "|---" * (1 + len(measures) + sum(each in PAPER for each in measures)) + "|",
+        "| network | " + " | ".join(f"paper: {measure} | ours" for measure in after) + " |",
+        "|---" * (1 + 2 * len(after)) + "|",
     ]
     for name in report["curves"]:
-        cells = []
-        for measure, values in measures.items():
-            found = mean_of(100 * np.array(values[name]))
-            cells.append(f"{found:.1f}")
-            if measure in PAPER:
-                cells.append(f"{PAPER[measure][list(NETWORKS).index(name)]:.1f}")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    for line, values in report["lines"].items():
-        lines.append(f"\nTop-1 of the {line} network: {mean_of(100 * np.array(values)):.1f}")
+        paper = [f"{PAPER[measure][list(NETWORKS).index(name)]:.1f}" for measure in after]
+        ours = [_percent(measures[measure][name]) for measure in after]
+        lines.append(f"| {name} | " + " | ".join(f"{his} | {own}" for his, own in zip(paper, ours, strict=True)) + " |")
+    lines += ["", f"| network | {DURING} | {AT_END} |", "|---|---|---|"]
+    for name in report["curves"]:
+        lines.append(f"| {name} | {_percent(measures[DURING][name])} | {_percent(measures[AT_END][name])} |")
+    lines += [f"| {name} | | {_percent(values)} |" for name, values in report["lines"].items()]
     above = (
         f"{name} {Estimate(*(100 * end for end in gain)):+.1f}" for name, gain in report["above_untrained"].items()
     )
     lines += ["", f"{AT_END}, in points above the {LINES[0]} network of the same seed: {', '.join(above)}"]
     lines += ["", *(said(measure, pairs) for measure, pairs in report["differences"].items())]
     return "\n".join(lines)
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{mean_of(100 * np.array(shares)):.1f}"
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
         },
         "accuracies": [run["accuracies"] for run in found],
     }
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -228,7 +228,8 @@ def _rows(runs: list[dict[str, Any]], length: str) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
         f"{report['preset']} preset, {report['data']}, {report['policy']}: {len(CHECKPOINTS)} checkpoints of "
         f"{report['seeds']} seeds; accuracy relative to random permutations",
@@ -250,13 +251,13 @@ def _in_words(report: dict[str, Any]) -> str:
             "",
             f"by checkpoint, one {length}, mean of the ratios of each run [{report['by_checkpoint']['interval']}]:",
             "",
-            "| checkpoint | policy | inverse | policy minus inverse | runs in which they are equal |",
+            "| checkpoint | policy | inverse | policy minus inverse, in points | runs in which the two are equal |",
             "|---|---|---|---|---|",
         ]
         for point, row in report["by_checkpoint"][length].items():
-            ratios = [Estimate.of_columns(row, each) for each in ("policy", "inverse")]
-            cells = [point, *(f"{ratio:.1%}" for ratio in ratios), f"{Estimate.of_columns(row, 'difference'):+.1%}"]
-            lines.append("| " + " | ".join(cells) + f" | {row['equal']} of {report['seeds']} |")
+            ratios = [f"{Estimate.of_columns(row, each):.1%}" for each in ("policy", "inverse")]
+            more = f"{Estimate(*(100 * end for end in Estimate.of_columns(row, 'difference'))):+.1f}"
+            lines.append("| " + " | ".join([point, *ratios, more]) + f" | {row['equal']} of {report['seeds']} |")
     for length, best in report["best_pools"].items():
         found = ", ".join(f"{point}: {row['pool']} {row['ratio']:.0%}" for point, row in best["checkpoints"].items())
         lines += ["", f"best constant pool of each checkpoint, one {length}: {best['mean']:.0%} ({found})"]

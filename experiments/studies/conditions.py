@@ -28,7 +28,7 @@ from torch import nn
 from experiments.common.evaluation.protocols import SETS, Data
 from experiments.common.evaluation.sources import Source, source_of, weights_of
 from experiments.common.options import require_known
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, mean_of
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import executor_of, sweep
@@ -95,7 +95,7 @@ def main(config: Config) -> dict[str, Any]:
             }
             rows.append({"set": name, "network": network, "top 1": values})
     report = {**heading(config), "first_seed": config.first_seed, "interval": OF_MEANS, "rows": rows}
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -148,9 +148,10 @@ def _weights(runs: Path, network: str, seed: int) -> Path | None:
     return path
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{in_words(report)}; Top-1 in percent, mean [{OF_MEANS}]",
+        f"{heading_in_words(report)}; Top-1 in percent, mean [{OF_MEANS}]",
         "",
         "| searched | network | " + " | ".join(CONDITIONS) + " |",
         "|---" * (2 + len(CONDITIONS)) + "|",

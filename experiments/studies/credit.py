@@ -24,7 +24,7 @@ import tyro
 from agents import Agent, RandomPolicy, Reinforce
 from agents.rollout import rollout
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, heading_in_words, publish, with_sd
 from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
@@ -56,7 +56,7 @@ def main(config: Config) -> dict[str, Any]:
         "final_error": {policy: _final_errors(runs) for policy, runs in found.items()},
         "noise": _noise(found["random"]),
     }
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -101,8 +101,9 @@ def _noise(runs: list[list[dict[str, Any]]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in metrics.items()}
 
 
-def _in_words(report: dict[str, Any]) -> str:
-    lines = [in_words(report), "", "final error (mean ± sd)"]
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
+    lines = [heading_in_words(report), "", "final error (mean ± sd)"]
     for policy, row in report["final_error"].items():
         lines.append(f"  {policy:<8}" + "  ".join(f"{name} {with_sd(metric)}" for name, metric in row.items()))
     lines += ["", "rewards under random permutations"]

@@ -23,7 +23,7 @@ import numpy as np
 from experiments.common.agent_runs import curriculum_options, play
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.reports.effect import Curves, iterations_needed
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of, ratio_of_means
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
@@ -77,7 +77,7 @@ def main(config: Config) -> dict[str, Any]:
         "random": _alone(random),
         "curricula": rows,
     }
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -103,16 +103,17 @@ def _run(curriculum: tuple[float, float] | None, seed: int, environment: EnvOpti
     return play("easiest-first", environment.make(), seed=seed, **options)
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        in_words(report),
+        heading_in_words(report),
         "",
         "| curriculum | return | accuracy at half, points above random's | at the end "
-        "| iterations to random's final E |",
+        "| iterations to random's final error |",
         "|---|---|---|---|---|",
     ]
     for row in report["curricula"]:
-        needs = "-" if row["needs"] is None else f"{row['needs']:.0%}"
+        needs = "not reached" if row["needs"] is None else f"{row['needs']:.0%}"
         more = (Estimate.of_columns(row, column) for column in ("more_at_half", "more_at_end"))
         cells = " | ".join(f"{Estimate(*(100 * end for end in points)):+.1f}" for points in more)
         lines.append(f"| {row['curriculum']} | {row['return']:.3f} | {cells} | {needs} |")

@@ -22,7 +22,7 @@ import tyro
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, heading_in_words, publish, with_sd
 from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
@@ -78,7 +78,7 @@ def main(config: Config) -> dict[str, Any]:
             for decay in config.decays
         },
     }
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -126,8 +126,9 @@ def _averages(decays: tuple[float, ...], seed: int, environment: EnvOptions) -> 
     }
 
 
-def _in_words(report: dict[str, Any]) -> str:
-    lines = [in_words(report), "", "final error by samples_per_action (mean ± sd)"]
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
+    lines = [heading_in_words(report), "", "final error by samples_per_action (mean ± sd)"]
     for m, row in report["samples_per_action"].items():
         lines.append(f"  m = {m:>3}  " + "  ".join(f"{policy} {with_sd(metric)}" for policy, metric in row.items()))
     lines += ["", "averaged weights (mean ± sd)"]

@@ -28,7 +28,7 @@ import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, heading_in_words, publish, with_sd
 from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
@@ -63,7 +63,7 @@ def main(config: Config) -> dict[str, Any]:
     report = heading(config)
     for variant, rows in found.items():
         report[variant] = {name: mean_and_sd([row[name] for row in rows]) for name in rows[0]}
-    publish(report, _in_words(report), config.file)
+    publish(report, in_words(report), config.file)
     return report
 
 
@@ -116,8 +116,9 @@ def places_of(sought: np.ndarray, permutations: np.ndarray) -> np.ndarray:
     return np.where(equal.any(axis=1), equal.argmax(axis=1), -1)
 
 
-def _in_words(report: dict[str, Any]) -> str:
-    lines = [f"{in_words(report)} (mean ± sd)"]
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
+    lines = [f"{heading_in_words(report)} (mean ± sd)"]
     for variant in _VARIANTS:
         lines += ["", f"{variant}:"]
         lines += [f"  {name:<44} {with_sd(metric, 4)}" for name, metric in report[variant].items()]

@@ -26,7 +26,7 @@ from agents.rollout import rollout
 from experiments.common.agent_runs import curriculum_options
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
@@ -88,7 +88,7 @@ def main(config: Config) -> dict[str, Any]:
         },
         "runs": found,
     }
-    publish(report, _in_words(report, by_policy), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -176,19 +176,22 @@ def _evaluate(base_env: PermShuffleEnv, queries: StillImages | None, untrained: 
     }
 
 
-def _in_words(report: dict[str, Any], by_policy: dict[str, dict[str, tuple[Estimate, Estimate]]]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
+    columns = {f"{measure}_{moment}": f"{MEASURES[measure]}, {moment}" for moment, measure in COLUMNS}
     lines = [
-        in_words(report),
-        f"accuracy, and in the second line of a policy its difference from random permutations, same seed; mean "
-        f"[{report['interval']}]",
+        f"{heading_in_words(report)}; accuracy of random permutations, in percent; below, in points, what others have "
+        f"more, same seed; mean [{report['interval']}]",
         "",
-        "| policy | " + " | ".join(f"{MEASURES[measure]}, {moment}" for moment, measure in COLUMNS) + " |",
-        "|---" * (1 + len(COLUMNS)) + "|",
+        "| | " + " | ".join(columns.values()) + " |",
+        "|---" * (1 + len(columns)) + "|",
     ]
-    for name, metrics in by_policy.items():
-        lines.append(f"| {name} | " + " | ".join(f"{own:.1%}" for own, _ in metrics.values()) + " |")
-        if name != "random":
-            lines.append("| | " + " | ".join(f"{more:+.1%}" for _, more in metrics.values()) + " |")
+    for name, row in report["policies"].items():
+        of_random = name == "random"
+        found = [Estimate.of_columns(row, column if of_random else f"{column}_more") for column in columns]
+        points = (Estimate(*(100 * end for end in each)) for each in found)
+        cells = " | ".join(f"{each:.1f}" if of_random else f"{each:+.1f}" for each in points)
+        lines.append(f"| {name} | {cells} |")
     return "\n".join(lines)
 
 

@@ -31,7 +31,7 @@ from experiments.common.evaluation.protocols import PROTOCOLS, Data, resolve_set
 from experiments.common.evaluation.sources import source_of, weights_of, write_trunk
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import DATA_FOLDER, EnvOptions, SweepOptions, require_known
-from experiments.common.reports.report import heading, in_words
+from experiments.common.reports.report import heading, heading_in_words
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import executor_of, sweep
@@ -168,7 +168,7 @@ def main(config: Config) -> dict[str, Any]:
         as_table(name, [row for row in rows if row["protocol"] == name], config.folders, config.share)
         for name in config.protocols
     ]
-    text = "\n\n".join([_gains_in_words(report), *tables])
+    text = "\n\n".join([gains_in_words(report), *tables])
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".md"), text + "\n")
     print(f"{text}\n\nwritten to {config.out}.json and .md")
@@ -263,9 +263,10 @@ def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield {"protocol": row["protocol"], "source": row["source"], "figure": metric, **more.as_columns("gain")}
 
 
-def _gains_in_words(report: dict[str, Any]) -> str:
+def gains_in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of the gains of a report."""
     lines = [
-        f"{in_words(report)}; percentage points above an untrained network of the same seed, mean [{OF_MEANS}]",
+        f"{heading_in_words(report)}; percentage points above an untrained network of the same seed, mean [{OF_MEANS}]",
         "",
         "| protocol | figure | network | gain |",
         "|---|---|---|---|",

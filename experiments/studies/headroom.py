@@ -30,7 +30,7 @@ from experiments.common.agent_runs import curriculum_options, watch
 from experiments.common.files import with_ending, write_picture
 from experiments.common.options import DATA_FOLDER, EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.reports.report import heading, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.reports.style import styled
 from experiments.common.script import run_script
@@ -221,7 +221,7 @@ def main(config: Config) -> dict[str, Any]:
         "cells": [_as_json(row) for row in rows],
     }
     write_picture(with_ending(config.out, ".png"), _picture(rows))
-    publish(report, _in_words(rows), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -373,21 +373,26 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _in_words(rows: list[dict[str, Any]]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"accuracy of random permutations; in points, what the best curriculum has more; and its accuracy, of theirs, "
-        f"where they have {LEAST} times chance; mean [{INTERVAL}]",
+        f"{heading_in_words(report)}; learning rate as a multiple of the preset's; accuracy of random permutations; in "
+        f"points, what the best curriculum has more; and its accuracy, of theirs, where they have {LEAST} times "
+        f"chance; mean [{report['interval']}]",
         "",
-        "| setting | chance | random at half | curriculum, more | of random's | random at the end | curriculum, more "
-        "| of random's | iterations to random's final E |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| setting | learning rate | curriculum | chance | random, half | curriculum, more | of random's | random, end "
+        "| curriculum, more | of random's | iterations to random's final error |",
+        "|---" * 11 + "|",
     ]
-    for row in rows:
-        cells = [_label(row), f"{row['chance']:.1%}"]
+    for row in report["cells"]:
+        curriculum = "from {:g} over {:g}".format(*row["curriculum"])
+        cells = [_label(row), f"{row['learning_rate_multiple']:g}", curriculum, f"{row['chance']:.1%}"]
         for moment in _MOMENTS:
-            more, ratio = Estimate(*(100 * end for end in row[f"more_at_{moment}"])), row[f"at_{moment}"]
-            cells += [f"{row[f'random_at_{moment}']:.1%}", f"{more:+.1f}", "-" if ratio is None else f"{ratio:.0%}"]
-        lines.append("| " + " | ".join([*cells, f"{row['needs']:.0%}"]) + " |")
+            more = Estimate(*(100 * end for end in Estimate.of_columns(row, f"more_at_{moment}")))
+            ratio = row[f"at_{moment}"]
+            of_random = "-" if ratio is None else f"{Estimate.of_columns(row, f'at_{moment}'):.0%}"
+            cells += [f"{row[f'random_at_{moment}']:.1%}", f"{more:+.1f}", of_random]
+        lines.append("| " + " | ".join([*cells, f"{Estimate.of_columns(row, 'needs'):.0%}"]) + " |")
     return "\n".join(lines)
 
 

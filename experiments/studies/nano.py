@@ -99,7 +99,7 @@ def main(config: Config) -> dict[str, Any]:
     report = {**heading(config), "first_seed": config.first_seed, "candidates": rows}
     for name in ("updates", "iterations"):  # candidates have their own
         del report[name]
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -129,7 +129,8 @@ def _row(name: str, random: list[dict[str, Any]], curriculum: list[dict[str, Any
     }
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
         f"{report['data']}, {report['seeds']} seeds",
         "",
@@ -143,7 +144,7 @@ def _in_words(report: dict[str, Any]) -> str:
         lines.append(
             f"| {row['candidate']} | {row['seconds']:.0f} | {row['random_at_half']:.1%} | {row['random_at_end']:.1%} "
             f"| {row['random_growth']:+.0%} | {row['curriculum_at_half']:.0%} | {row['curriculum_at_end']:.0%} "
-            f"| {'-' if row['curriculum_needs'] is None else format(row['curriculum_needs'], '.0%')} |"
+            f"| {'not reached' if row['curriculum_needs'] is None else format(row['curriculum_needs'], '.0%')} |"
         )
     return "\n".join(lines)
 

@@ -34,7 +34,7 @@ import tyro
 
 from agents.groups import tilt
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish
+from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
 from experiments.studies.shared import train
@@ -89,7 +89,7 @@ def main(config: Config) -> dict[str, Any]:
         "rewards": {name: signal_to_noise([np.array(table[name]) for table in tables]) for name in _REWARDS},
         "tables": tables,
     }
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -177,16 +177,20 @@ def _draw_groups(run: Pretraining, chances: np.ndarray, rng: np.random.Generator
     return rng.choice(len(chances), (run.config.iterations_per_cycle, run.config.actions_per_iteration, 1), p=chances)
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [
-        f"{in_words(report)}, after {report['moments']} updates, {report['repeats']} repetitions",
+        f"{heading_in_words(report)}, after {report['moments']} updates, {report['repeats']} repetitions",
         "",
-        f"{'reward':<32} {'noise':>8} {'signal':>8} {'p':>7} {'ratio':>7} {'updates':>8}",
+        "| reward, weights | noise | signal | p | ratio of variances | updates to know a group's gain |",
+        "|---|---|---|---|---|---|",
     ]
     for name, row in report["rewards"].items():
         updates = "none" if row["updates"] is None else f"{row['updates']:.1f}"
-        cells = f"{row['noise_sd']:>8.4f} {row['signal_sd']:>8.4f} {row['p']:>7.3f} {row['ratio']:>7.2f} {updates:>8}"
-        lines.append(f"{name + ' weights':<32} {cells}")
+        p = f"{row['p']:.3f}" if row["p"] >= 0.001 else "below 0.001"
+        lines.append(
+            f"| {name} | {row['noise_sd']:.4f} | {row['signal_sd']:.4f} | {p} | {row['ratio']:.2f} | {updates} |"
+        )
     return "\n".join(lines)
 
 

@@ -26,7 +26,7 @@ import tyro
 
 import permenv
 from experiments.common.options import EnvOptions, SweepOptions
-from experiments.common.reports.report import heading, in_words, publish, with_sd
+from experiments.common.reports.report import heading, heading_in_words, publish, with_sd
 from experiments.common.reports.statistics import mean_and_sd
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
@@ -72,7 +72,7 @@ def main(config: Config) -> dict[str, Any]:
         "permutations": config.env.num_permutations,
         "network": {name: mean_and_sd(errors) for name, errors in found.items()},
     }
-    publish(report, _in_words(report), config.out)
+    publish(report, in_words(report), config.out)
     return report
 
 
@@ -117,11 +117,12 @@ def _final_error(changes: Mapping[str, Any], seed: int, environment: EnvOptions)
     return run.records[-1].errors["temporal"] if finite else 1.0
 
 
-def _in_words(report: dict[str, Any]) -> str:
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
     lines = [f"share of {report['samples']} samples whose smoothest order of {report['permutations']} is the true one"]
     for name, row in report["crops"].items():
         lines.append(f"  {name:<36}" + "  ".join(f"{crop} {share:.3f}" for crop, share in row.items()))
-    lines += ["", f"final error (mean ± sd): {in_words(report)}"]
+    lines += ["", f"final error (mean ± sd): {heading_in_words(report)}"]
     lines += [f"  {name:<28} {with_sd(metric)}" for name, metric in report["network"].items()]
     return "\n".join(lines)
 

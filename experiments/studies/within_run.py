@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -19,8 +20,8 @@ import gymnasium as gym
 from experiments.common.agent_runs import play
 from experiments.common.options import EnvOptions, Preset, SweepOptions, require_known
 from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed
-from experiments.common.reports.report import heading, in_words, publish
-from experiments.common.reports.statistics import INTERVAL
+from experiments.common.reports.report import heading, heading_in_words, publish
+from experiments.common.reports.statistics import INTERVAL, Estimate
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
 from permenv.wrappers import CrossEntropyReward, ErrorReduction
@@ -101,7 +102,7 @@ def main(config: Config) -> dict[str, Any]:
     names = dict.fromkeys((_REFERENCE, *config.only))
     found = over_seeds(_run, {name: {"name": name} for name in names}, config)
     random = Curves.of(found[_REFERENCE])
-    rows, lines = [], []
+    rows = []
     for name in names:
         curves = Curves.of(found[name])
         metrics = {
@@ -111,18 +112,25 @@ def main(config: Config) -> dict[str, Any]:
         }
         columns = {column: value for key, each in metrics.items() for column, value in each.as_columns(key).items()}
         rows.append({"variant": name, **columns, "errors": curves.errors.tolist()})
-        shown = " | ".join(f"{each:.0%}" for each in metrics.values())
-        lines.append(f"| {name} | {curves.errors[:, -1].mean():.3f} | {shown} |")
     report = {**heading(config), "first_seed": config.first_seed, "interval": INTERVAL, "variants": rows}
-    table = [
-        in_words(report),
+    publish(report, in_words(report), config.out)
+    return report
+
+
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report."""
+    lines = [
+        f"{heading_in_words(report)}; mean [{report['interval']}]",
         "",
         "| variant | final error | accuracy at half, of random's | at the end | iterations to random's final error |",
         "|---|---|---|---|---|",
-        *lines,
     ]
-    publish(report, "\n".join(table), config.out)
-    return report
+    final = {row["variant"]: fmean(errors[-1] for errors in row["errors"]) for row in report["variants"]}
+    for row in sorted(report["variants"], key=lambda row: final[row["variant"]]):
+        metrics = (Estimate.of_columns(row, column) for column in ("at_half", "at_end", "needs"))
+        cells = " | ".join(f"{each:.0%}" for each in metrics)
+        lines.append(f"| {row['variant']} | {final[row['variant']]:.3f} | {cells} |")
+    return "\n".join(lines)
 
 
 def _run(name: str, seed: int, environment: EnvOptions) -> dict[str, Any]:

@@ -1,36 +1,19 @@
-"""The headline figures of the pages are those of the files that they are from: a number that is out of date fails."""
+"""The figures of the pages are those of the files that they are from: a number that is out of date fails."""
 
 import json
 
 import numpy as np
 import pytest
 
+from experiments import pages
 from experiments.common.reports.statistics import Estimate
+from permenv import DataError
 from tests.helpers import ROOT
 
 LONG, SHORT, PHOTOS = "learned", "learned-2400", "learned-imagenette"
 OTHER_RATES = ("random-2400-rate-0.03", "random-2400-rate-0.04")
 RANDOM, LEARNED, INVERSE = "random", "pool-policy", "inverse of pool-policy"
 CURRICULUM = {LONG: "easiest-first (0.1, 0.5)", SHORT: "easiest-first (0.1, 0.75)", PHOTOS: "easiest-first (0.1, 0.5)"}
-
-
-NAMES = {
-    "easiest-first (0.1, 0.5)": "curriculum: easiest first, from 10% over half of the run",
-    "easiest-first": "curriculum: easiest first, from 50% over the run (the default)",
-    "lookahead": "one-step lookahead, which tries every group on a fork",
-    "pool-policy": "learned across runs (240 others), frozen",
-    "inverse of pool-policy": "inverse of the learned",
-    "reinforce, cross-entropy": "REINFORCE, rewarded by the cross-entropy",
-    "reinforce": "REINFORCE",
-    "inverse": "inverse of REINFORCE",
-    "random": "random permutations",
-    "uniform": "uniform over groups",
-    "difficulty-proportional": "difficulty-proportional",
-    "hardest-first": "hardest first",
-    "fixed": "always the hardest group",
-    **{name: name.upper() for name in ("ppo", "dqn", "exp3", "a2c", "ucb")},
-}
-"""What docs/results.md calls the agents of the leaderboard."""
 
 
 def result(name):
@@ -79,19 +62,6 @@ def block_of_the_table(file, chance):
     return " ".join("| " + " | ".join(cells) + " |" for cells in rows).replace("|  |", "| |")
 
 
-def table_of_the_leaderboard():
-    """The rows of docs/results.md, the lowest final error first."""
-    rows = []
-    for row in result("leaderboard")["agents"]:
-        figures = [f"{Estimate.of_columns(row, 'final_error'):.3f}"]
-        if row["agent"] == RANDOM:
-            figures += ["100%"] * 3
-        else:
-            figures += [f"{Estimate.of_columns(row, column):.0%}" for column in ("at_half", "at_end", "needs")]
-        rows.append([NAMES[row["agent"]], *figures, f"{row['cost']:.0%}"])
-    return " ".join("| " + " | ".join(cells) + " |" for cells in rows)
-
-
 def quotations():
     """Pages, fragments of their sentences, and the figures in them."""
     learned, curriculum = (ratio(SHORT, agent, "needs") for agent in (LEARNED, CURRICULUM[SHORT]))
@@ -120,11 +90,6 @@ def quotations():
     )
     photos = "1,900 iterations, seeds 100 to 104 | | | over 0.5 | | {}"
     yield "docs/results.md", photos, [block_of_the_table(PHOTOS, " (chance 0.1%)")]
-    yield (
-        "docs/results.md",
-        "| iterations to random's final error | cost | |---|---|---|---|---|---| {}",
-        [table_of_the_leaderboard()],
-    )
     both = [against_the_curriculum(SHORT, column) for column in ("at_half", "at_end")]
     yield "docs/results.md", "saves {} of 2,400", [against_the_curriculum(SHORT, "saved", ".1%")]
     yield "docs/results.md", "at half and at the end: {} and {} of its accuracy", both
@@ -144,6 +109,31 @@ def quotations():
         "11.1 points worse on objects, {}",
         [gain("retrieval-objects", "joint").split(" ", 1)[1].replace("+", "")],
     )
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_tables_of_a_page_are_what_the_commands_print_of_the_files(page):
+    text = page.read_text(encoding="utf-8")
+    assert pages.with_tables(text) == text, "python experiments/pages.py writes them anew"
+
+
+def test_every_table_that_can_be_written_anew_is_in_a_page():
+    text = "".join(page.read_text(encoding="utf-8") for page in pages.PAGES)
+    assert [name for name in pages.IN_WORDS if f"<!-- {name}.json" not in text] == []
+
+
+def test_a_marked_table_is_replaced_and_nothing_else():
+    old = "before\n\n<!-- noise.json -->\n| old |\n|---|\n\n| by hand |\n|---|\n"
+    (table,) = pages.tables_of("noise")
+    new = pages.with_tables(old)
+    assert new == f"before\n\n<!-- noise.json -->\n{table}\n| by hand |\n|---|\n"
+    assert pages.with_tables(new) == new
+
+
+@pytest.mark.parametrize("marker", ["unknown.json", "noise.json 2", "noise.json 0"])
+def test_a_marker_without_a_table_is_refused(marker):
+    with pytest.raises(DataError, match="json"):
+        pages.with_tables(f"<!-- {marker} -->\n")
 
 
 @pytest.mark.parametrize(("page", "fragment", "figures"), [pytest.param(*each, id=each[1]) for each in quotations()])

@@ -194,7 +194,7 @@ def test_a_setting_that_was_stopped_is_no_rank():
     assert [row["setting"] for row in rows] == ["best", "worst", "later", "low but early"]
     assert [row["accuracy"] for row in rows] == pytest.approx([1, 0.3 / 0.4, 0.6 / 0.2, 0.9 / 0.1])
     heading = {"agent": "exp3", "data": "d", "iterations": 3, "seeds": 1, "interval": "i"}
-    table = search._in_words({**heading, "settings": rows})
+    table = search.in_words({**heading, "settings": rows})
     assert "| later | stopped after 2 |" in table
     assert "do not compare them with the others" in table
 

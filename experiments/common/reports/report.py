@@ -63,7 +63,7 @@ def heading(config: SweepOptions) -> dict[str, Any]:
     }
 
 
-def in_words(report: Mapping[str, Any]) -> str:
+def heading_in_words(report: Mapping[str, Any]) -> str:
     """Return the heading of a report as the first line of its table."""
     return f"{report['data']}, {report['iterations']} iterations, {report['seeds']} seeds"
 

@@ -42,10 +42,13 @@ class Estimate(NamedTuple):
         )
 
     def __format__(self, form: str) -> str:
-        """Format as "value [low, high]": a value that is not finite was not reached; two infinite ends are left out."""
+        """Format as "value [low, high]", and a value that is not finite as "not reached".
+
+        Ends are left out where both are infinite, as of a single run, or the value itself, as of a reference.
+        """
         if not math.isfinite(self.value):
             return "not reached"
-        if math.isinf(self.low) and math.isinf(self.high):
+        if (math.isinf(self.low) and math.isinf(self.high)) or self.low == self.value == self.high:
             return f"{self.value:{form}}"
         low = f"{self.low:{form}}" if math.isfinite(self.low) else "-∞"
         high = f"{self.high:{form}}" if math.isfinite(self.high) else "∞"

@@ -35,7 +35,7 @@ def test_the_shares_of_the_quarters_are_reported(tmp_path, saved_figure, capsys)
     axes = saved_figure(config.out.with_suffix(".png")).axes
     means = [line.get_ydata() for axis in axes for line in axis.get_lines() if line.get_label() == "mean"]
     assert np.transpose(means) == pytest.approx(shares.mean(axis=0))
-    assert "| reinforce | first 3 |" in capsys.readouterr().out
+    assert "| REINFORCE | first 3 |" in capsys.readouterr().out
 
 
 def test_the_network_is_trained_until_it_has_the_error(tmp_path):

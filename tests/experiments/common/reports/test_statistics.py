@@ -93,6 +93,7 @@ def test_resamples_that_are_no_number_widen_the_interval(unknown):
 
 def test_an_estimate_is_shown_with_its_interval():
     assert f"{Estimate(0.5, 0.25, 0.75):.0%}" == "50% [25%, 75%]"
+    assert f"{Estimate(1.0, 1.0, 1.0):.0%}" == "100%"
     assert f"{Estimate(0.5, 0.25, math.inf):.0%}" == "50% [25%, ∞]"
     assert f"{Estimate(0.5, -math.inf, 0.75):.0%}" == "50% [-∞, 75%]"
     assert f"{Estimate(math.inf, 0.25, math.inf):.0%}" == "not reached"

@@ -9,6 +9,8 @@ each task) on embedded scenes and clips, with REINFORCE within the run.
 
 How uneven the errors are is measured as their standard deviation over the permutations. A share of V samples scatters
 even where all permutations are equally difficult; its variance, e (1 - e) / (V - 1) for the error e, is subtracted.
+Whether the error ends lower where the agent chose more is measured by the rank correlation, over the permutations, of
+their shares of the choices and their errors at the end.
 
 A job that is done is kept in the folder `runs`. Writes `experiments/results/figure-6.json`, with the deciles over the
 permutations at each validation, and `.png`, the first seed.
@@ -24,13 +26,13 @@ import numpy as np
 import tyro
 
 import agents
-from agents.rollout import rollout
 from experiments.common.options import EnvOptions, SweepOptions
 from experiments.common.reports.report import heading, heading_in_words, publish
 from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
 from experiments.common.reports.style import styled
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
+from experiments.paper.shared import follow
 from permenv.wrappers.base import base_env_of
 
 if TYPE_CHECKING:
@@ -67,7 +69,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     found = over_seeds(_run, {name: {"agent": agent} for name, agent in NETWORKS.items()}, config)
     samples = config.env.num_validation
-    rows = {name: _row([np.array(run["errors"]) for run in runs], samples) for name, runs in found.items()}
+    rows = {name: _row(runs, samples) for name, runs in found.items()}
     ours, theirs = rows.values()
     report = {
         **heading(config),
@@ -101,6 +103,20 @@ def deviation(errors: np.ndarray, samples: int) -> np.ndarray:
     return np.sqrt(np.maximum(0, errors.var(axis=-1, ddof=1) - noise))
 
 
+def correlation(shares: np.ndarray, errors: np.ndarray) -> float:
+    """Return Spearman's rank correlation over the permutations, 0 where all of either are equal.
+
+    Args:
+        shares: (|Ψ|,), of the choices.
+        errors: (|Ψ|,).
+    """
+    from scipy.stats import spearmanr  # slow to import
+
+    if np.ptp(shares) == 0 or np.ptp(errors) == 0:
+        return 0.0
+    return float(spearmanr(shares, errors).statistic)
+
+
 def sorted_rows(errors: np.ndarray) -> np.ndarray:
     """Turn errors (validations, |Ψ|) into rows of permutations (|Ψ|, validations), highest mean error first."""
     return errors.T[np.argsort(-errors.mean(axis=0), kind="stable")]
@@ -110,38 +126,40 @@ def _run(agent: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
     """Train one network.
 
     Returns:
-        "iterations" of the validations, and "errors", (validations, |Ψ|).
+        "iterations" of the validations; "errors", (validations, |Ψ|); and "shares", (|Ψ|,), of the run's choices.
     """
     env = environment.make()
-    base_env, player = base_env_of(env), agents.make(agent, env, seed=seed)
-    observation, _ = env.reset(seed=seed)
-
-    def look() -> tuple[int, list[float]]:
-        return base_env.run.iteration, base_env.validation[TASK].permutation_errors.tolist()
-
-    seen = [look()]
-    last = rollout(env, player, observation=observation, on_update=lambda _: seen.append(look()))
-    if last.terminated:
+    base_env = base_env_of(env)
+    choices = follow(env, agents.make(agent, env, seed=seed), TASK, seed=seed)
+    if base_env.run.diverged:
         raise RuntimeError(f"seed {seed} diverged: lower the learning rate")
-    iterations, errors = zip(*seen, strict=True)
-    return {"iterations": iterations, "errors": errors}
+    validations = [*(each.validation for each in choices), base_env.validation[TASK]]
+    return {
+        "iterations": [*(each.iteration for each in choices), base_env.run.iteration],
+        "errors": [each.permutation_errors.tolist() for each in validations],
+        "shares": np.mean([each.shares for each in choices], axis=0).tolist(),
+    }
 
 
-def _row(runs: list[np.ndarray], samples: int) -> dict[str, Any]:
-    """Return the metrics of the runs of one network, whose errors are (validations, |Ψ|) each."""
-    validations = [round(share * (len(runs[0]) - 1)) for share in MOMENTS.values()]
+def _row(runs: list[dict[str, Any]], samples: int) -> dict[str, Any]:
+    """Return the metrics of the runs of one network."""
+    errors = [np.array(run["errors"]) for run in runs]  # (validations, |Ψ|) each
+    validations = [round(share * (len(errors[0]) - 1)) for share in MOMENTS.values()]
     by_seed = {
-        "error": [run.mean(axis=1)[validations].tolist() for run in runs],
-        "spread": [deviation(run, samples)[validations].tolist() for run in runs],
+        "error": [each.mean(axis=1)[validations].tolist() for each in errors],
+        "spread": [deviation(each, samples)[validations].tolist() for each in errors],
+        "correlation": [correlation(np.array(run["shares"]), each[-1]) for run, each in zip(runs, errors, strict=True)],
     }
     return {
         **{
             f"{metric}_{moment}": mean_of(np.array(values)[:, index])
             for metric, values in by_seed.items()
+            if metric != "correlation"
             for index, moment in enumerate(MOMENTS)
         },
+        "correlation": mean_of(by_seed["correlation"]),
         "by_seed": by_seed,
-        "deciles": [np.quantile(run, np.linspace(0, 1, 11), axis=1).T.round(4).tolist() for run in runs],
+        "deciles": [np.quantile(each, np.linspace(0, 1, 11), axis=1).T.round(4).tolist() for each in errors],
     }
 
 
@@ -175,6 +193,8 @@ def in_words(report: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(f"{Estimate(*row[column]):.3f}" for column in columns) + " |")
     more = report["differences"]
     lines.append("| difference | " + " | ".join(f"{Estimate(*more[column]):+.3f}" for column in columns) + " |")
+    found = ", ".join(f"{name} {Estimate(*row['correlation']):+.2f}" for name, row in report["networks"].items())
+    lines += ["", f"rank correlation of a permutation's share of the choices and its error at the end: {found}"]
     return "\n".join(lines)
 
 

@@ -20,6 +20,8 @@ def test_the_errors_of_the_joint_task_are_compared(tmp_path, saved_figure, capsy
         assert np.shape(row["deciles"]) == (2, 3, 11)
         assert np.shape(row["by_seed"]["error"]) == (2, 2)
         assert 0 <= row["error_end"].value <= 1
+        assert len(row["by_seed"]["correlation"]) == 2
+        assert -1 <= row["correlation"].value <= 1
     first, second = (np.array(report["networks"][name]["by_seed"]["error"])[:, 1] for name in ("S+T+P", "S+T"))
     assert report["differences"]["error_end"].value == pytest.approx((first - second).mean())
     *axes, _ = saved_figure(config.out.with_suffix(".png")).axes
@@ -39,6 +41,13 @@ def test_the_noise_of_few_samples_is_not_a_difference_between_permutations():
     assert np.mean(figure_6.deviation(equal, 40) ** 2) < 0.02**2
     different = rng.binomial(40, rng.uniform(0.2, 0.8, (200, 500))) / 40
     assert figure_6.deviation(different, 40).mean() == pytest.approx(0.6 / 12**0.5, rel=0.03)
+
+
+def test_the_correlation_is_of_ranks():
+    shares = np.array([0.1, 0.2, 0.3, 0.4])
+    assert figure_6.correlation(shares, np.array([0.9, 0.5, 0.4, 0.1])) == pytest.approx(-1)
+    assert figure_6.correlation(shares, np.array([0.1, 0.2, 0.3, 100])) == pytest.approx(1)
+    assert figure_6.correlation(shares, np.array([0.5, 0.5, 0.5, 0.5])) == 0
 
 
 def test_rows_are_sorted_by_their_mean_over_time():

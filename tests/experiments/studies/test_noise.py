@@ -16,7 +16,7 @@ def test_it_measures_four_rewards(tmp_path, capsys):
     assert json.loads(config.out.read_text())["rewards"] == report["rewards"]
     assert len(report["rewards"]) == 4
     assert report["rewards"]["cross-entropy, live"]["noise_sd"] > 0
-    assert "cross-entropy, averaged weights" in capsys.readouterr().out
+    assert "| cross-entropy, averaged |" in capsys.readouterr().out
 
 
 def test_the_rewards_of_a_moment_have_a_row_for_each_group(tmp_path):

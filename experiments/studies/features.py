@@ -15,8 +15,9 @@ Networks and evaluations that are done are kept in the folder `runs`. Writes `ex
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +27,21 @@ import torch
 
 import agents
 from agents.rollout import rollout
-from experiments.common.evaluation.evaluations import as_table, evaluate, exit_if_diverged, in_columns, value_of
+from experiments.common.evaluation.evaluations import (
+    as_table,
+    evaluate,
+    exit_if_diverged,
+    in_columns,
+    in_percent,
+    value_of,
+)
+from experiments.common.evaluation.paper_tables import TABLES, paper_table
 from experiments.common.evaluation.protocols import PROTOCOLS, Data, resolve_setting
 from experiments.common.evaluation.sources import source_of, weights_of, write_trunk
 from experiments.common.files import with_ending, write_json, write_text
 from experiments.common.options import DATA_FOLDER, EnvOptions, SweepOptions, require_known
 from experiments.common.reports.report import heading, heading_in_words
-from experiments.common.reports.statistics import OF_MEANS, Estimate, mean_of
+from experiments.common.reports.statistics import OF_MEANS, Estimate, holm, mean_of, p_of_mean
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import executor_of, sweep
 from experiments.studies.order_prediction import NAME as ORDER_PREDICTION
@@ -162,13 +171,13 @@ def main(config: Config) -> dict[str, Any]:
         "interval": OF_MEANS,
         "networks": {name: learned[name] for name in weights},
         "rows": rows,
-        "gains": list(gains(rows)),
+        "gains": gains(rows),
     }
     tables = [
         as_table(name, [row for row in rows if row["protocol"] == name], config.folders, config.share)
         for name in config.protocols
     ]
-    text = "\n\n".join([gains_in_words(report), *tables])
+    text = "\n\n".join([in_words(report), *tables])
     write_json(with_ending(config.out, ".json"), report)
     write_text(with_ending(config.out, ".md"), text + "\n")
     print(f"{text}\n\nwritten to {config.out}.json and .md")
@@ -251,30 +260,71 @@ def _train_on_labels(options: EnvOptions, seed: int) -> dict[str, torch.Tensor]:
     return supervised(trunk, images, chosen, seed=seed, device=device).module.state_dict()
 
 
-def gains(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Compare each network's metric of a protocol with that of the untrained network of the same seed."""
+def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Compare each network's metric of a protocol with that of the untrained network of the same seed.
+
+    Returns:
+        "protocol", "source", "figure"; "gain", with its interval; "p", and "p_holm", corrected for the number of all
+        comparisons. They are None where a metric is not finite.
+    """
     untrained = {row["protocol"]: row["figures"] for row in rows if row["source"] == UNTRAINED}
+    found: list[dict[str, Any]] = []
     for row in rows:
         if row["source"] == UNTRAINED or row["protocol"] not in untrained:
             continue
         metric = PROTOCOLS[row["protocol"]].metric
         pairs = zip(row["figures"], untrained[row["protocol"]], strict=True)
-        more = mean_of([value_of(own, metric) - value_of(theirs, metric) for own, theirs in pairs])
-        yield {"protocol": row["protocol"], "source": row["source"], "figure": metric, **more.as_columns("gain")}
+        more = [value_of(own, metric) - value_of(theirs, metric) for own, theirs in pairs]
+        p = p_of_mean(more)
+        found.append(
+            {
+                "protocol": row["protocol"],
+                "source": row["source"],
+                "figure": metric,
+                **mean_of(more).as_columns("gain"),
+                "p": None if math.isnan(p) else p,
+                "p_holm": None,
+            }
+        )
+    known = [row for row in found if row["p"] is not None]
+    for row, corrected in zip(known, holm([row["p"] for row in known]), strict=True):
+        row["p_holm"] = corrected
+    return found
 
 
-def gains_in_words(report: dict[str, Any]) -> str:
-    """Return what is printed of the gains of a report."""
+def in_words(report: dict[str, Any]) -> str:
+    """Return what is printed of a report but the tables of single protocols: all networks, Tables 1 to 4, the gains."""
+    rows = report["rows"]
+    networks = list(dict.fromkeys(row["source"] for row in rows))
+    protocols = list(dict.fromkeys(row["protocol"] for row in rows))
+    figures = {(row["protocol"], row["source"]): row["figures"] for row in rows}
     lines = [
-        f"{heading_in_words(report)}; percentage points above an untrained network of the same seed, mean [{OF_MEANS}]",
+        f"{heading_in_words(report)}; percent, mean [{report['interval']}]",
         "",
-        "| protocol | figure | network | gain |",
-        "|---|---|---|---|",
+        "| protocol | figure | " + " | ".join(networks) + " |",
+        "|---" * (2 + len(networks)) + "|",
+    ]
+    for protocol in protocols:
+        metric = PROTOCOLS[protocol].metric
+        cells = " | ".join(in_percent(figures[protocol, network], metric) for network in networks)
+        lines.append(f"| {protocol} | {metric} | {cells} |")
+    for name, of_table in TABLES.items():
+        if any(protocol in of_table for protocol in protocols):
+            lines += ["", f"{name}:", "", paper_table(name, rows)]
+    lines += [
+        "",
+        f"percentage points above an untrained network of the same seed, mean [{report['interval']}]; p by Student's t "
+        f"test, and corrected for {len(report['gains'])} comparisons by the method of Holm",
+        "",
+        "| protocol | figure | network | gain | p | p, corrected |",
+        "|---|---|---|---|---|---|",
     ]
     for row in report["gains"]:
-        known = row["gain"] is not None
-        shown = f"{Estimate.of_columns(row, 'gain'):+.1%}".replace("%", "") if known else "not finite"
-        lines.append(f"| {row['protocol']} | {row['figure']} | {row['source']} | {shown} |")
+        cells = "not finite | | "
+        if row["gain"] is not None:
+            gain = Estimate(*(100 * end for end in Estimate.of_columns(row, "gain")))
+            cells = f"{gain:+.1f} | {row['p']:.2g} | {row['p_holm']:.2g}"
+        lines.append(f"| {row['protocol']} | {row['figure']} | {row['source']} | {cells} |")
     return "\n".join(lines)
 
 

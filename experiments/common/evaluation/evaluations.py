@@ -107,12 +107,13 @@ def as_table(protocol: str, rows: Sequence[dict[str, Any]], data: Data, share: f
         "|---" * (2 + len(columns)) + "|",
     ]
     for row in rows:
-        shown = [_in_percent(row["figures"], column) for column in columns]
+        shown = [in_percent(row["figures"], column) for column in columns]
         seconds = sum(row["seconds"]) / len(row["seconds"])
         lines.append(f"| {row['source']} | " + " | ".join(shown) + f" | {seconds:.0f} |")
-    for name, numbers in PAPER.get(protocol, {}).items():
-        shown = [f"{numbers[column]:.1f}" if column in numbers else "" for column in columns]
-        lines.append(f"| *{name}* | " + " | ".join(shown) + " | |")
+    for of, networks in PAPER.get(protocol, {}).items():
+        for name, numbers in networks.items():
+            shown = [f"{numbers[column]:.1f}" if column in numbers else "" for column in columns]
+            lines.append(f"| *{name} in the paper ({of})* | " + " | ".join(shown) + " | |")
     return "\n".join(lines)
 
 
@@ -124,7 +125,13 @@ def _settings(rows: Sequence[dict[str, Any]]) -> str:
     return "settings: " + ", ".join(f"{row['source']} {row['setting']}" for row in rows)
 
 
-def _in_percent(repetitions: Sequence[Mapping[str, float | None]], name: str) -> str:
+def in_percent(repetitions: Sequence[Mapping[str, float | None]], name: str) -> str:
+    """Return a metric in percent: the mean of the repetitions and its interval, or why there is none.
+
+    Args:
+        repetitions: Metrics by name; none of one that diverged.
+        name: Of the metric.
+    """
     diverged = sum(not metrics for metrics in repetitions)
     if diverged:
         return "diverged" if diverged == len(repetitions) else f"{diverged} of {len(repetitions)} diverged"

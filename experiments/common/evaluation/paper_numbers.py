@@ -15,55 +15,48 @@ SKLEARN = "mAP, scikit-learn"
 """The metric of Table 4 i, likewise."""
 ELEVEN_POINTS = "mAP, 11 points"
 MEAN_IOU = "mean IoU"
-_RANDOM, _JIGSAW, _OPN, _OURS = "random", "jigsaw", "OPN", "S+T+P"
-_LABELS = "ImageNet labels"  # what our supervised network is compared with; the paper's Table 1 has none
+RANDOM, JIGSAW, OPN, OURS = "random", "jigsaw", "OPN", "S+T+P"
+LABELS = "ImageNet labels"  # what our supervised network is compared with; the paper's Table 1 has none
 
 
-def _of(data: str, rows: Mapping[str, Mapping[str, float]]) -> dict[str, Mapping[str, float]]:
-    """Name the rows of a table, of which each initialisation has one."""
-    return {f"{name} in the paper ({data})": metrics for name, metrics in rows.items()}
+def _of(metric: str, numbers: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
+    """Name the one metric of a table."""
+    return {name: {metric: number} for name, number in numbers.items()}
 
 
-def _one(data: str, metric: str, values: Mapping[str, float]) -> dict[str, Mapping[str, float]]:
-    """Make the rows of a table of one metric."""
-    return _of(data, {name: {metric: value} for name, value in values.items()})
+def _tops(*numbers: float) -> dict[str, float]:
+    return {f"top {k}": number for k, number in zip(TABLE_1, numbers, strict=True)}
 
 
-def _tops(*values: float) -> dict[str, float]:
-    return {f"top {k}": value for k, value in zip(TABLE_1, values, strict=True)}
-
-
-PAPER: Mapping[str, Mapping[str, Mapping[str, float]]] = {
-    "retrieval-objects": _of(
-        "VOC 2007",
-        {
-            _RANDOM: _tops(17.6, 61.6, 75.5, 85.5, 94.2),
-            _JIGSAW: _tops(39.2, 71.6, 82.2, 89.5, 96.0),
-            _OPN: _tops(33.2, 67.1, 78.5, 87.0, 94.6),
-            _OURS: _tops(54.3, 73.0, 83.0, 89.9, 96.2),
+PAPER: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]] = {
+    "retrieval-objects": {
+        "VOC 2007": {
+            RANDOM: _tops(17.6, 61.6, 75.5, 85.5, 94.2),
+            JIGSAW: _tops(39.2, 71.6, 82.2, 89.5, 96.0),
+            OPN: _tops(33.2, 67.1, 78.5, 87.0, 94.6),
+            OURS: _tops(54.3, 73.0, 83.0, 89.9, 96.2),
         },
-    ),
-    "retrieval-videos": _of(
-        "UCF-101",
-        {
-            _RANDOM: _tops(18.8, 25.7, 30.0, 35.0, 43.3),
-            _JIGSAW: _tops(19.7, 28.5, 33.5, 40.0, 49.4),
-            _OPN: _tops(19.9, 28.7, 34.0, 40.6, 51.6),
-            _OURS: _tops(25.7, 36.2, 42.2, 49.2, 59.5),
-        },
-    ),
-    "linear": _one("ImageNet", "pool5", {_LABELS: 50.5, _RANDOM: 14.1, _JIGSAW: 27.1, _OURS: 36.5}),
-    "nonlinear": _one("ImageNet", "pool5", {_LABELS: 59.7, _RANDOM: 12.0, _OPN: 29.6, _JIGSAW: 34.6, _OURS: 38.2}),
-    "actions": {
-        **_one("UCF-101", CLASS_ACCURACY, {_LABELS: 67.7, _RANDOM: 47.8, _JIGSAW: 51.5, _OPN: 56.3, _OURS: 58.6}),
-        **_one("HMDB-51", CLASS_ACCURACY, {_LABELS: 28.0, _RANDOM: 16.3, _JIGSAW: 22.5, _OPN: 22.1, _OURS: 25.0}),
     },
-    "classification": _one("VOC 2007", SKLEARN, {_LABELS: 78.2, _RANDOM: 53.3, _OPN: 63.8, _JIGSAW: 67.6, _OURS: 74.2}),
-    "detection": _one(
-        "VOC 2007, selective search",
-        ELEVEN_POINTS,
-        {_LABELS: 56.8, _RANDOM: 43.4, _OPN: 46.9, _JIGSAW: 53.2, _OURS: 52.8},
-    ),
-    "segmentation": _one("VOC 2012", MEAN_IOU, {_LABELS: 48.0, _RANDOM: 19.8, _JIGSAW: 37.6, _OURS: 42.8}),
+    "retrieval-videos": {
+        "UCF-101": {
+            RANDOM: _tops(18.8, 25.7, 30.0, 35.0, 43.3),
+            JIGSAW: _tops(19.7, 28.5, 33.5, 40.0, 49.4),
+            OPN: _tops(19.9, 28.7, 34.0, 40.6, 51.6),
+            OURS: _tops(25.7, 36.2, 42.2, 49.2, 59.5),
+        },
+    },
+    "linear": {"ImageNet": _of("pool5", {LABELS: 50.5, RANDOM: 14.1, JIGSAW: 27.1, OURS: 36.5})},
+    "nonlinear": {"ImageNet": _of("pool5", {LABELS: 59.7, RANDOM: 12.0, OPN: 29.6, JIGSAW: 34.6, OURS: 38.2})},
+    "actions": {
+        "UCF-101": _of(CLASS_ACCURACY, {LABELS: 67.7, RANDOM: 47.8, JIGSAW: 51.5, OPN: 56.3, OURS: 58.6}),
+        "HMDB-51": _of(CLASS_ACCURACY, {LABELS: 28.0, RANDOM: 16.3, JIGSAW: 22.5, OPN: 22.1, OURS: 25.0}),
+    },
+    "classification": {"VOC 2007": _of(SKLEARN, {LABELS: 78.2, RANDOM: 53.3, OPN: 63.8, JIGSAW: 67.6, OURS: 74.2})},
+    "detection": {
+        "VOC 2007, selective search": _of(
+            ELEVEN_POINTS, {LABELS: 56.8, RANDOM: 43.4, OPN: 46.9, JIGSAW: 53.2, OURS: 52.8}
+        ),
+    },
+    "segmentation": {"VOC 2012": _of(MEAN_IOU, {LABELS: 48.0, RANDOM: 19.8, JIGSAW: 37.6, OURS: 42.8})},
 }
-"""By protocol of `experiments.common.evaluation.protocols`, by row, by name of the metric."""
+"""By protocol of `experiments.common.evaluation.protocols`, by data, by network, by name of the metric."""

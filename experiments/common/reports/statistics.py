@@ -92,6 +92,37 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
     return Estimate(mean, mean - half, mean + half)
 
 
+def p_of_mean(values: Sequence[float] | np.ndarray) -> float:
+    """Return the p-value of Student's t test that the mean is 0, two-sided; 1 for a single value.
+
+    Args:
+        values: (runs,).
+    """
+    from scipy.special import stdtr  # slow to import
+
+    array = np.asarray(values, np.float64)
+    mean, count = array.mean(), len(array)
+    if count < 2:
+        return 1.0
+    error = array.std(ddof=1) / math.sqrt(count)
+    if error == 0:
+        return 1.0 if mean == 0 else 0.0
+    return float(2 * stdtr(count - 1, -abs(mean) / error))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Correct p-values for their number, by the method of Holm (1979).
+
+    Returns:
+        In the given order, the least level at which all of them together would have each one rejected, at most 1.
+    """
+    corrected, most = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        most = max(most, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = most
+    return corrected
+
+
 def ratio_of_means(ours: np.ndarray, theirs: np.ndarray) -> Estimate:
     """Estimate the ratio of the means of paired values, with Fieller's interval, which holds for few runs as well.
 

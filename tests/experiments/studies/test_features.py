@@ -6,7 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ttest_rel
 
+from experiments.common.evaluation.paper_tables import paper_table
 from experiments.common.evaluation.protocols import Data
 from experiments.common.evaluation.sources import Source
 from experiments.studies import conditions, features
@@ -49,7 +51,10 @@ def test_every_network_is_trained_and_compared_with_an_untrained_one(options, tm
         ("linear", "pool5"),
     }
     assert json.loads((tmp_path / "features.json").read_text())["rows"] == report["rows"]
-    assert "| retrieval-images | top 1 | jigsaw |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| retrieval-images | top 1 | jigsaw |" in printed
+    assert "Table 2:" in printed
+    assert "Table 3:" not in printed
 
 
 def test_what_is_done_is_not_done_again(options, tmp_path):
@@ -70,6 +75,37 @@ def test_a_network_whose_evaluation_diverged_has_no_gain():
         )
     ]
     assert {row["source"]: row["gain"] for row in features.gains(rows)} == {"jigsaw": 0.25, "joint": None}
+
+
+def test_gains_are_corrected_for_their_number():
+    figures = {
+        "untrained": (0.1, 0.2, 0.3),
+        "jigsaw": (0.5, 0.6, 0.71),
+        "joint": (0.1, 0.3, 0.3),
+        "temporal": (0, 0, 0.5),
+    }
+    rows = [
+        {"protocol": "linear", "source": source, "figures": [{"pool5": figure} for figure in of_source]}
+        for source, of_source in figures.items()
+    ]
+    found = features.gains(rows)
+    expected = [ttest_rel(figures[row["source"]], figures["untrained"]).pvalue for row in found]
+    assert [row["p"] for row in found] == pytest.approx(expected)
+    assert found[0]["p_holm"] == pytest.approx(3 * expected[0])
+
+
+def test_a_table_of_the_paper_has_its_networks_beside_ours():
+    rows = [
+        {"protocol": "actions", "source": source, "figures": [{"mean over classes": figure}]}
+        for source, figure in (("untrained", 0.5), ("temporal", 0.625), ("joint", 0.75))
+    ]
+    head, _, *lines = paper_table("Table 3", rows).splitlines()
+    assert head == "| network | paper: actions, UCF-101 | paper: actions, HMDB-51 | ours: actions |"
+    assert lines == [
+        "| untrained | 47.8 | 16.3 | 50.0 |",
+        "| temporal |  |  | 62.5 |",
+        "| joint | 58.6 | 25.0 | 75.0 |",
+    ]
 
 
 def test_unknown_names_are_refused(options):

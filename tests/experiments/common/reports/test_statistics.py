@@ -6,8 +6,18 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
-from experiments.common.reports.statistics import Estimate, estimate, mean_and_sd, mean_of, ratio_of_means
+from experiments.common.reports.statistics import (
+    Estimate,
+    estimate,
+    holm,
+    mean_and_sd,
+    mean_of,
+    p_of_mean,
+    ratio_of_means,
+)
 
 
 def test_equal_values_have_an_interval_of_no_width():
@@ -119,3 +129,19 @@ def test_the_columns_of_an_estimate_are_valid_json():
 def test_mean_and_standard_deviation():
     assert mean_and_sd([1.0, 3.0]) == pytest.approx({"mean": 2.0, "sd": 2**0.5})
     assert mean_and_sd([0.7]) == {"mean": 0.7, "sd": 0.0}
+
+
+def test_the_p_value_is_that_of_scipy():
+    values = [0.3, -0.1, 0.4, 0.2]
+    assert p_of_mean(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+    assert (p_of_mean([0.3]), p_of_mean([0.0, 0.0]), p_of_mean([0.3, 0.3])) == (1, 1, 0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6), st.floats(0.001, 0.999))
+def test_holm_rejects_what_its_steps_reject(p_values, level):
+    rejected = set()
+    for step, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if (len(p_values) - step) * p_values[index] > level:
+            break
+        rejected.add(index)
+    assert {index for index, p in enumerate(holm(p_values)) if p <= level} == rejected

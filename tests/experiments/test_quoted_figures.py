@@ -50,6 +50,24 @@ def above_untrained(network):
     return f"{Estimate(*(100 * end for end in result('table-5-figure-5')['above_untrained'][network])):+.1f}"
 
 
+def of_random(setting, moment):
+    """The ratio of accuracies in a setting of the map of headroom."""
+    (row,) = (row for row in result("headroom")["cells"] if row["cell"] == setting)
+    return f"{Estimate.of_columns(row, f'at_{moment}'):.0%}"
+
+
+def over_all_checkpoints(file, kind):
+    """The mean and deviation of Table F.1 after an epoch."""
+    row = result(file)["table"]["epoch"][kind]
+    return f"({100 * row['mean']:.0f} ± {100 * row['sd']:.0f})%"
+
+
+def relative_accuracies():
+    """Of REINFORCE in the main job, by seed, and their mean and deviation."""
+    found = [100 * result(f"compare-seed{seed}")["relative_accuracy"] for seed in range(3)]
+    return [f"{each:.1f}%" for each in (*found, np.mean(found), np.std(found, ddof=1))]
+
+
 def block_of_the_table(file, chance):
     """The rows of docs/results.md; columns are random permutations, the learned policy, the curriculum, the inverse."""
     agents = (RANDOM, LEARNED, CURRICULUM[file], INVERSE)
@@ -90,6 +108,23 @@ def quotations():
     )
     photos = "1,900 iterations, seeds 100 to 104 | | | over 0.5 | | {}"
     yield "docs/results.md", photos, [block_of_the_table(PHOTOS, " (chance 0.1%)")]
+    yield "docs/results.md", "was {}, {} and {}: {} ± {} (mean", relative_accuracies()
+    yield "docs/results.md", "{} of random's accuracy at the end; with 500", [of_random("1000 permutations", "end")]
+    yield "docs/results.md", "the preset's, {} is within noise", [of_random("nano", "end")]
+    yield "docs/results.md", "costs accuracy: {} after 30 updates", [of_random("after 30 updates", "end")]
+    yield (
+        "docs/results.md",
+        "has {} of random permutations' accuracy at half",
+        [ratio("leaderboard", "lookahead", "at_half")],
+    )
+    of_reinforce = [ratio("leaderboard", agent, "at_half") for agent in ("reinforce", "reinforce, cross-entropy")]
+    yield "experiments/results/README.md", "neither is ahead at half: {} and {}.", of_reinforce
+    of_the_paper = [over_all_checkpoints("table-f1", kind) for kind in ("policy", "inverse")]
+    yield "experiments/paper/README.md", "| {} with the policy, {} with its inverse: no effect |", of_the_paper
+    learned = [over_all_checkpoints("table-f1-learned", kind) for kind in ("policy", "inverse")]
+    yield "experiments/paper/README.md", "so {} and {}, the paper's figures of these 25 ratios", learned
+    cost = [f"{result('figure-h1')['counted_cost'][way]:.2%}" for way in ("naive", "exact")]
+    yield "experiments/paper/README.md", "is {} at the paper's sizes with naive validation, and {} where", cost
     both = [against_the_curriculum(SHORT, column) for column in ("at_half", "at_end")]
     yield "docs/results.md", "saves {} of 2,400", [against_the_curriculum(SHORT, "saved", ".1%")]
     yield "docs/results.md", "at half and at the end: {} and {} of its accuracy", both

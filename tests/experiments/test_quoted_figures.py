@@ -123,6 +123,11 @@ def quotations():
     yield "experiments/paper/README.md", "| {} with the policy, {} with its inverse: no effect |", of_the_paper
     learned = [over_all_checkpoints("table-f1-learned", kind) for kind in ("policy", "inverse")]
     yield "experiments/paper/README.md", "so {} and {}, the paper's figures of these 25 ratios", learned
+    correlations = [
+        f"{Estimate(*result('figure-6')['networks'][network]['correlation']):+.2f}" for network in ("S+T+P", "S+T")
+    ]
+    chosen = "errors at the end is {}, and with random permutations, whose shares differ by chance, {}."
+    yield "experiments/paper/README.md", chosen, correlations
     cost = [f"{result('figure-h1')['counted_cost'][way]:.2%}" for way in ("naive", "exact")]
     yield "experiments/paper/README.md", "is {} at the paper's sizes with naive validation, and {} where", cost
     both = [against_the_curriculum(SHORT, column) for column in ("at_half", "at_end")]

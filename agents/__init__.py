@@ -20,8 +20,8 @@ Any environment that has these will do.
 - `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance
   (`baselines.py`).
 - `Exp3`, `Ucb`: bandits whose arms are the groups (`bandits.py`).
-- `GaussianReinforce`, `Pgpe`: policies of continuous actions that are learned across runs, for a view of the
-  environment such as `permenv.wrappers.PoolAction`, with noise in the actions or in the parameters (`gaussian.py`,
+- `GaussianReinforce`, `Pgpe`: policies of continuous actions that are learned across runs, in an environment
+  under a wrapper such as `permenv.wrappers.PoolAction`, with noise in the actions or in the parameters (`gaussian.py`,
   `pgpe.py`); `EpisodicAgent`, `collect`: their base class, and a `Trajectory` that they learn from (`episodic.py`).
 - `Lookahead`: one-step lookahead, which tries tilted policies on forks of the environment (`lookahead.py`).
 - `agents.sb3`: the algorithms of Stable-Baselines3 with hyperparameters for this environment (`sb3.py`, not imported

@@ -69,7 +69,7 @@ class EpisodicAgent(Agent):
     """An agent that learns from whole episodes: a policy that is learned across runs and then frozen.
 
     The mean of its actions is a network of the observation, flattened and standardised, whose outputs are all 0 at
-    first. Actions are not clipped here; the views clip. All computation is in float64.
+    first. Actions are not clipped here; the wrappers clip. All computation is in float64.
 
     An observation is standardised entry by entry with the mean and the deviation of all observations so far, and
     clipped to ±5 deviations. An entry that never varied is 0. Mean and deviation change only in `update`, before its
@@ -152,8 +152,8 @@ class EpisodicAgent(Agent):
         these the smallest.
 
         Args:
-            episodes: At least one. Their actions may be outside the bounds, to which the views clip: a rule that is
-                linear until it reaches a bound, such as a growing pool, is then imitated exactly.
+            episodes: At least one. Their actions may be outside the bounds, to which the wrappers clip: a rule that
+                is linear until it reaches a bound, such as a growing pool, is then imitated exactly.
 
         Raises:
             ValueError: If there is no episode, their observations or actions have another shape, or this agent has
@@ -255,9 +255,9 @@ class EpisodicAgent(Agent):
     def _box(cls, space: gym.Space, role: str) -> gym.spaces.Box:
         if not isinstance(space, gym.spaces.Box) or space.dtype.kind != "f":
             raise ValueError(
-                f"The {role} space is {space}, {cls.__name__} needs a Box of floats. Put a view over the environment: "
-                "of the actions permenv.wrappers.PoolAction or MixtureAction, of the observations any that returns a "
-                "Box."
+                f"The {role} space is {space}, {cls.__name__} needs a Box of floats. Put a wrapper over the "
+                "environment: for the actions permenv.wrappers.PoolAction or MixtureAction, for the observations any "
+                "that returns a Box."
             )
         return space
 

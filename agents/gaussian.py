@@ -24,15 +24,15 @@ class GaussianReinforce(EpisodicAgent):
 
     Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.
 
-    Where `Reinforce` learns within one run, this agent learns from many short ones. It is meant for a view whose step
-    is a phase, such as `permenv.wrappers.PoolAction`, with a reward whose return is what was learned
+    Where `Reinforce` learns within one run, this agent learns from many short ones. It is meant for a wrapper whose
+    step is a phase, such as `permenv.wrappers.PoolAction`, with a reward whose return is what was learned
     (`permenv.wrappers.ErrorReduction`) and an observation that tells the time (`permenv.wrappers.ErrorAndProgress`).
 
     ## Policy
     Every entry of the action is drawn from a normal distribution of its own. Their means are the network of
     `EpisodicAgent`, which standardises observations; their deviations are parameters that do not depend on the
     observation. The first policy is centred at 0, with the deviation 0.5. Actions are not clipped here, because the
-    likelihood is that of the action as drawn; the views clip.
+    likelihood is that of the action as drawn; the wrappers clip.
 
     ## Update
     From n episodes, each a step-by-step record of (s_t, a_t, r_t), the direction of ascent passed to Adam is

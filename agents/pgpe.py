@@ -27,9 +27,9 @@ class Pgpe(EpisodicAgent):
     in pairs with opposite noise, +ε and -ε, and in the same run (the same network, data and validation set), so how
     much a run learns whatever the policy cancels out.
 
-    It is meant for a view with few numbers in its observation and its action, such as `permenv.wrappers.RunSummary` and
-    `permenv.wrappers.PoolAction`, with a reward whose return is what was learned (`permenv.wrappers.ErrorReduction`).
-    It learns by `update` alone, from what `collect` returns: `learn` does nothing.
+    It is meant for wrappers that leave few numbers in the observation and in the action, such as
+    `permenv.wrappers.RunSummary` and `permenv.wrappers.PoolAction`, with a reward whose return is what was learned
+    (`permenv.wrappers.ErrorReduction`). It learns by `update` alone, from what `collect` returns: `learn` does nothing.
 
     ## Update
     From P pairs with noise ±ε_p, ε_p ~ N(0, deviation² I), the direction of ascent passed to Adam is

@@ -28,8 +28,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from agents.base import Tree
 from agents.sb3_state import Algorithm
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
-from permenv.wrappers import PHASE_VIEWS, NormalizedReward
-from permenv.wrappers.base import layers_of
+from permenv.wrappers import PHASE_WRAPPERS, NormalizedReward
+from permenv.wrappers.base import wrappers_of
 
 Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
 
@@ -221,7 +221,7 @@ def make_model(
         seed: Determines what the model draws, and the run that its first `learn` starts: `env.reset(seed=seed)`.
         hidden: Units of the hidden layer of each network, >= 1. Its activation is tanh: successive ŝ differ little, so
             a ReLU that is off for one may be off for all.
-        steps: K, >= 1; by default `steps_of_an_update`, which knows the views of permenv. Pass it under a wrapper of
+        steps: K, >= 1; by default `steps_of_an_update`, which knows the wrappers of permenv. Pass it under one of
             your own whose step is an update or the like.
         device: Device of the networks.
         **options: Further keywords of the algorithm's class; they override those chosen here.
@@ -329,7 +329,7 @@ def steps_of_an_update(env: gym.Env[Any, Any]) -> int:
     """
     base_env: Any = env.unwrapped
     config = base_env.config
-    if any(isinstance(layer, tuple(PHASE_VIEWS.values())) for layer in layers_of(env)):
+    if any(isinstance(wrapper, tuple(PHASE_WRAPPERS.values())) for wrapper in wrappers_of(env)):
         return config.phases_per_update
     return config.iterations_per_cycle * config.actions_per_iteration
 
@@ -353,7 +353,7 @@ def _entry(name: str) -> _Entry:
 
 def _wrapped(env: gym.Env[Any, Any]) -> VecEnv:
     """Return the environment as it is passed to Stable-Baselines3."""
-    normalised = any(isinstance(layer, NormalizedReward) for layer in layers_of(env))
+    normalised = any(isinstance(wrapper, NormalizedReward) for wrapper in wrappers_of(env))
     if isinstance(env.unwrapped, PermShuffleEnv) and not normalised:
         env = NormalizedReward(env)
     flat = _InfoOfValidations(FlattenObservation(env))

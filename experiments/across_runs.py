@@ -35,7 +35,7 @@ import permenv
 from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
 from experiments.common.files import as_json
-from experiments.common.learned import LEARNERS, VIEWS, algorithm_in, view
+from experiments.common.learned import ACTION_WRAPPERS, LEARNERS, algorithm_in, wrap
 from experiments.common.machine import machine, machines_of, note_machine
 from experiments.common.options import EnvOptions, Preset, require_at_least
 from experiments.common.script import run_script
@@ -54,7 +54,7 @@ from permenv.wrappers.base import base_env_of
 if TYPE_CHECKING:
     Actions = str
 else:
-    Actions = tyro.extras.literal_type_from_choices(VIEWS)
+    Actions = tyro.extras.literal_type_from_choices(ACTION_WRAPPERS)
 
 _SEEDS = 1_000_000  # of the episodes: from here on, apart from those of tuning and of reports
 _DEMONSTRATIONS = 500_000  # added to the seed of the first episode; those of the curriculum to imitate begin there
@@ -161,7 +161,7 @@ def main(config: Config) -> list[dict[str, float]]:
     """
     settings = as_json(config)
     with contextlib.closing(RunFolder(config.folder, config.resume, [TensorBoardLogger()])) as folder:
-        env = _make_view(config)  # reports what is wrong with the options or the data
+        env = _make_env(config)  # reports what is wrong with the options or the data
         settings["data"] = {name: task.data.fingerprint for name, task in base_env_of(env).tasks.items()}
         saved = folder.read()
         if saved:
@@ -240,7 +240,7 @@ class _Log:
 
 def _ours(config: Config, log: _Log, saved: dict[str, Any] | None) -> None:
     """Play the episodes of an update in parallel, and learn from them in this process."""
-    agent = _make_agent(config, _make_view(config))
+    agent = _make_agent(config, _make_env(config))
     with make_executor(config.processes) as executor:
         if saved:
             with checkpoint.naming(log.path):
@@ -330,7 +330,7 @@ class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
     def make(cls, config: Config) -> gym.Env:
         if config.processes:  # this is one of them
             end_with_parent()
-        return cls(FiniteHorizon(view(config.make(), config.actions, config.history)))
+        return cls(FiniteHorizon(wrap(config.make(), config.actions, config.history)))
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -342,9 +342,9 @@ class _ReportingErrors(gym.Wrapper[Any, Any, Any, Any]):
 
 
 @functools.cache
-def _make_view(config: Config) -> gym.Env:
+def _make_env(config: Config) -> gym.Env:
     """Make the environment once a process: the data and Ψ take longer than an iteration."""
-    return view(config.make(), config.actions, config.history)
+    return wrap(config.make(), config.actions, config.history)
 
 
 def _make_agent(config: Config, env: gym.Env) -> EpisodicAgent:
@@ -362,7 +362,7 @@ def _make_agent(config: Config, env: gym.Env) -> EpisodicAgent:
 
 def _episode(config: Config, state: dict[str, Any], seed: int) -> tuple[Trajectory, tuple[float, float]]:
     """Play one run with the policy of that state; also return E at half of the updates and at the end."""
-    env = _make_view(config)
+    env = _make_env(config)
     agent = _make_agent(config, env)
     agent.load_state_dict(state)
     trajectory = collect(env, agent, seed)
@@ -373,7 +373,7 @@ def _demonstrate(config: Config, seed: int) -> Trajectory:
     """Play one run with the curriculum to imitate."""
     assert config.imitate is not None
     start, growth = config.imitate
-    env = _make_view(config)
+    env = _make_env(config)
     tasks = env.action_space.shape or ()
     steps: list[Step] = []
     observation, _ = env.reset(seed=seed)

@@ -23,19 +23,19 @@ from experiments.common.training import main_job
 from experiments.common.training.loggers import Logger
 from experiments.common.training.options import JobOptions
 from permenv import checkpoint
-from permenv.wrappers import PHASE_VIEWS, FlatJointAction
+from permenv.wrappers import PHASE_WRAPPERS, FlatJointAction
 
-VIEWS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
+ACTION_WRAPPERS: Mapping[str, Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = {
     "groups": lambda env: env,
-    **PHASE_VIEWS,
+    **PHASE_WRAPPERS,
     "pairs": FlatJointAction,
 }
-"""By name, the actions of a model."""
+"""By name, the action wrappers of a model; "groups" leaves the environment its own actions."""
 
 if TYPE_CHECKING:
     Actions = str
 else:
-    Actions = tyro.extras.literal_type_from_choices(VIEWS)
+    Actions = tyro.extras.literal_type_from_choices(ACTION_WRAPPERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,14 +55,14 @@ class Config(JobOptions):
     """Checkpoint of a run of the same algorithm and actions with whose networks to begin."""
 
     @property
-    def view(self) -> str:
-        """The view of the actions."""
+    def action_wrapper(self) -> str:
+        """Name of the action wrapper."""
         return self.actions or ("mixture" if self.algorithm == "sac" else "groups")
 
     @property
     def algorithm_name(self) -> str:
         """The algorithm, and its actions where they are not the environment's."""
-        return self.algorithm if self.view == "groups" else f"{self.algorithm}-{self.view}"
+        return self.algorithm if self.action_wrapper == "groups" else f"{self.algorithm}-{self.action_wrapper}"
 
 
 def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
 
     with main_job.make_recorder(config, loggers) as run:
         queries = main_job.begin(run, config)
-        env = VIEWS[config.view](run)
+        env = ACTION_WRAPPERS[config.action_wrapper](run)
         model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
         if run.saved_agent is not None:
             with checkpoint.naming(run.folder.checkpoint):

@@ -218,10 +218,10 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
             seed: Decides the run, as `Pretraining.create(seed=...)` does; None draws a seed from the environment's
                 generator.
             options: {"checkpoint": path} continues where `save(path)` was called. A seed decides then only what comes
-                from `np_random`: the seeds of later resets, and what views such as `MixtureAction` draw; without one
-                these continue as saved too. A run that had completed its updates goes on if `total_updates` is larger
-                now. Otherwise, and if it had diverged, it can be looked at, but `step` raises an error. {"trunk": path}
-                begins a new run with the trunk of a saved run.
+                from `np_random`: the seeds of later resets, and what wrappers such as `MixtureAction` draw; without
+                one these continue as saved too. A run that had completed its updates goes on if `total_updates` is
+                larger now. Otherwise, and if it had diverged, it can be looked at, but `step` raises an error.
+                {"trunk": path} begins a new run with the trunk of a saved run.
 
         Returns:
             Observation and info.
@@ -277,7 +277,8 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         """Show the run as of its last validation, see `permenv.render.dashboard`.
 
         `metadata["render_fps"]` is for a picture per validation. `RecordVideo` keeps one per step, and an update of the
-        tiny preset has 3200 steps: record a view whose step is a phase (`permenv.wrappers`), or pass it a higher `fps`.
+        tiny preset has 3200 steps: put it over a wrapper whose step is a phase (`permenv.wrappers`), or pass it a
+        higher `fps`.
 
         Returns:
             "rgb_array": (H, W, 3) uint8, read-only and the same array until the picture changes, so that a video of

@@ -114,8 +114,8 @@ def play_learned(policy: LearnedPolicy, env: gym.Env, *, seed: int) -> dict[str,
     """Let a frozen policy that was learned across runs act in one run; see `play`."""
 
     def act(watched: gym.Env) -> None:
-        view, agent = policy.make(watched, seed=seed)
-        rollout(view, agent, seed=seed, learn=False)
+        wrapped, agent = policy.make(watched, seed=seed)
+        rollout(wrapped, agent, seed=seed, learn=False)
 
     return watch(env, act)
 

@@ -14,7 +14,7 @@ from experiments.common.content import digest_of_file, require_content
 from experiments.common.training.run_folder import CHECKPOINT
 from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.wrappers import (
-    PHASE_VIEWS,
+    PHASE_WRAPPERS,
     ErrorAndProgress,
     ErrorReduction,
     MixtureAction,
@@ -28,8 +28,10 @@ LEARNERS: Mapping[str, Callable[..., EpisodicAgent]] = {"gaussian": GaussianRein
 
 _FORMER_NAMES: Mapping[str, str] = {"reinforce": "gaussian"}  # of algorithms, in older files
 
-VIEWS: Mapping[str, Callable[[gym.Env], gym.Env]] = {name: PHASE_VIEWS[name] for name in ("pool", "mixture")}
-"""By name, the actions of a policy: one a phase."""
+ACTION_WRAPPERS: Mapping[str, Callable[[gym.Env], gym.Env]] = {
+    name: PHASE_WRAPPERS[name] for name in ("pool", "mixture")
+}
+"""By name, the action wrappers of a policy: one action a phase."""
 _INVERSES: Mapping[str, Callable[[gym.Env], gym.Env]] = {
     "pool": lambda env: PoolAction(env, hardest_first=True),
     "mixture": lambda env: gym.wrappers.TransformAction(MixtureAction(env), lambda action: -action, None),
@@ -42,12 +44,12 @@ def algorithm_in(settings: Mapping[str, Any]) -> str:
     return _FORMER_NAMES.get(settings["algorithm"], settings["algorithm"])
 
 
-def view(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> gym.Env:
+def wrap(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> gym.Env:
     """Wrap the environment as a policy across runs needs it.
 
     Args:
         env: `PermShuffle-v0`.
-        actions: One of `VIEWS`.
+        actions: One of `ACTION_WRAPPERS`.
         history: Number of states that are observed, those of the last validations, with the errors and the progress;
             0 for a summary of the last one (`permenv.wrappers.RunSummary`).
         inverse: Whether easy and hard are exchanged in the actions.
@@ -55,7 +57,7 @@ def view(env: gym.Env, actions: str, history: int, *, inverse: bool = False) -> 
     Returns:
         An environment with one step a phase, whose return is E_0 - E_T.
     """
-    acting = (_INVERSES if inverse else VIEWS)[actions](ErrorReduction(env))
+    acting = (_INVERSES if inverse else ACTION_WRAPPERS)[actions](ErrorReduction(env))
     return ErrorAndProgress(StateHistory(acting, history)) if history else RunSummary(acting)
 
 
@@ -96,7 +98,7 @@ class LearnedPolicy:
         return f"inverse of {name}" if self.inverse else name
 
     def make(self, env: gym.Env, *, seed: int) -> tuple[gym.Env, Agent]:
-        """Make the frozen policy, which plays the mean of its actions, and the view of the environment that it needs.
+        """Make the frozen policy, which plays the mean of its actions, and wrap the environment as the policy needs it.
 
         Args:
             env: `PermShuffle-v0` with the number of groups and tasks that the policy was trained with.
@@ -113,7 +115,7 @@ class LearnedPolicy:
                 f"{self.path} holds no policy across runs: name a run folder of experiments/across_runs.py"
             )
         job, options = saved["job"], saved["job"]["settings"]
-        wrapped = view(env, options["actions"], options["history"], inverse=self.inverse)
+        wrapped = wrap(env, options["actions"], options["history"], inverse=self.inverse)
         algorithm = algorithm_in(options)
         if algorithm not in LEARNERS:
             from agents.sb3_across import FrozenModel  # slow to import

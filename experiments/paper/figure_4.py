@@ -123,8 +123,8 @@ def _run(policy: LearnedPolicy | None, start_error: float, seed: int, environmen
         path = Path(folder) / "checkpoint.safetensors"
         before = _save_checkpoint(environment, seed, start_error, path)
         env = environment.make(total_updates=before + environment.env.total_updates)
-        view, agent = policy_in(env, policy, seed)
-        choices = follow(view, agent, environment.task, options={"checkpoint": path}, learn=policy is None)
+        env, agent = policy_in(env, policy, seed)
+        choices = follow(env, agent, environment.task, options={"checkpoint": path}, learn=policy is None)
     return {
         "updates_before": before,
         "iterations": [each.iteration for each in choices],

@@ -118,8 +118,8 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
     """
     env = environment.make()
     updates = environment.env.total_updates
-    view, agent = policy_in(env, policy, seed)
-    choices = follow(view, agent, environment.task, seed=seed, learn=policy is None)
+    env, agent = policy_in(env, policy, seed)
+    choices = follow(env, agent, environment.task, seed=seed, learn=policy is None)
     if len(choices) < updates:
         raise RuntimeError(f"seed {seed} diverged after {len(choices)} updates: lower the learning rate")
     shown = [choices[update - 1] for update in moments_of(updates, MOMENTS)]

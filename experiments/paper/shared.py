@@ -33,7 +33,7 @@ def find_policy(given: Path | None) -> tuple[str, LearnedPolicy | None]:
 
 
 def policy_in(env: gym.Env, policy: LearnedPolicy | None, seed: int) -> tuple[gym.Env, Agent]:
-    """Make the policy, and the view of the environment that it needs.
+    """Make the policy, and wrap the environment as the policy needs it.
 
     Args:
         env: `PermShuffle-v0`.
@@ -59,16 +59,16 @@ class Choices:
     shares: np.ndarray
 
 
-def follow(view: gym.Env, agent: Agent, task: str, **arguments: Any) -> list[Choices]:
+def follow(env: gym.Env, agent: Agent, task: str, **arguments: Any) -> list[Choices]:
     """Let a policy act, and return what it chose in each update that was completed.
 
     Args:
-        view: The environment as the policy needs it.
+        env: The environment, wrapped as the policy needs it.
         agent: The policy.
         task: The ordering task whose choices are returned.
         **arguments: Of `agents.rollout`.
     """
-    base_env, found = base_env_of(view), []
+    base_env, found = base_env_of(env), []
     before: list[tuple[int, Validation, np.ndarray]] = []
 
     def look() -> None:
@@ -82,9 +82,9 @@ def follow(view: gym.Env, agent: Agent, task: str, **arguments: Any) -> list[Cho
                 found.append(Choices(iteration, validation, shares_of(groups, counts)))
             look()
 
-    observation, _ = view.reset(seed=arguments.pop("seed", None), options=arguments.pop("options", None))
+    observation, _ = env.reset(seed=arguments.pop("seed", None), options=arguments.pop("options", None))
     look()
-    rollout(view, agent, observation=observation, on_step=on_step, **arguments)
+    rollout(env, agent, observation=observation, on_step=on_step, **arguments)
     return found
 
 

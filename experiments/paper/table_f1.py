@@ -114,13 +114,13 @@ def _run(policy: LearnedPolicy | None, seed: int, environment: EnvOptions) -> di
     """
     episode, quarter, env = _with_epochs(environment)
     base_env = base_env_of(env)
-    view, agent = policy_in(env, policy, seed)
-    observation, _ = view.reset(seed=seed)
+    env, agent = policy_in(env, policy, seed)
+    observation, _ = env.reset(seed=seed)
     accuracies: dict[str, dict[str, dict[str, float]]] = {}
     done = 0
     for share in CHECKPOINTS:
         updates = round(share * episode)
-        last = rollout(view, agent, observation=observation, updates=updates - done, learn=policy is None)
+        last = rollout(env, agent, observation=observation, updates=updates - done, learn=policy is None)
         done, observation = updates, last.next_observation
         accuracies[f"{share:.0%}"] = {"epoch": {}, "quarter": {}}
         for kind in (*KINDS, *map(_pool, POOLS)):

@@ -113,19 +113,18 @@ def _run(
     for images in (base_env.tasks["spatial"].data, queries):
         if images is not None and images.labels is None:
             raise DataError(f"{images.name} has no labels: name a folder with a subfolder for each class")
-    view = env
     if isinstance(player, LearnedPolicy):
-        view, agent = player.make(env, seed=seed)
+        env, agent = player.make(env, seed=seed)
     elif player == "curriculum":
         options = curriculum_options(*_CURRICULUM, base_env.config.total_updates)
         agent = agents.make("easiest-first", env, seed=seed, **options)
     else:
         agent = agents.make(player, env, seed=seed)
-    observation, _ = view.reset(seed=seed)
+    observation, _ = env.reset(seed=seed)
     by_moment = {"untrained": _evaluate(base_env, queries, untrained=True)}
     half = base_env.config.total_updates // 2
     for moment, updates in (("half", half), ("end", base_env.config.total_updates - half)):
-        last = rollout(view, agent, observation=observation, updates=updates, learn=player == "curriculum")
+        last = rollout(env, agent, observation=observation, updates=updates, learn=player == "curriculum")
         observation = last.next_observation
         by_moment[moment] = _evaluate(base_env, queries)
     return by_moment

@@ -1,4 +1,4 @@
-"""Views of `PermShuffle-v0`: other actions, observations and rewards for the same run.
+"""Wrappers of `PermShuffle-v0`: other actions, observations and rewards for the same run.
 
 | Wrapper              | Changes     | To                                                              | For         |
 |----------------------|-------------|-----------------------------------------------------------------|-------------|
@@ -18,33 +18,33 @@
 C is the number of groups and T the number of ordering tasks: 1, or more in a joint task (2 in "spatiotemporal"). A
 *phase* is the stretch between two validations: the iterations of an update, or the free iterations before it.
 
-A view holds no state of its own. It reads what it shows from the run (`env.unwrapped.records`, `.rewards`,
+These wrappers hold no state of their own. They read what they show from the run (`env.unwrapped.records`, `.rewards`,
 `.validation`, `.np_random`), so `fork`, `save`, `reset(options={"checkpoint": path})` and pickling work through any
-stack of views, and a run saved under one stack can continue under another. `fork(env)` copies a run together with its
+stack of them, and a run saved under one stack can continue under another. `fork(env)` copies a run together with its
 wrappers.
 
-Views that would hide one another are refused when they are constructed. Allowed are:
+Wrappers that would hide one another are refused when they are constructed. Allowed are:
 
-- one view of the actions;
+- one action wrapper;
 - `StateHistory`, `RatioMatrix` or `RunSummary`, directly over ŝ, and `ErrorAndProgress` over one of them or over ŝ;
 - `ErrorReduction` or `CrossEntropyReward`, and `NormalizedReward` over either of them or over the environment's reward.
 
-Views of different things can be stacked in any order with the same result. It is faster to apply the view of the
-actions first: observations are then computed once per phase instead of at each of its thousands of steps.
+Wrappers that change different things can be stacked in any order with the same result. It is faster to apply the action
+wrapper first: observations are then computed once per phase instead of at each of its thousands of steps.
 
 Example:
     >>> env = MixtureAction(gym.make("PermShuffle-v0"))
     >>> env = NormalizedReward(ErrorAndProgress(StateHistory(env, length=3)))
 """
 
-from permenv.wrappers.actions import PHASE_VIEWS, ActionBlock, FlatJointAction, MixtureAction, PoolAction
+from permenv.wrappers.actions import PHASE_WRAPPERS, ActionBlock, FlatJointAction, MixtureAction, PoolAction
 from permenv.wrappers.base import fork
 from permenv.wrappers.horizon import FiniteHorizon
 from permenv.wrappers.observations import ErrorAndProgress, RatioMatrix, RunSummary, StateHistory
 from permenv.wrappers.rewards import CrossEntropyReward, ErrorReduction, NormalizedReward
 
 __all__ = [
-    "PHASE_VIEWS",
+    "PHASE_WRAPPERS",
     "ActionBlock",
     "CrossEntropyReward",
     "ErrorAndProgress",

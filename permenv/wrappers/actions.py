@@ -1,4 +1,4 @@
-"""Views of the actions."""
+"""Wrappers that change the actions."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from permenv.grouping import pool_probabilities
 from permenv.wrappers.base import Step, base_env_of, is_number
 
 
-class _ActionView(gym.Wrapper, RecordConstructorArgs):
-    """Base of the action views. They output groups, so the environment below must have its own actions."""
+class _ActionWrapper(gym.Wrapper, RecordConstructorArgs):
+    """Base of the action wrappers. They output groups, so the environment below must have its own actions."""
 
     def __init__(self, env: gym.Env, **arguments: Any):
         RecordConstructorArgs.__init__(self, **arguments)
@@ -44,8 +44,8 @@ class _ActionView(gym.Wrapper, RecordConstructorArgs):
         raise AssertionError("the actions given to _play must not run out before the phase ends")
 
 
-class _DistributionAction(_ActionView, ABC):
-    """Base of the views whose action, in [-1, 1], sets the probabilities of the groups for a whole phase."""
+class _DistributionAction(_ActionWrapper, ABC):
+    """Base of the wrappers whose action, in [-1, 1], sets the probabilities of the groups for a whole phase."""
 
     _meaning: ClassVar[str]  # of an action, in errors
 
@@ -91,7 +91,7 @@ class _DistributionAction(_ActionView, ABC):
 
     def _sizes(self) -> np.ndarray:
         """Return |c_j| / |Ψ| in the current state of the run, (T, C) float64; up to float32, each row sums to 1."""
-        state = base_env_of(self).records[-1].observation  # ŝ, even where another view changes the observation
+        state = base_env_of(self).records[-1].observation  # ŝ, even where another wrapper changes the observation
         return state.reshape(self._num_tasks, self._num_groups, 2)[..., 0].astype(np.float64)
 
     def _draws(self, probabilities: np.ndarray) -> Iterator[np.ndarray]:
@@ -164,7 +164,7 @@ class PoolAction(_DistributionAction):
     """Choose how much of Ψ is in play in a phase, easiest first: one continuous action, rewarded immediately.
 
     Where |Ψ| is large, training that begins with an easy share of Ψ and lets it grow, as `agents.EasiestFirst` does,
-    learns more than training on all of Ψ from the start. With this view a policy can learn when to let it grow.
+    learns more than training on all of Ψ from the start. With this wrapper a policy can learn when to let it grow.
 
     ## Action Space
     `Box(-1, 1, (1,), float32)`, joint task `(T,)`: permutations are drawn with equal probability from an easiest share
@@ -237,7 +237,7 @@ class PoolAction(_DistributionAction):
         return pool_probabilities(fractions, shares, hardest_first=self.hardest_first)
 
 
-class ActionBlock(_ActionView):
+class ActionBlock(_ActionWrapper):
     """Choose all K actions of an update at once: the paper's a_{t,k}, rewarded immediately.
 
     ## Action Space
@@ -289,7 +289,7 @@ class ActionBlock(_ActionView):
         return self._play(itertools.cycle(block.astype(np.int64).reshape(self.length, self._num_tasks)))
 
 
-class FlatJointAction(_ActionView):
+class FlatJointAction(_ActionWrapper):
     """Choose the groups of a joint task by one number, for algorithms that support only `Discrete`, such as DQN.
 
     ## Action Space
@@ -338,10 +338,10 @@ class FlatJointAction(_ActionView):
         return self.env.step(np.array(np.unravel_index(int(number), self._shape)))
 
 
-PHASE_VIEWS: Mapping[str, type[_ActionView]] = MappingProxyType(
+PHASE_WRAPPERS: Mapping[str, type[_ActionWrapper]] = MappingProxyType(
     {"mixture": MixtureAction, "pool": PoolAction, "block": ActionBlock}
 )
-"""By name, the views of the actions whose step is a phase."""
+"""By name, the action wrappers whose step is a phase."""
 
 
 def _as_array(action: Any) -> np.ndarray:

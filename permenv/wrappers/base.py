@@ -1,4 +1,4 @@
-"""What all views need: the environment below, and copies of it with its wrappers."""
+"""What all wrappers need: the environment below, and copies of it with its wrappers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def base_env_of(env: gym.Env) -> PermShuffleEnv:
     return base_env
 
 
-def layers_of(env: gym.Env) -> Iterator[gym.Wrapper]:
+def wrappers_of(env: gym.Env) -> Iterator[gym.Wrapper]:
     """Yield the wrappers around an environment, the outermost first."""
     while isinstance(env, gym.Wrapper):
         yield env

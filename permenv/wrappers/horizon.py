@@ -1,4 +1,4 @@
-"""A view of the end of a run."""
+"""A wrapper that changes how the end of a run is reported."""
 
 from __future__ import annotations
 

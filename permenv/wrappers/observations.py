@@ -1,4 +1,4 @@
-"""Views of the observations."""
+"""Wrappers that change the observations."""
 
 from __future__ import annotations
 
@@ -207,9 +207,9 @@ def _progress(base_env: PermShuffleEnv) -> float:
     return min(1.0, base_env.records[-1].iteration / iterations)  # the checkpoint of a longer run may be past the end
 
 
-def _require_states(view: gym.ObservationWrapper) -> None:
+def _require_states(wrapper: gym.ObservationWrapper) -> None:
     """Refuse to hide what another wrapper made of the observation."""
-    name, below, states = type(view).__name__, view.env.observation_space, base_env_of(view).observation_space
+    name, below, states = type(wrapper).__name__, wrapper.env.observation_space, base_env_of(wrapper).observation_space
     if below != states:
         raise ConfigurationError(
             f"{name} over the observation {below}: it replaces ŝ, {states}, and would hide what the wrapper below made "

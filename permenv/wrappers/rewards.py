@@ -1,4 +1,4 @@
-"""Views of the rewards."""
+"""Wrappers that change the rewards."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gymnasium.utils import RecordConstructorArgs
 from permenv.config import ConfigurationError
 from permenv.records import Record, mean
 from permenv.reward import extrapolate, reward
-from permenv.wrappers.base import Step, base_env_of, layers_of
+from permenv.wrappers.base import Step, base_env_of, wrappers_of
 
 Gains = dict[str, float]  # by task
 
 
 class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
-    """Base of the views that replace the environment's reward by one computed from the validations of the run.
+    """Base of the wrappers that replace the environment's reward by one computed from the validations of the run.
 
     A subclass defines which validations are rewarded and the tasks' gains at a validation and at a divergence. The
     reward is the mean of the tasks' gains, which `info["task_rewards"]` holds.
@@ -31,16 +31,16 @@ class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
         gym.Wrapper.__init__(self, env)
         base_env_of(env)
         name = type(self).__name__
-        for layer in layers_of(env):
-            if isinstance(layer, _RewardFromRecords | NormalizedReward):
+        for wrapper in wrappers_of(env):
+            if isinstance(wrapper, _RewardFromRecords | NormalizedReward):
                 raise ConfigurationError(
-                    f"{name} over {type(layer).__name__}: it replaces that reward; put NormalizedReward over {name}, "
+                    f"{name} over {type(wrapper).__name__}: it replaces that reward; put NormalizedReward over {name}, "
                     f"or leave one of the two out"
                 )
 
     @property
     def rewards(self) -> list[float]:
-        """All rewards of this view since the run began, in order."""
+        """All rewards of this wrapper since the run began, in order."""
         base_env = base_env_of(self)
         records = base_env.records
         gains = [
@@ -53,7 +53,7 @@ class _RewardFromRecords(gym.Wrapper, RecordConstructorArgs, ABC):
         return [mean(each) for each in gains]
 
     def step(self, action: object) -> Step:
-        """Take a step of the environment below, with this view's reward."""
+        """Take a step of the environment below, with this wrapper's reward."""
         observation, value, terminated, truncated, info = self.env.step(action)
         if info["diverged"] or (info["validated"] and info["phase"] in self._rewarded_phases):
             records = base_env_of(self).records
@@ -90,7 +90,7 @@ class ErrorReduction(_RewardFromRecords):
     the baseline is the trend of the free iterations, and the sum of the rewards is not the reduction of the error
     either.) So do not compare runs by the sum of the environment's rewards, as a plot of episode returns does, and
     train on them with γ = 0 or close to it from one update to the next. γ counts updates here: with K steps per update
-    a discount per step enters as its K-th power. For a policy that looks further ahead use this view, with γ near 1.
+    a discount per step enters as its K-th power. For a policy that looks further ahead use this wrapper, with γ near 1.
 
     Example:
         >>> env = ErrorReduction(gym.make("PermShuffle-v0"))
@@ -99,11 +99,11 @@ class ErrorReduction(_RewardFromRecords):
         env: `PermShuffle-v0`.
 
     Attributes:
-        rewards: This view's rewards since the run began: one for each validation but the first, and one for the
+        rewards: This wrapper's rewards since the run began: one for each validation but the first, and one for the
             divergence if there was one.
 
     Raises:
-        ConfigurationError: If there is another view of the reward below, which this one would hide.
+        ConfigurationError: If there is another reward wrapper below, which this one would hide.
     """
 
     _rewarded_phases = ("free", "update")
@@ -139,10 +139,10 @@ class CrossEntropyReward(_RewardFromRecords):
         env: `PermShuffle-v0`.
 
     Attributes:
-        rewards: This view's rewards since the run began, one for each update, like the environment's.
+        rewards: This wrapper's rewards since the run began, one for each update, like the environment's.
 
     Raises:
-        ConfigurationError: If there is another view of the reward below, which this one would hide.
+        ConfigurationError: If there is another reward wrapper below, which this one would hide.
     """
 
     _rewarded_phases = ("update",)
@@ -173,7 +173,7 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
     Rewards are then of the order of 1 whatever the task and the configuration, so a learning rate that suits one
     suits the others. The first reward of a run becomes 1 or -1, the t-th lies in [-√t, √t]; signs are kept and 0
     stays 0. The rewards are the environment's own, or those of `ErrorReduction` or `CrossEntropyReward`; a wrapper
-    of yours that changes the reward goes over this view. `info["task_rewards"]` are divided by the same number. (The
+    of yours that changes the reward goes over this one. `info["task_rewards"]` are divided by the same number. (The
     sum of normalised reductions is no longer E_0 - E_T.)
 
     `gymnasium.wrappers.NormalizeReward` does not work here. It estimates the spread over all steps, of which all but
@@ -187,7 +187,7 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
         env: `PermShuffle-v0`, with its own reward or under `ErrorReduction` or `CrossEntropyReward`.
 
     Attributes:
-        rewards: This view's rewards since the run began, one for each of those below.
+        rewards: This wrapper's rewards since the run began, one for each of those below.
 
     Raises:
         ConfigurationError: If there is another `NormalizedReward` below; in `step`, if another wrapper below has
@@ -198,17 +198,17 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self)
         gym.Wrapper.__init__(self, env)
         base_env_of(env)
-        if any(isinstance(layer, NormalizedReward) for layer in layers_of(env)):
+        if any(isinstance(wrapper, NormalizedReward) for wrapper in wrappers_of(env)):
             raise ConfigurationError("NormalizedReward over NormalizedReward: leave one of the two out")
 
     @property
     def rewards(self) -> list[float]:
-        """All rewards of this view since the run began, in order."""
+        """All rewards of this wrapper since the run began, in order."""
         below = self._rewards_below()
         return [value / _scale(below[: count + 1]) for count, value in enumerate(below)]
 
     def step(self, action: object) -> Step:
-        """Take a step of the environment below, with this view's reward."""
+        """Take a step of the environment below, with this wrapper's reward."""
         observation, value, terminated, truncated, info = self.env.step(action)
         below = self._rewards_below() if info["validated"] or info["diverged"] else []
         own = mean(info["task_rewards"])
@@ -224,8 +224,8 @@ class NormalizedReward(gym.Wrapper, RecordConstructorArgs):
         return observation, value, terminated, truncated, info
 
     def _rewards_below(self) -> list[float]:
-        views = (layer for layer in layers_of(self.env) if isinstance(layer, _RewardFromRecords))
-        return next(views, base_env_of(self)).rewards
+        replacing = (wrapper for wrapper in wrappers_of(self.env) if isinstance(wrapper, _RewardFromRecords))
+        return next(replacing, base_env_of(self)).rewards
 
 
 def _scale(rewards: list[float]) -> float:

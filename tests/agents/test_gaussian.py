@@ -275,15 +275,15 @@ def test_it_learns_different_actions_in_different_states_credited_by_a_later_rew
 
 
 @pytest.mark.parametrize(
-    ("view", "task"),
+    ("wrapper", "task"),
     [
         (PoolAction, "spatial"),
         pytest.param(PoolAction, "spatiotemporal", marks=pytest.mark.ci),
         pytest.param(MixtureAction, "spatiotemporal", marks=pytest.mark.ci),
     ],
 )
-def test_it_plays_and_learns_in_the_environment(make_env, view, task):
-    env = ErrorAndProgress(view(ErrorReduction(make_env(task=task, total_updates=2))))
+def test_it_plays_and_learns_in_the_environment(make_env, wrapper, task):
+    env = ErrorAndProgress(wrapper(ErrorReduction(make_env(task=task, total_updates=2))))
     agent = on(env, episodes_per_update=2)
     episode = collect(env, agent, seed=3)
     assert len(episode.rewards) == 4

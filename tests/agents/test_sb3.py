@@ -22,7 +22,7 @@ from permenv import CheckpointError, ConfigurationError, make_config
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, NormalizedReward
 
 ACTIONS = {"ppo": "groups", "a2c": "groups", "dqn": "groups", "sac": "mixture"}
-VIEWS = {"groups": lambda env: env, "mixture": MixtureAction, "block": ActionBlock, "pairs": FlatJointAction}
+WRAPPERS = {"groups": lambda env: env, "mixture": MixtureAction, "block": ActionBlock, "pairs": FlatJointAction}
 
 
 class Bandit(gym.Env):
@@ -31,9 +31,9 @@ class Bandit(gym.Env):
     As in the environment, the K actions of an update share an observation, and the last one returns the reward.
     """
 
-    def __init__(self, view="groups", num_actions=8, updates=20, groups=4, terminates=False):
-        self.view, self.terminates, self.scores = view, terminates, []
-        one_step = view == "mixture"
+    def __init__(self, actions="groups", num_actions=8, updates=20, groups=4, terminates=False):
+        self.actions, self.terminates, self.scores = actions, terminates, []
+        one_step = actions == "mixture"
         self.config = make_config(
             "tiny",
             batch_size=1 if one_step else num_actions,
@@ -57,7 +57,7 @@ class Bandit(gym.Env):
         self.observation = np.stack([self.sizes, medians], axis=1).astype(np.float32)
 
     def step(self, action):
-        shares = np.eye(self.config.num_groups)[action] if self.view == "groups" else self.sizes * np.exp(action)
+        shares = np.eye(self.config.num_groups)[action] if self.actions == "groups" else self.sizes * np.exp(action)
         self.chosen.append(shares[0] / shares.sum())
         reward, ends = 0.0, len(self.chosen) == self.config.actions_per_iteration
         if ends:
@@ -98,9 +98,9 @@ def networks(model):
 
 
 @pytest.mark.parametrize("free", [0, 2])
-@pytest.mark.parametrize("view", ["groups", "mixture", "block", "pairs"])
-def test_the_steps_of_an_update_are_those_between_two_rewards(make_env, free, view):
-    env = VIEWS[view](make_env(task="spatiotemporal", free_iterations=free))
+@pytest.mark.parametrize("actions", ["groups", "mixture", "block", "pairs"])
+def test_the_steps_of_an_update_are_those_between_two_rewards(make_env, free, actions):
+    env = WRAPPERS[actions](make_env(task="spatiotemporal", free_iterations=free))
     env.reset(seed=0)
     env.action_space.seed(0)
     ends, count = [], 0
@@ -400,7 +400,7 @@ def test_options_override_those_chosen_here_one_by_one(make_env):
     assert own.policy.ahead > 1, "the rest is as it was"
 
 
-def test_the_steps_of_an_update_can_be_given_for_an_action_view_of_ones_own(make_env):
+def test_the_steps_of_an_update_can_be_given_for_an_action_wrapper_of_ones_own(make_env):
     model = make_model("ppo", make_env(), seed=0, steps=5)
     assert model.n_steps == 5
     assert model.gamma == 1 - 1 / 5

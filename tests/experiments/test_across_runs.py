@@ -11,7 +11,7 @@ from agents import GaussianReinforce, sb3_across
 from agents.sb3 import ALGORITHMS
 from experiments import across_runs, leaderboard, reinforce
 from experiments.common.agent_runs import play_learned
-from experiments.common.learned import LearnedPolicy, view
+from experiments.common.learned import LearnedPolicy, wrap
 from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
 from tests.agents.helpers import assert_equal_trees
@@ -238,7 +238,7 @@ def test_stable_baselines3_learns_from_its_last_episodes(options, algorithm, unt
 @pytest.mark.parametrize("hidden", [0, 16])
 def test_the_policy_of_stable_baselines3_sees_the_state(options, algorithm, hidden):
     config = options(algorithm=algorithm, hidden=hidden)
-    env = view(config.make(), config.actions, config.history)
+    env = wrap(config.make(), config.actions, config.history)
     model = sb3_across.make_vector_model(
         algorithm, [lambda: env], steps=8, seed=0, first_episode=0, hidden=hidden, discount=1
     )
@@ -311,7 +311,7 @@ def test_a_frozen_policy_plays_the_mean_of_its_actions(options, learner, actions
 @pytest.mark.parametrize("actions", ["pool", "mixture"])
 def test_the_inverse_exchanges_easy_and_hard(options, actions):
     env = options(env=small(batch_size=64, samples_per_action=1, num_groups=4)).make()
-    straight, inverse = (view(env, actions, 1, inverse=inverse) for inverse in (False, True))
+    straight, inverse = (wrap(env, actions, 1, inverse=inverse) for inverse in (False, True))
     straight.reset(seed=0)
     action = np.full(straight.action_space.shape, -0.5, np.float32)
     if actions == "mixture":

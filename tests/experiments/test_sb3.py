@@ -88,7 +88,7 @@ def test_a_run_learns_before_it_ends_and_leaves_the_folder_of_the_main_job(
     assert 0 < summary["seconds_policy"] < summary["seconds"]
     assert f"after {3 * ENOUGH[algorithm]} iterations" in said
     with main_job.make_recorder(config(ours, algorithm, task=task, actions=actions, resume=True)) as run:
-        env = sb3.VIEWS[actions](run)
+        env = sb3.ACTION_WRAPPERS[actions](run)
         model = make_model(algorithm, env, seed=0)
         model.load_state_dict(run.saved_agent)
         assert model.num_timesteps == ENOUGH[algorithm] * steps_of_an_update(env)

@@ -196,7 +196,7 @@ def test_a_seed_beside_a_checkpoint_decides_the_runs_after_the_saved_one(make_en
     assert not np.array_equal(following, env.reset()[0])
 
 
-def test_a_seed_beside_a_checkpoint_decides_what_a_view_draws(make_env, tmp_path):
+def test_a_seed_beside_a_checkpoint_decides_what_a_wrapper_draws(make_env, tmp_path):
     env = MixtureAction(make_env())
     env.reset(seed=4)
     env.unwrapped.save(tmp_path / "run")

@@ -59,9 +59,9 @@ def test_it_measures_three_policies_at_every_checkpoint(options, tmp_path, capsy
 def test_copies_of_a_checkpoint_are_continued_by_the_frozen_policy_that_is_named(options, kind, monkeypatch):
     _, _, env = table_f1._with_epochs(options().environment)
     base_env = base_env_of(env)
-    view, agent = policy_in(env, None, 0)
-    observation, _ = view.reset(seed=0)
-    rollout(view, agent, observation=observation, updates=1)
+    env, agent = policy_in(env, None, 0)
+    observation, _ = env.reset(seed=0)
+    rollout(env, agent, observation=observation, updates=1)
     weights = {name: value.clone() for name, value in base_env.run.trainer.network.state_dict().items()}
     seen = {}
 

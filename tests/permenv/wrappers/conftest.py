@@ -7,7 +7,7 @@ from tests.permenv.wrappers.helpers import FAST, STACKS
 
 @pytest.fixture
 def make(make_env):
-    """Return a function that makes a stack of views, given by its name or a function, over a fast environment."""
+    """Return a function that makes a stack of wrappers, given by its name or a function, over a fast environment."""
 
     def make_stack(stack, task="spatial", **overrides):
         wrap = STACKS[stack] if isinstance(stack, str) else stack

@@ -1,4 +1,4 @@
-"""A fast configuration, and the stacks of views that the tests of the wrappers run through."""
+"""A fast configuration, and the stacks of wrappers that their tests run through."""
 
 import copy
 from typing import Any
@@ -65,7 +65,7 @@ STACKS = {
 }
 JOINT_ONLY = {"flat joint", "history of pairs"}
 IN_CI = {"temporal": [pytest.mark.ci]}
-"""Marks by task: for the views, the temporal task differs little from the spatial one."""
+"""Marks by task: for the wrappers, the temporal task differs little from the spatial one."""
 
 QUICK_JOINT = {"mixture", "pool", "block", "ratios", "normalized error reduction of a block", "all", *JOINT_ONLY}
 CASES = [
@@ -84,12 +84,12 @@ def actions_of(env: gym.Env, seed: int = 0, cycles: float = 1.5) -> list[Any]:
     """Return random actions for that many cycles of free iterations and an update."""
     space = copy.deepcopy(env.action_space)
     space.seed(seed)
-    steps_in_cycle = 2 if any(view in str(env) for view in ("Mixture", "Pool", "Block")) else 12
+    steps_in_cycle = 2 if any(name in str(env) for name in ("Mixture", "Pool", "Block")) else 12
     return [space.sample() for _ in range(round(cycles * steps_in_cycle))]
 
 
 def is_rewarded(env: gym.Env, info: dict[str, Any]) -> bool:
-    """Return whether a step, which did not diverge, has a reward under the views of `env`."""
+    """Return whether a step, which did not diverge, has a reward under the wrappers of `env`."""
     return info["validated"] and (info["phase"] == "update" or "ErrorReduction" in str(env))
 
 

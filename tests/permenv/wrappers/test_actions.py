@@ -1,4 +1,4 @@
-"""The views of the actions."""
+"""The wrappers that change the actions."""
 
 import math
 
@@ -84,9 +84,9 @@ def test_a_mixture_or_a_pool_draws_a_group_for_every_action(make, stack):
     assert set(taken) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize(("view", "random"), [(MixtureAction, np.zeros(4)), (PoolAction, np.ones(1))])
-def test_a_mixture_or_a_pool_reads_the_state_of_the_run_whatever_observation_is_below(make, view, random):
-    plain, over = make(view), make(lambda env: view(RatioMatrix(env)))
+@pytest.mark.parametrize(("wrap", "random"), [(MixtureAction, np.zeros(4)), (PoolAction, np.ones(1))])
+def test_a_mixture_or_a_pool_reads_the_state_of_the_run_whatever_observation_is_below(make, wrap, random):
+    plain, over = make(wrap), make(lambda env: wrap(RatioMatrix(env)))
     plain.reset(seed=0)
     over.reset(seed=0)
     for action in actions_of(plain, cycles=2):
@@ -112,9 +112,9 @@ EMPTY = [
 ]
 
 
-@pytest.mark.parametrize(("view", "action"), EMPTY, ids=["mixture", "strong mixture", "pool", "hardest pool"])
-def test_an_empty_group_is_never_drawn_whatever_the_action(make, view, action):
-    env = make(view, learning_rate=0)
+@pytest.mark.parametrize(("wrap", "action"), EMPTY, ids=["mixture", "strong mixture", "pool", "hardest pool"])
+def test_an_empty_group_is_never_drawn_whatever_the_action(make, wrap, action):
+    env = make(wrap, learning_rate=0)
     env.reset(seed=0)
     trainer = env.unwrapped.run.trainer
     for network in (trainer.network, trainer.eval_network):

@@ -1,4 +1,4 @@
-"""The views of the observations."""
+"""The wrappers that change the observations."""
 
 import math
 
@@ -88,9 +88,9 @@ def test_a_summary_is_read_from_the_last_two_validations(make, task):
     np.testing.assert_allclose(progress, [0] * 4 + [1 / 6] * 8 + [3 / 6] * 4 + [4 / 6] * 8 + [1], rtol=1e-6)
 
 
-@pytest.mark.parametrize("view", ["error and progress", "summary"])
-def test_the_progress_of_a_longer_run_is_clipped_to_1(make, view, tmp_path):
-    env, shorter = make(view, total_updates=3), make(view, total_updates=1)
+@pytest.mark.parametrize("stack", ["error and progress", "summary"])
+def test_the_progress_of_a_longer_run_is_clipped_to_1(make, stack, tmp_path):
+    env, shorter = make(stack, total_updates=3), make(stack, total_updates=1)
     env.reset(seed=0)
     rollout(env, actions_of(env, cycles=2))
     env.unwrapped.save(tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The views of the rewards."""
+"""The wrappers that change the rewards."""
 
 import copy
 import dataclasses
@@ -362,9 +362,9 @@ def test_rewards_are_finite_under_a_huge_learning_rate(make, task):
 def test_a_step_computes_its_own_reward_alone(make_env, kind, monkeypatch):
     computed, gain = [], kind._gain
 
-    def count(view, earlier, reached):
+    def count(wrapper, earlier, reached):
         computed.append(len(earlier))
-        return gain(view, earlier, reached)
+        return gain(wrapper, earlier, reached)
 
     monkeypatch.setattr(kind, "_gain", count)
     env = kind(MixtureAction(make_env(total_updates=4, free_iterations=0, learning_rate=0.2)))

@@ -1,4 +1,4 @@
-"""What holds for every stack of views: checkers, determinism, fork, save and restore, errors."""
+"""What holds for every stack of wrappers: checkers, determinism, fork, save and restore, errors."""
 
 import itertools
 import math
@@ -115,10 +115,10 @@ def test_a_reset_is_needed_first(make, stack, task):
 
 
 @every_task
-def test_views_of_different_things_can_be_stacked_in_any_order(make, task):
+def test_wrappers_that_change_different_things_can_be_stacked_in_any_order(make, task):
     trajectories = []
-    views = (MixtureAction, lambda env: StateHistory(env, 2), CrossEntropyReward)
-    for order in itertools.permutations(views):
+    wrappers = (MixtureAction, lambda env: StateHistory(env, 2), CrossEntropyReward)
+    for order in itertools.permutations(wrappers):
         env = make(lambda env, order=order: order[2](order[1](order[0](env))), task)
         env.reset(seed=0)
         trajectories.append(rollout(env, actions_of(env, cycles=2)))
@@ -224,7 +224,7 @@ def test_fork_of_a_bare_environment_is_its_fork(make):
         (lambda env: ErrorReduction(NormalizedReward(env)), "spatial", r"put NormalizedReward over ErrorReduction"),
     ],
 )
-def test_views_that_do_not_fit_are_refused_with_a_remedy(make, wrap, task, message):
+def test_wrappers_that_do_not_fit_are_refused_with_a_remedy(make, wrap, task, message):
     with pytest.raises(ConfigurationError, match=message):
         make(wrap, task)
 

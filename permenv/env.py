@@ -277,7 +277,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         """Show the run as of its last validation, see `permenv.render.dashboard`.
 
         `metadata["render_fps"]` is for a picture per validation. `RecordVideo` keeps one per step, and an update of the
-        tiny preset has 3200: put it over a wrapper whose step is a phase (`permenv.wrappers`) or give it a higher `fps`.
+        tiny preset has 3200: put it over a wrapper whose step is a phase (`permenv.wrappers`), or raise its `fps`.
 
         Returns:
             "rgb_array": (H, W, 3) uint8, read-only and the same array until the picture changes, so that a video of

@@ -126,10 +126,10 @@ def test_help_imports_nothing_slow(script):
 
 
 WITHOUT_A_PRESET = (
-    *("main_runs", "benchmarks/store", "benchmarks/history"),
+    *("main_runs", "benchmarks/store", "benchmarks/history", "experiments/pages"),
     *("evaluate", "extract", "export", "figure_3", "figure_i3", "figures_i1", "paper/all"),
 )
-"""The runs of the first have presets of their own; the next two have no network; the others take trained ones."""
+"""The runs of the first have presets of their own; the next three have no network; the others take trained ones."""
 
 
 @pytest.mark.ci

@@ -103,6 +103,7 @@ def main(config: Config) -> dict[str, Any]:
         },
         "counts": {str(count): _row(str(count), found) for count in config.counts},
     }
+    report["more"] = _more(report["counts"])
     publish(report, in_words(report), config.out, _figure(report))
     return report
 
@@ -199,7 +200,17 @@ def _row(count: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
             {kind: mean_of([of_seed[index][kind] for of_seed in shares]) for kind in KINDS}
             for index in range(len(shares[0]))
         ],
+        "by_seed": {kind: [[each[kind] for each in of_seed] for of_seed in shares] for kind in KINDS},
         "p_values": [tests[KINDS[0]] for tests in runs[0]["tests"][count]],
+    }
+
+
+def _more(counts: dict[str, dict[str, Any]]) -> dict[str, list[Estimate]]:
+    """Return, by count but the first and by checkpoint, how much larger the paper's share is than with the first."""
+    first, *others = (np.array(row["by_seed"][KINDS[0]]) for row in counts.values())  # (seeds, checkpoints) each
+    return {
+        count: [mean_of(each) for each in (shares - first).T]
+        for count, shares in zip(list(counts)[1:], others, strict=True)
     }
 
 
@@ -254,6 +265,12 @@ def in_words(report: dict[str, Any]) -> str:
         for iteration, shares in zip(report["checkpoints"], row["indistinct"], strict=True):
             cells = " | ".join(f"{Estimate(*shares[kind]):.0%}" for kind in KINDS)
             lines.append(f"| {count} | {iteration} | {cells} |")
+    for count, more in report["more"].items():
+        points = ", ".join(f"{Estimate(*(100 * end for end in each)):+.1f}" for each in more)
+        lines += [
+            "",
+            f"{KINDS[0]}, {count} groups, in points above {next(iter(report['counts']))}, same seed: {points}",
+        ]
     return "\n".join(lines)
 
 

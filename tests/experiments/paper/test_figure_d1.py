@@ -21,6 +21,10 @@ def test_pairs_of_groups_are_tested_at_three_checkpoints(tmp_path, saved_figure,
     for count, row in report["counts"].items():
         assert np.shape(row["p_values"]) == (3, int(count), int(count))
         assert all(0 <= shares[kind].value <= 1 for shares in row["indistinct"] for kind in figure_d1.KINDS)
+        assert np.shape(row["by_seed"]["as in the paper"]) == (2, 3)
+    few, many = (np.array(row["by_seed"]["as in the paper"]) for row in list(report["counts"].values())[:2])
+    ((_, more),) = report["more"].items()
+    assert [each.value for each in more] == pytest.approx((many - few).mean(axis=0))
     histogram, *cells = saved_figure(config.out.with_suffix(".png")).axes
     assert histogram.patches[0].get_data().values.tolist() == report["histogram"]["counts"]
     tables = [table for row in report["counts"].values() for table in row["p_values"]]

@@ -133,6 +133,8 @@ def quotations():
     ]
     chosen = "errors at the end is {}, and with random permutations, whose shares differ by chance, {}."
     yield "experiments/paper/README.md", chosen, correlations
+    more = [f"{Estimate(*(100 * end for end in each)):+.1f}" for each in result("figure-d1")["more"]["20"]]
+    yield "experiments/paper/README.md", "20 groups have {}, {} and {} points more", more
     cost = [f"{result('figure-h1')['counted_cost'][way]:.2%}" for way in ("naive", "exact")]
     yield "experiments/paper/README.md", "is {} at the paper's sizes with naive validation, and {} where", cost
     both = [against_the_curriculum(SHORT, column) for column in ("at_half", "at_end")]

@@ -62,7 +62,7 @@ IN_WORDS: Mapping[str, Callable[[dict[str, Any]], str]] = MappingProxyType(
     }
 )
 """By name of a file without its ending, what its command prints of it."""
-_MARKED = re.compile(r"(<!-- (?P<file>[\w-]+)\.json(?: (?P<number>\d+))? -->\n)(?P<table>(?:\|.*\n)*)")
+_MARKED = re.compile(r"(<!-- (?P<file>[\w.-]+)\.json(?: (?P<number>\d+))? -->\n)(?P<table>(?:\|.*\n)*)")
 _TABLE = re.compile(r"(?:^\|.*\n?)+", re.MULTILINE)
 
 

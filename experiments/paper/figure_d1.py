@@ -256,7 +256,8 @@ def _figure(report: dict[str, Any]) -> Figure:
 def in_words(report: dict[str, Any]) -> str:
     """Return what is printed of a report."""
     lines = [
-        f"{heading_in_words(report)}; share of the pairs of groups with p >= {ALPHA}, mean [{report['interval']}]",
+        f"{heading_in_words(report)}; share of the pairs of groups with p >= {report['alpha']}, "
+        f"mean [{report['interval']}]",
         "",
         "| groups | iteration | " + " | ".join(KINDS) + " |",
         "|---" * (2 + len(KINDS)) + "|",

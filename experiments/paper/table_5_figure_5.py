@@ -379,13 +379,16 @@ def in_words(report: dict[str, Any]) -> str:
     lines = [
         f"{heading_in_words(report)}; percent, mean [{report['interval']}]",
         "",
-        "| network | " + " | ".join(f"paper: {measure} | ours" for measure in after) + " |",
-        "|---" * (1 + 2 * len(after)) + "|",
+        "| network | " + " | ".join(f"paper: {each} | ours" if each in PAPER else each for each in after) + " |",
+        "|---" * (1 + len(after) + sum(each in PAPER for each in after)) + "|",
     ]
     for name in report["curves"]:
-        paper = [f"{PAPER[measure][list(NETWORKS).index(name)]:.1f}" for measure in after]
-        ours = [_percent(measures[measure][name]) for measure in after]
-        lines.append(f"| {name} | " + " | ".join(f"{his} | {own}" for his, own in zip(paper, ours, strict=True)) + " |")
+        cells = [name]
+        for measure in after:
+            if measure in PAPER:
+                cells.append(f"{PAPER[measure][list(NETWORKS).index(name)]:.1f}")
+            cells.append(_percent(measures[measure][name]))
+        lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"| network | {DURING} | {AT_END} |", "|---|---|---|"]
     for name in report["curves"]:
         lines.append(f"| {name} | {_percent(measures[DURING][name])} | {_percent(measures[AT_END][name])} |")

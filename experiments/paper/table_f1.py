@@ -231,15 +231,15 @@ def _rows(runs: list[dict[str, Any]], length: str) -> dict[str, dict[str, Any]]:
 def in_words(report: dict[str, Any]) -> str:
     """Return what is printed of a report."""
     lines = [
-        f"{report['preset']} preset, {report['data']}, {report['policy']}: {len(CHECKPOINTS)} checkpoints of "
-        f"{report['seeds']} seeds; accuracy relative to random permutations",
+        f"{report['preset']} preset, {report['data']}, {report['policy']}: {len(report['accuracies'][0])} checkpoints "
+        f"of {report['seeds']} seeds; accuracy relative to random permutations",
         "",
         "| | paper, one epoch | one epoch "
         f"({report['epoch']} iterations) | ratio of the means | a quarter of an episode ({report['quarter']} "
         "iterations) | ratio of the means |",
         "|---|---|---|---|---|---|",
     ]
-    for kind, (mean, sd) in PAPER.items():
+    for kind, (mean, sd) in report["paper"].items():
         cells = [kind, f"({mean} ± {sd})%"]
         for length in ("epoch", "quarter"):
             row = report["table"][length][kind]
@@ -251,13 +251,16 @@ def in_words(report: dict[str, Any]) -> str:
             "",
             f"by checkpoint, one {length}, mean of the ratios of each run [{report['by_checkpoint']['interval']}]:",
             "",
-            "| checkpoint | policy | inverse | policy minus inverse, in points | runs in which the two are equal |",
-            "|---|---|---|---|---|",
+            "| checkpoint | accuracy of random permutations | policy | inverse | policy minus inverse, in points "
+            "| runs in which the two are equal |",
+            "|---|---|---|---|---|---|",
         ]
         for point, row in report["by_checkpoint"][length].items():
             ratios = [f"{Estimate.of_columns(row, each):.1%}" for each in ("policy", "inverse")]
             more = f"{Estimate(*(100 * end for end in Estimate.of_columns(row, 'difference'))):+.1f}"
-            lines.append("| " + " | ".join([point, *ratios, more]) + f" | {row['equal']} of {report['seeds']} |")
+            random = np.mean([accuracies[point][length]["random"] for accuracies in report["accuracies"]])
+            cells = [point, f"{random:.1%}", *ratios, more, f"{row['equal']} of {report['seeds']}"]
+            lines.append("| " + " | ".join(cells) + " |")
     for length, best in report["best_pools"].items():
         found = ", ".join(f"{point}: {row['pool']} {row['ratio']:.0%}" for point, row in best["checkpoints"].items())
         lines += ["", f"best constant pool of each checkpoint, one {length}: {best['mean']:.0%} ({found})"]

@@ -151,7 +151,7 @@ def _weights(runs: Path, network: str, seed: int) -> Path | None:
 def in_words(report: dict[str, Any]) -> str:
     """Return what is printed of a report."""
     lines = [
-        f"{heading_in_words(report)}; Top-1 in percent, mean [{OF_MEANS}]",
+        f"{heading_in_words(report)}; Top-1 in percent, mean [{report['interval']}]",
         "",
         "| searched | network | " + " | ".join(CONDITIONS) + " |",
         "|---" * (2 + len(CONDITIONS)) + "|",

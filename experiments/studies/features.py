@@ -264,8 +264,8 @@ def gains(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Compare each network's metric of a protocol with that of the untrained network of the same seed.
 
     Returns:
-        "protocol", "source", "figure"; "gain", with its interval; "p", and "p_holm", corrected for the number of all
-        comparisons. They are None where a metric is not finite.
+        "protocol", "source", "figure"; "gain", with its interval; "p", and "p_holm", corrected for the number of
+        comparisons whose metrics are finite. They are None where a metric is not finite.
     """
     untrained = {row["protocol"]: row["figures"] for row in rows if row["source"] == UNTRAINED}
     found: list[dict[str, Any]] = []
@@ -311,10 +311,11 @@ def in_words(report: dict[str, Any]) -> str:
     for name, of_table in TABLES.items():
         if any(protocol in of_table for protocol in protocols):
             lines += ["", f"{name}:", "", paper_table(name, rows)]
+    finite = sum(row["p"] is not None for row in report["gains"])
     lines += [
         "",
         f"percentage points above an untrained network of the same seed, mean [{report['interval']}]; p by Student's t "
-        f"test, and corrected for {len(report['gains'])} comparisons by the method of Holm",
+        f"test, and corrected for {finite} comparisons by the method of Holm",
         "",
         "| protocol | figure | network | gain | p | p, corrected |",
         "|---|---|---|---|---|---|",

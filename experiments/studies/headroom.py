@@ -376,12 +376,11 @@ def _picture(rows: list[dict[str, Any]]) -> Figure:
 def in_words(report: dict[str, Any]) -> str:
     """Return what is printed of a report."""
     lines = [
-        f"{heading_in_words(report)}; learning rate as a multiple of the preset's; accuracy of random permutations; in "
-        f"points, what the best curriculum has more; and its accuracy, of theirs, where they have {LEAST} times "
-        f"chance; mean [{report['interval']}]",
+        f"{heading_in_words(report)}; accuracy of random permutations; in points, what the best curriculum has more; "
+        f"and its accuracy, of theirs, where they have {LEAST} times chance; mean [{report['interval']}]",
         "",
-        "| setting | learning rate | curriculum | chance | random, half | curriculum, more | of random's | random, end "
-        "| curriculum, more | of random's | iterations to random's final error |",
+        "| setting | learning rate, of the preset's | curriculum | chance | random, half | curriculum, more "
+        "| of random's | random, end | curriculum, more | of random's | iterations to random's final error |",
         "|---" * 11 + "|",
     ]
     for row in report["cells"]:

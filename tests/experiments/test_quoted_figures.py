@@ -1,6 +1,7 @@
 """The figures of the pages are those of the files that they are from: a number that is out of date fails."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -125,7 +126,7 @@ def quotations():
     of_reinforce = [ratio("leaderboard", agent, "at_half") for agent in ("reinforce", "reinforce, cross-entropy")]
     yield "experiments/results/README.md", "neither is ahead at half: {} and {}.", of_reinforce
     of_the_paper = [over_all_checkpoints("table-f1", kind) for kind in ("policy", "inverse")]
-    yield "experiments/paper/README.md", "| {} with the policy, {} with its inverse: no effect |", of_the_paper
+    yield "experiments/paper/README.md", "| {} with the policy, {} with its inverse: no gain |", of_the_paper
     learned = [over_all_checkpoints("table-f1-learned", kind) for kind in ("policy", "inverse")]
     yield "experiments/paper/README.md", "so {} and {}, the paper's figures of these 25 ratios", learned
     correlations = [
@@ -167,6 +168,13 @@ def test_the_tables_of_a_page_are_what_the_commands_print_of_the_files(page):
 def test_every_table_that_can_be_written_anew_is_in_a_page():
     text = "".join(page.read_text(encoding="utf-8") for page in pages.PAGES)
     assert [name for name in pages.IN_WORDS if f"<!-- {name}.json" not in text] == []
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_comment_of_a_page_marks_a_table(page):
+    comments = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("<!--")]
+    assert comments
+    assert [line for line in comments if not re.fullmatch(r"<!-- [\w.-]+\.json( [1-9])? -->", line)] == []
 
 
 def test_a_marked_table_is_replaced_and_nothing_else():

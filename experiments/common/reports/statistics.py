@@ -93,7 +93,7 @@ def mean_of(values: Sequence[float] | np.ndarray) -> Estimate:
 
 
 def p_of_mean(values: Sequence[float] | np.ndarray) -> float:
-    """Return the p-value of Student's t test that the mean is 0, two-sided; 1 for a single value.
+    """Return the p-value of Student's t test that the mean is 0, two-sided; 1 for a single value, NaN if one is NaN.
 
     Args:
         values: (runs,).
@@ -102,6 +102,8 @@ def p_of_mean(values: Sequence[float] | np.ndarray) -> float:
 
     array = np.asarray(values, np.float64)
     mean, count = array.mean(), len(array)
+    if math.isnan(mean):
+        return math.nan
     if count < 2:
         return 1.0
     error = array.std(ddof=1) / math.sqrt(count)

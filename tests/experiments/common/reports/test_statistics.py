@@ -134,6 +134,7 @@ def test_mean_and_standard_deviation():
 def test_the_p_value_is_that_of_scipy():
     values = [0.3, -0.1, 0.4, 0.2]
     assert p_of_mean(values) == pytest.approx(scipy.stats.ttest_1samp(values, 0).pvalue)
+    assert math.isnan(p_of_mean([math.nan]))
     assert (p_of_mean([0.3]), p_of_mean([0.0, 0.0]), p_of_mean([0.3, 0.3])) == (1, 1, 0)
 
 

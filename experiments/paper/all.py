@@ -4,10 +4,10 @@
     python experiments/paper/all.py --only table_f1 figure_c1
 
 The commands are those of the page, `experiments/paper/README.md`, with the real data in `../shared/data`. Each keeps
-what is done in `runs`, so this one can be stopped and started again: what is complete takes seconds then. The features
-of Tables 1 to 4 take two and a half hours of two CPU cores, Table 5 with figure 5 two; the whole has not been timed. A
-command that fails does not keep the others from running; then the exit code is 1. What each of them printed is in the
-folder `out`.
+what is done in `runs`, so this one can be stopped and started again: what is complete takes seconds then. On two CPU
+threads the features of Tables 1 to 4 take two and a half hours, Table 5 with figure 5 two, and the others together one
+and a half; the whole has not been run in one go. A command that fails does not keep the others from running; then the
+exit code is 1. What each of them printed is in the folder `out`.
 """
 
 from __future__ import annotations

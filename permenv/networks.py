@@ -21,12 +21,59 @@ from permenv.heads import HeadFactory, OrderingHead
 
 Module = TypeVar("Module", bound=nn.Module)
 _TIMM = "timm/"  # prefix of the names of backbones that timm makes
+_IMAGE_CHANNELS = 3
+_CHANNELS_AT_ONCE = 32  # GPUs multiply matrices in blocks of such a length
+
+
+class ImageConvolution(nn.Conv2d):
+    """A convolution of images, with a square kernel; on a GPU it is computed by `convolve_rows`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Feature map (N, c, y, x) of images (N, 3, h, w)."""
+        if not images.is_cuda:
+            return super().forward(images)
+        if torch.is_autocast_enabled("cuda"):
+            images = images.to(torch.get_autocast_dtype("cuda"))
+        return convolve_rows(images, self.weight, self.bias, int(self.stride[0]), int(self.padding[0]))
+
+
+def convolve_rows(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Compute `torch.nn.functional.conv2d` of images, channels last.
+
+    cuDNN pads an image's 3 channels to 8 and multiplies mostly zeros. Here all that a row of the kernel sees at once
+    counts as the channels of one pixel: 33 for a kernel of 11 × 11. The bias is the weight of one more channel, which
+    is 1 everywhere: adding it afterwards would read and write the whole output again.
+
+    Args:
+        images: (N, c, h, w).
+        weight: (outputs, c, k, k).
+        bias: (outputs,), or None.
+        stride: Pixels between the kernel's places.
+        padding: Pixels of zeros around an image.
+
+    Returns:
+        (N, outputs, y, x), the same up to rounding.
+    """
+    channels, kernel = weight.shape[1:3]
+    rows = nn.functional.pad(images.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding)).flatten(2)
+    windows = rows.unfold(2, kernel * channels, stride * channels)  # [N, h, x, k · c]
+    length = windows.shape[3]
+    spare = -(length + 1) % _CHANNELS_AT_ONCE + 1
+    weights = nn.functional.pad(weight.permute(0, 2, 3, 1).flatten(2), (0, spare))  # [outputs, k, k · c + spare]
+    if bias is not None:
+        weights[:, 0, length] = bias
+    return nn.functional.conv2d(
+        nn.functional.pad(windows, (0, spare), value=1.0).permute(0, 3, 1, 2),
+        weights[:, :, None].permute(0, 3, 1, 2),
+        stride=(stride, 1),
+    )
 
 
 def _convolution(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1
 ) -> list[nn.Module]:
-    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
+    kind = ImageConvolution if inputs == _IMAGE_CHANNELS else nn.Conv2d
+    convolution = kind(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
     return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 

@@ -1,6 +1,7 @@
 """A run on a GPU: it trains, agrees with a CPU up to rounding, waits for nothing, and repeats where it is told to."""
 
 import contextlib
+import copy
 import os
 import pickle
 import warnings
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from permenv import Pretraining
+from permenv.networks import BACKBONES
+from permenv.torch_state import default_torch_state
 from permenv.validation import validate
 from tests.helpers import TASKS, assert_same, assert_same_weights, random_actions, rollout, small_run
 
@@ -32,8 +35,10 @@ def deterministic():
 @contextlib.contextmanager
 def no_waiting():
     """Raise an error where the program waits for the GPU."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype feature")
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -72,6 +77,18 @@ def test_a_saved_run_is_restored_and_validated_on_a_cpu_to_the_same_figures(task
         pieces = twin.tasks[name].pieces(twin.held_out[name])
         theirs = validate(twin.trainer.eval_network, name, pieces, twin.tasks[name].permutations)
         np.testing.assert_allclose(ours.ratios, theirs.ratios, atol=1e-4)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_a_trunk_is_that_of_a_cpu(backbone):
+    trunk = BACKBONES[backbone]()
+    pieces = torch.rand(4, 3, 75, 75, generator=torch.Generator().manual_seed(0))
+    on_gpu = copy.deepcopy(trunk).to(DEVICE)
+    for each in (trunk, on_gpu):
+        each.eval()
+    with torch.no_grad(), default_torch_state():
+        theirs = on_gpu(pieces.to(DEVICE))
+    torch.testing.assert_close(theirs.cpu(), trunk(pieces).detach(), atol=1e-4, rtol=1e-4)
 
 
 @every_task

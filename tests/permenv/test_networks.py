@@ -14,7 +14,7 @@ from torch import nn
 
 from permenv import ConfigurationError
 from permenv.heads import SpatialHead, TemporalHead
-from permenv.networks import BACKBONES, build_network, caffenet, eval_mode
+from permenv.networks import BACKBONES, build_network, caffenet, convolve_rows, eval_mode
 from tests.helpers import SMALL
 
 SIZES = {"caffenet": 75, "quarter-caffenet": 32}
@@ -73,6 +73,23 @@ def test_a_trunk_computes_what_its_layers_do_one_after_the_other(backbone, train
         features.float().square().sum().backward()
         found.append([features, *(each.grad for each in module.parameters()), *module.buffers()])
     assert all(torch.equal(own, expected) for own, expected in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"), [(11, 2, 0, 75), (7, 2, 3, 32), (5, 2, 2, 16), (5, 1, 0, 9), (5, 3, 1, 12)]
+)
+def test_a_convolution_over_whole_rows_is_that_convolution(kernel, stride, padding, size, has_bias):
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 3, size, size), (6, 3, kernel, kernel), *([(6,)] if has_bias else [])]
+    given = [torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    images, weight, bias = given if has_bias else (*given, None)
+    plain = nn.functional.conv2d(images, weight, bias, stride, padding)
+    rows = convolve_rows(images, weight, bias, stride, padding)
+    torch.testing.assert_close(rows, plain)
+    assert rows.is_contiguous(memory_format=torch.channels_last)
+    gradients = [torch.autograd.grad(outputs.square().sum(), given) for outputs in (rows, plain)]
+    torch.testing.assert_close(*gradients)
 
 
 def test_in_evaluation_the_output_of_a_relu_is_not_pooled():

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.common.reports.report import command_line
+
 WELL = "well"
 _GRACE = 60.0  # seconds in which a script that is stopped writes what it has
 
@@ -22,7 +24,7 @@ def run_command(words: Sequence[str], log: Path, seconds: float | None = None) -
         seconds: After which it is stopped; None for never.
 
     Returns:
-        "command", the words; "seconds" it took; "code", its exit code; and how it "ended": `WELL`, or in words.
+        "command", see `command_line`; "seconds" it took; "code", its exit code; and how it "ended": `WELL`, or in words.
     """
     begin = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
@@ -36,7 +38,7 @@ def run_command(words: Sequence[str], log: Path, seconds: float | None = None) -
         finally:  # whatever ends this process ends the other
             if process.poll() is None:
                 _stop(process)
-    return {"command": list(words), "seconds": time.monotonic() - begin, "code": code, "ended": ended}
+    return {"command": command_line(words), "seconds": time.monotonic() - begin, "code": code, "ended": ended}
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:

@@ -24,7 +24,7 @@ def run_command(words: Sequence[str], log: Path, seconds: float | None = None) -
         seconds: After which it is stopped; None for never.
 
     Returns:
-        "command", see `command_line`; "seconds" it took; "code", its exit code; and how it "ended": `WELL`, or in words.
+        "command", see `command_line`; "seconds" it took; "code", its exit code; and how it "ended", `WELL` or in words.
     """
     begin = time.monotonic()
     with log.open("w", encoding="utf-8") as output:

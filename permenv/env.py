@@ -143,7 +143,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
     On a GPU some of torch's algorithms add in an order that changes, so that runs, forks and restored runs agree up to
     rounding. After `torch.use_deterministic_algorithms(True)`, with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment,
-    they are to agree bit for bit, more slowly.
+    they agree bit for bit, and are slower.
 
     ## Vector Environments
     `gym.make_vec("PermShuffle-v0", num_envs=M)` trains M networks, in this process or ("async") in one process each. In

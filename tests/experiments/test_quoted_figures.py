@@ -87,6 +87,8 @@ def quotations():
     yield "README.md", "after {} of their iterations", [learned]
     yield "README.md", "so that is {} of their time", [ratio(SHORT, LEARNED, "time").split()[0]]
     yield "README.md", "fixed curricula needs {}", [curriculum]
+    needed = [ratio(LONG, agent, "needs") for agent in (LEARNED, CURRICULUM[LONG])]
+    yield "README.md", "own 3,000 iterations the policy needs {} and the curriculum {}.", needed
     of_the_run = [accuracy(SHORT, agent, share) for share in (0.5, 1.0) for agent in (LEARNED, RANDOM)]
     yield "README.md", "{} accuracy against {} at half and {} against {} at the end", of_the_run
     ratios = [ratio(PHOTOS, a, at).split()[0] for a in (LEARNED, CURRICULUM[PHOTOS]) for at in ("at_half", "at_end")]

@@ -21,19 +21,42 @@ from permenv.heads import HeadFactory, OrderingHead
 
 Module = TypeVar("Module", bound=nn.Module)
 _TIMM = "timm/"  # prefix of the names of backbones that timm makes
-_IMAGE_CHANNELS = 3
 _CHANNELS_AT_ONCE = 32  # GPUs multiply matrices in blocks of such a length
 
 
-class ImageConvolution(nn.Conv2d):
-    """A convolution of images, with a square kernel; on a GPU in bf16 it is computed by `convolve_rows`."""
+def _convolution(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1
+) -> list[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
+    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Feature map (N, c, y, x) of images (N, 3, h, w)."""
-        if not (images.is_cuda and torch.is_autocast_enabled("cuda")):  # in float32 cuDNN's own way is faster
-            return super().forward(images)
-        images = images.to(torch.get_autocast_dtype("cuda"))
-        return convolve_rows(images, self.weight, self.bias, int(self.stride[0]), int(self.padding[0]))
+
+class ConvolutionalTrunk(nn.Sequential):
+    """Convolutions, batch normalisation, ReLU and max pooling in sequence; the first convolution has square kernels.
+
+    In training a ReLU before a max pooling is applied after it, to a quarter of the numbers. Outputs and gradients are
+    the same to the bit, since a ReLU keeps the order of numbers. On a GPU the first convolution is computed by
+    `convolve_rows` if it trains in bf16; in float32 cuDNN's own way is faster. In evaluation every layer's output is
+    what its place in the sequence says, for whoever looks at it.
+    """
+
+    def forward(self, pieces: Tensor) -> Tensor:
+        """Feature map (N, c, y, x) of pieces (N, 3, h, w)."""
+        if not self.training:
+            return super().forward(pieces)
+        layers = list(self)
+        for index in range(1, len(layers)):
+            before, layer = layers[index - 1 : index + 1]
+            if isinstance(before, nn.ReLU) and isinstance(layer, nn.MaxPool2d):
+                layers[index - 1 : index + 1] = layer, before
+        if pieces.is_cuda and torch.is_autocast_enabled("cuda"):
+            first = layers.pop(0)
+            assert isinstance(first, nn.Conv2d)
+            pieces = pieces.to(torch.get_autocast_dtype("cuda"))
+            pieces = convolve_rows(pieces, first.weight, first.bias, first.stride[0], int(first.padding[0]))
+        for layer in layers:
+            pieces = layer(pieces)
+        return pieces
 
 
 def convolve_rows(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
@@ -66,36 +89,6 @@ def convolve_rows(images: Tensor, weight: Tensor, bias: Tensor | None, stride: i
         weights[:, :, None].permute(0, 3, 1, 2),
         stride=(stride, 1),
     )
-
-
-def _convolution(
-    inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0, groups: int = 1
-) -> list[nn.Module]:
-    kind = ImageConvolution if inputs == _IMAGE_CHANNELS else nn.Conv2d
-    convolution = kind(inputs, outputs, kernel, stride=stride, padding=padding, groups=groups)
-    return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-
-
-class ConvolutionalTrunk(nn.Sequential):
-    """Convolutions, batch normalisation, ReLU and max pooling in sequence.
-
-    In training a ReLU before a max pooling is applied after it, to a quarter of the numbers. Outputs and gradients are
-    the same to the bit, since a ReLU keeps the order of numbers. In evaluation every layer's output is what its place
-    in the sequence says, for whoever looks at it.
-    """
-
-    def forward(self, pieces: Tensor) -> Tensor:
-        """Feature map (N, c, y, x) of pieces (N, 3, h, w)."""
-        if not self.training:
-            return super().forward(pieces)
-        layers = list(self)
-        for index in range(1, len(layers)):
-            before, layer = layers[index - 1 : index + 1]
-            if isinstance(before, nn.ReLU) and isinstance(layer, nn.MaxPool2d):
-                layers[index - 1 : index + 1] = layer, before
-        for layer in layers:
-            pieces = layer(pieces)
-        return pieces
 
 
 def caffenet() -> nn.Sequential:

@@ -5,16 +5,17 @@
 
 All is left in one folder, each file with the name of the device:
 
-- speed-tiny.json, speed.json: `speed.py` in the tiny preset, and with the options given; by default the paper's preset
-  on the joint task. The environment is measured in the tiny preset alone.
-- dry-run-tiny.json, dry-run.json: what `dry_run.py` predicts of the same.
+- speed.json, speed-tiny.json: `speed.py` with the options given, by default the paper's preset on the joint task, and
+  in the tiny preset. The environment is measured in the tiny preset alone; starts, several ranks and compiled trunks
+  are not measured there.
+- dry-run.json, dry-run-tiny.json: what `dry_run.py` predicts of the same.
 - training/: the run folder of `experiments/reinforce.py` with the options given, stopped when its time is over.
 - summary.json: commands, seconds and exit codes; predicted and measured seconds of an iteration; how the run went.
 - NAME.log: what each of them printed.
 
 Without folders of data a small number of embedded scenes and clips is rendered first. So that updates end in minutes,
-fewer free iterations lie between them than in the paper. What fails or takes too long does not keep the rest from
-being measured; then the exit code is 1.
+fewer free iterations lie between them than in the paper. What fails or takes too long does not keep the training from
+being run, and what has no time left is not begun; then the exit code is 1.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from experiments.common.commands import WELL, run_command
 from experiments.common.files import write_json
 from experiments.common.machine import machine
 from experiments.common.options import EnvOptions, Preset, TaskName, require_at_least
-from experiments.common.reports.report import origin
+from experiments.common.reports.report import command_line, origin
 from experiments.common.script import run_script
 from experiments.common.training.run_folder import read_rows
 from permenv import ConfigurationError
@@ -41,6 +42,8 @@ from permenv.device import resolve_device
 
 _SCRIPTS = Path(__file__).parents[1]
 _TRAINING = "training"
+_LEAST_SECONDS = 15.0  # in which a script can begin to measure
+_ONLY_ONCE = ("start", "scaling", "compiled")  # in the larger of two presets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +102,11 @@ def main(config: Config) -> dict[str, Any]:
     end = time.monotonic() + 60 * (config.minutes - config.training_minutes)
     done: dict[str, dict[str, Any]] = {}
     for name, command in _commands(config).items():
-        seconds = 60 * config.training_minutes if name == _TRAINING else max(0.0, end - time.monotonic())
-        done[name] = run_command(command, config.out / f"{name}.log", seconds=seconds)
+        seconds = 60 * config.training_minutes if name == _TRAINING else end - time.monotonic()
+        if name != _TRAINING and seconds < _LEAST_SECONDS:
+            done[name] = {"command": command_line(command), "seconds": 0.0, "code": None, "ended": "no time was left"}
+        else:
+            done[name] = run_command(command, config.out / f"{name}.log", seconds=seconds)
         print(f"{name}: {done[name]['seconds']:.0f} s, {done[name]['ended']}", flush=True)
     summary = {
         **origin(config),
@@ -115,7 +121,7 @@ def main(config: Config) -> dict[str, Any]:
     failed = [name for name, run in done.items() if run["ended"] != WELL and name != _TRAINING]
     failed += [_TRAINING] if summary["training"] is None else []
     if failed:
-        print(f"failed: see {', '.join(str(config.out / f'{name}.log') for name in failed)}", file=sys.stderr)
+        print(f"failed: {', '.join(failed)}; see their .log in {config.out}", file=sys.stderr)
         raise SystemExit(1)
     return summary
 
@@ -126,12 +132,15 @@ def _commands(config: Config) -> dict[str, list[str]]:
     given = config.environment.arguments
     few = ["--env.num-scenes", str(config.env.num_scenes), "--env.num-clips", str(config.env.num_clips)]
     tiny = ["--preset", "tiny", "--task", config.task, "--device", config.device, *few]
-    sizes = {"": given} if config.preset == "tiny" else {"": given, "-tiny": tiny}  # what matters most first
+    alone = config.preset == "tiny"
+    measured = {"": (given, [name for name in config.only if alone or name != "env"])}  # what matters most first
+    if not alone:
+        measured["-tiny"] = (tiny, [name for name in config.only if name not in _ONLY_ONCE])
     commands = {}
-    for size, words in sizes.items():
-        which = [name for name in config.only if name != "env" or words is tiny or len(sizes) == 1]
+    for size, (words, only) in measured.items():
         out = {name: ["--out", str(config.out / f"{name}{size}.json")] for name in ("speed", "dry-run")}
-        commands[f"speed{size}"] = [str(speed), *words, "--only", *which, "--blocks", "8", *out["speed"]]
+        if only:
+            commands[f"speed{size}"] = [str(speed), *words, "--only", *only, "--blocks", "8", *out["speed"]]
         commands[f"dry-run{size}"] = [str(dry_run), *words, *out["dry-run"]]
     job = [str(_SCRIPTS / "reinforce.py"), *given, "--out", str(config.out / _TRAINING)]
     return {**commands, _TRAINING: job}

@@ -6,9 +6,10 @@ longer than an iteration without them, which is measured too.
 
 The roofline: an iteration takes at least its FLOPs at the rate of a large matrix product in the precision of training,
 and what it moves at the least at the bandwidth of a copy, where each tensor that it reads is read once, and each that
-it writes is written once. The share is the longer of the two over the measured seconds. torch computes operation by
-operation, each of which reads its inputs and writes its result; the second bound is the sum over operations of the
-longest of FLOPs, bytes and the start of an operation. A cache may move more than a copy of much memory does.
+it writes is written once. The share is the longer of the two over the measured seconds. Channels that
+`permenv.networks.convolve_rows` adds on a GPU are counted as well. torch computes operation by operation, each of which
+reads its inputs and writes its result; the second bound is the sum over operations of the longest of FLOPs, bytes and
+the start of an operation. A cache may move more than a copy of much memory does.
 """
 
 from __future__ import annotations

@@ -105,6 +105,8 @@ class StillImages:
         """
         indices = np.ascontiguousarray(indices, np.int64)  # torch reads uint8 as a mask and refuses reversed views
         if isinstance(self.pixels, torch.Tensor):
+            if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):  # would end a GPU's context
+                raise IndexError(f"an index lies outside the set: indices go from 0 to {len(self) - 1}")
             rows = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
             return self.pixels.index_select(0, rows).to(device)
         on_gpu = device.type == "cuda"  # from pinned memory the copy overlaps with computation
@@ -133,6 +135,8 @@ class StillImages:
         Returns:
             The same set with its pixels as a tensor on `device`, or this set unchanged.
         """
+        if device.type == "cuda" and device.index is None:  # by one name, so that pixels are there once
+            device = torch.device("cuda", torch.cuda.current_device())
         if isinstance(self.pixels, torch.Tensor):
             if self.pixels.device == device:
                 return self

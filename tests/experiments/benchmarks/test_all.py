@@ -44,8 +44,18 @@ def test_a_gpu_gets_the_papers_sizes_on_the_joint_task_and_the_tiny_preset(optio
     assert all("cuda" in command and "spatiotemporal" in command for command in commands.values())
     assert "paper" in commands["training"]
     assert "env" in commands["speed-tiny"]
+    assert "compiled" not in commands["speed-tiny"]  # takes longer than all else
     assert "env" not in commands["speed"]  # a block takes hours
     assert list(everything._commands(options())) == ["speed", "dry-run", "training"]
+
+
+def test_what_has_no_time_left_is_not_begun(options, capsys):
+    config = options(minutes=0.1, training_minutes=0.1)
+    with pytest.raises(SystemExit):
+        everything.main(config)
+    done = json.loads((config.out / "summary.json").read_text())["done"]
+    assert [done[name]["ended"] for name in ("speed", "dry-run")] == ["no time was left"] * 2
+    assert "failed: speed, dry-run, training" in capsys.readouterr().err
 
 
 def test_a_run_without_an_update_has_no_progress(tmp_path):

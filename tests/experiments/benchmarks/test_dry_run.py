@@ -106,16 +106,20 @@ def test_rates_that_describe_no_device_are_refused(rates, message):
         dry_run.Config(**rates)
 
 
-def test_files_of_a_folder_are_counted_and_not_read(tmp_path):
+def test_files_of_a_folder_are_counted_and_not_read(tmp_path, monkeypatch):
     (tmp_path / "class").mkdir()
     for number in range(5):
         (tmp_path / "class" / f"{number}.jpg").touch()
     config = dry_run.Config(images=tmp_path, env=small())
-    assert dry_run._data_bytes(config) == 5 * 3 * 54**2
+    needed = 5 * 3 * 54**2
+    assert dry_run._data_bytes(config, CPU) == needed
     many = dataclasses.replace(config, env=small(cell_size=10**6))
-    assert dry_run._data_bytes(many) == 0  # kept as JPEG
+    assert dry_run._data_bytes(many, CPU) == 0  # kept as JPEG
+    for free, taken in ((2 * needed, needed), (2 * needed - 2, 0)):
+        monkeypatch.setattr(dry_run, "free_bytes", lambda _, free=free: free)
+        assert dry_run._data_bytes(config, torch.device("cuda")) == taken
     with pytest.raises(DataError, match="there is no such folder"):
-        dry_run._data_bytes(dataclasses.replace(config, images=tmp_path / "away"))
+        dry_run._data_bytes(dataclasses.replace(config, images=tmp_path / "away"), CPU)
 
 
 @pytest.mark.ci

@@ -13,7 +13,9 @@
 - `pictures`: nearest neighbours (figure 3), top activations and class saliency (appendix I).
 - `export`: a trunk as a file for others, with a model card.
 
-Functions from a network and labelled data to figures; they know neither environments nor agents.
+Functions from a network and labelled data to figures; they know neither environments nor agents. They compute in the
+caller's torch state, where a run has its own: on a GPU torch convolves in TF32 unless `torch.backends.cudnn.allow_tf32`
+is off.
 """
 
 from permenv.transfer.retrieval import nearest, nearest_neighbour_accuracy, pool_features, retrieval, spread_frames

@@ -30,7 +30,7 @@ from experiments.paper import (
     table_5_figure_5,
     table_f1,
 )
-from experiments.studies import conditions, curricula, downstream, headroom, nano, noise, within_run
+from experiments.studies import conditions, curricula, downstream, features, headroom, nano, noise, within_run
 from permenv import DataError
 from permenv.atomic import write_bytes
 
@@ -44,6 +44,7 @@ IN_WORDS: Mapping[str, Callable[[dict[str, Any]], str]] = MappingProxyType(
         "conditions-images": conditions.in_words,
         "curricula": curricula.in_words,
         "downstream": downstream.in_words,
+        "features": features.in_words,
         "figure-4": figure_4.in_words,
         "figure-6": figure_6.in_words,
         "figure-c1": figure_c1.in_words,

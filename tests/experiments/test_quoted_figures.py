@@ -154,6 +154,10 @@ def quotations():
     )
     labels = [gain(each, "supervised") for each in ("retrieval-images", "linear")]
     yield "docs/results.md", "{} in nearest neighbours and {}", labels
+    labels = [gain(each, "supervised") for each in ("segmentation", "classification", "actions")]
+    yield "docs/results.md", "{} in segmentation, {} in classification, and {} in action recognition", labels
+    of_voc = [gain(each) for each in ("classification", "detection", "segmentation")]
+    yield "experiments/paper/README.md", "the paper's sign in all three, {}, {} and {} points", of_voc
     yield (
         "docs/results.md",
         "11.1 points worse on objects, {}",

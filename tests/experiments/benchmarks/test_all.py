@@ -50,7 +50,7 @@ def test_a_gpu_gets_the_papers_sizes_on_the_joint_task_and_the_tiny_preset(optio
 
 
 def test_what_has_no_time_left_is_not_begun(options, capsys):
-    config = options(minutes=0.1, training_minutes=0.1)
+    config = options(minutes=0.1, training_minutes=0.0)
     with pytest.raises(SystemExit):
         everything.main(config)
     done = json.loads((config.out / "summary.json").read_text())["done"]

@@ -53,11 +53,9 @@ def written(path: Path) -> Iterator[BinaryIO]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary, file = _open_temporary(path)
     try:
-        with temporary.open("xb") as file:
-            with contextlib.suppress(OSError):  # a file system without locks
-                _lock(file)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -71,12 +69,36 @@ def written(path: Path) -> Iterator[BinaryIO]:
         _flush_to_disk(path.parent)
 
 
+def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
+    """Make a temporary file beside a path, and lock it.
+
+    Until it is locked, another write to this path takes it for a leftover and may delete it: then make another one.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        file = temporary.open("xb")
+        try:
+            _lock(file)
+        except BlockingIOError:  # the other is about to delete it
+            file.close()
+            continue
+        except OSError:  # a file system without locks, where nothing is deleted
+            return temporary, file
+        if temporary.exists():
+            return temporary, file
+        file.close()
+
+
 def _remove_leftovers(path: Path) -> None:
     """Delete the temporary files of writes to this path that were killed."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError), leftover.open("rb") as file:
-            _lock(file)  # fails where a living process is still writing
-            leftover.unlink()
+        with contextlib.suppress(OSError):
+            if fcntl is None:
+                leftover.unlink()  # fails where a process has it open
+            else:
+                with leftover.open("rb") as file:
+                    _lock(file)  # fails where a living process is still writing
+                    leftover.unlink()
 
 
 def _lock(file: BinaryIO) -> None:

@@ -42,8 +42,9 @@ class Range(NamedTuple):
         return isinstance(value, int | float) and self.least <= value <= self.most and value < self.below
 
     def __str__(self) -> str:
-        if max(bound for bound in (self.most, self.below, 0) if bound < math.inf) >= _LARGEST:
-            return f"must be at least {self.least} and below 2^63"
+        last = self.most if self.below == math.inf else self.below - 1
+        if _LARGEST <= last < math.inf:
+            return f"must be at least {self.least} and below 2^{int(last).bit_length()}"
         if self.below < math.inf:
             return f"must lie in [{self.least}, {self.below})"
         return f"must be at least {self.least}" if self.most == math.inf else f"must lie in [{self.least}, {self.most}]"
@@ -64,7 +65,8 @@ class Config:
         permutation_seed: Draws Ψ; apart from the run's seed, so that runs share their set.
         num_groups: |C|, groups of permutations an action chooses from (section 4.1, appendix D).
         num_validation: |X_val|, samples held out of training (section 4.1, appendix C). Of videos, at most a fifth of
-            the clips is held out: where that is fewer clips than samples, a clip gives several, each of random frames.
+            the clips is held out, but at least one: where that is fewer clips than samples, a clip gives several, each
+            of random frames.
         batch_size: B, samples of one SGD iteration, of each task (appendix B).
         samples_per_action: m, samples of a mini-batch that one action decides; divides `batch_size`. m = B is
             exactly Algorithm 1, m = 1 section 3.2's tuple (x, ψ).
@@ -222,12 +224,18 @@ class Config:
         return self.total_updates * self.iterations_per_cycle
 
     def as_dict(self) -> dict[str, Any]:
-        """All fields as JSON-able values; a backbone given as a function by its qualified name."""
-        values = dataclasses.asdict(self)
+        """All fields as JSON-able values; a backbone given as a function by its qualified name and bound arguments."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not isinstance(self.backbone, str):
-            name = getattr(self.backbone, "__qualname__", type(self.backbone).__qualname__)
-            values["backbone"] = f"{self.backbone.__module__}.{name}"
+            values["backbone"] = _qualified_name(self.backbone)
         return values
+
+
+def _qualified_name(function: Callable[..., Any]) -> str:
+    if isinstance(function, functools.partial):
+        bound = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+        return f"{_qualified_name(function.func)}({', '.join(bound)})"
+    return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
 _NUMBERS: Mapping[Any, tuple[type, ...]] = {
@@ -263,6 +271,8 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         raise ConfigurationError(f"{name} is a number of {len(str(abs(value)))} digits: must be at most {_LARGEST}")
     if kinds and value is not None:
         value = float(value) if hint is float else int(value)
+        if not math.isfinite(value):
+            raise ConfigurationError(f"{name}={value}: must be finite")
     if bounds is not None and value is not None and value not in bounds:
         raise ConfigurationError(f"{name}={value}: {bounds}")
     return value

@@ -58,7 +58,8 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     """The type of the training iteration's matrix products: for "auto" bf16 where the device has it in hardware."""
     if precision == "auto":
         if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
+            with torch.cuda.device(device):  # the question is about the current one
+                native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         precision = "bf16" if native else "float32"

@@ -351,6 +351,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         Raises:
             gymnasium.error.ResetNeeded: If no run has begun.
             ConfigurationError: If the backbone cannot be copied.
+            RuntimeError: If an exception ended a step halfway, see `step`.
         """
         episode = self.episode
         twin = self.__class__.__new__(self.__class__)
@@ -365,7 +366,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
 
         Raises:
             gymnasium.error.ResetNeeded: If no run has begun.
-            CheckpointError: If the run was trained or validated by itself, see `state_dict`; nothing is written then.
+            CheckpointError, RuntimeError: See `state_dict`; nothing is written then.
             OSError: If the file cannot be written; a file of that name is unchanged then.
         """
         checkpoint.write(path, self.state_dict())
@@ -376,6 +377,7 @@ class PermShuffleEnv(gym.Env[np.ndarray, np.int64 | np.ndarray]):
         Raises:
             gymnasium.error.ResetNeeded: If no run has begun.
             CheckpointError: If the run was trained or validated by itself, beside `step`, so that it is no episode.
+            RuntimeError: If an exception ended a step halfway, see `step`.
         """
         episode = self.episode
         episode.require_schedule()
@@ -475,7 +477,5 @@ def _checked_options(options: Any) -> dict[str, Any]:
                 f"reset option {name!r} is {value!r}: pass the path of a checkpoint, or leave it out"
             )
     if len(options) > 1:
-        raise ConfigurationError(
-            "reset options 'checkpoint' and 'trunk': a saved run has its own trunk; pass one of them"
-        )
+        raise ConfigurationError("reset options 'checkpoint' and 'trunk': a saved run has its trunk; pass one of them")
     return options

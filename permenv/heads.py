@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-_CHUNK_BYTES = {
-    "cpu": 2**26,
-    "cuda": 2**30,
-}  # of one chunk's activations: about the last-level cache of a CPU, or enough to keep a GPU busy
+# bytes of one chunk's activations: about the last-level cache of a CPU, or enough to keep a GPU busy
+_CHUNK_BYTES = {"cpu": 2**26, "cuda": 2**30}
 
 _SMALLEST_VARIANCE = 1e-3  # of a feature over a sample's frames: constant features are not amplified
 
@@ -44,7 +42,8 @@ class OrderingHead(nn.Module):
             permutations: (|Ψ|, n) int, Ψ.
 
         Yields:
-            (rows, |Ψ|) each: all pairs, sample by sample, in the order of Ψ, in chunks of any length.
+            (rows, |Ψ|) each: all pairs, sample by sample, in the order of Ψ, in chunks of any length. The caller
+            overwrites them: each has memory of its own.
         """
         order = torch.tensor(permutations, device=features.device)
         for sample in features:

@@ -269,13 +269,17 @@ class OrderingNetwork(nn.Module):
 
 @contextlib.contextmanager
 def eval_mode(network: Module) -> Iterator[Module]:
-    """Put a network into evaluation mode inside a `with` block: batch normalization uses its running statistics."""
-    training = network.training
+    """Put a network into evaluation mode inside a `with` block: batch normalization uses its running statistics.
+
+    Afterwards each module has its own mode again: a backbone may keep some of them in evaluation mode.
+    """
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         yield network
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def build_network(
@@ -330,9 +334,13 @@ def _he_initialise(module: nn.Module) -> None:
 def _feature_length(trunk: nn.Module, piece_shape: Sequence[int]) -> int:
     try:
         with torch.no_grad(), eval_mode(trunk):  # this piece must not enter the batch statistics
-            return trunk(torch.zeros(1, *piece_shape)).flatten(1).shape[1]
+            found = trunk(torch.zeros(1, *piece_shape))
     except (RuntimeError, AssertionError, ValueError) as error:  # timm's models assert
         raise ValueError(
             f"the backbone cannot take pieces of {' × '.join(map(str, piece_shape))}: {str(error) or repr(error)}; "
             f"change the pieces (piece_size) or the backbone"
         ) from error
+    if not isinstance(found, Tensor) or found.dim() < 2:
+        shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(type(found).__name__)
+        raise ValueError(f"the backbone returned {shown} for one piece: return its feature maps, a tensor (1, ...)")
+    return found.flatten(1).shape[1]

@@ -104,9 +104,7 @@ class Pretraining:
         self.tasks = dict(tasks)
         self.device = resolve_device(device)
         self.ranks: Ranks = current()
-        if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
-            raise ConfigurationError(f"seed={seed!r}: must be an integer of at least 0")
-        self.seed: int = int(seed)
+        self.seed: int = _checked_seed(seed)
         self.seconds: dict[str, float] = dict.fromkeys(_SPENT_ON, 0.0)
         weights_seed = int(stream(seed, Purpose.WEIGHTS).integers(2**63))
         self.trainer: Trainer = _new_trainer(config, tasks, self.device, weights_seed, self.ranks)
@@ -147,12 +145,14 @@ class Pretraining:
             **options: Data (`images`, `videos`) and any field of `permenv.Config`, as for `gym.make`.
 
         Raises:
-            ConfigurationError: If an option is unknown or out of range, or the run does not fit into memory.
+            ConfigurationError: If an option is unknown, it or the seed is out of range, or the run does not fit into
+                memory.
             DataError: If data cannot be used.
         """
+        seed = secrets.randbits(63) if seed is None else _checked_seed(seed)  # before the data, which may take minutes
         config, chosen, data = prepare(preset, task, device, options)
         tasks = make_tasks(task, config, chosen, data)
-        return cls(config, tasks, chosen, seed=secrets.randbits(63) if seed is None else seed)
+        return cls(config, tasks, chosen, seed=seed)
 
     # What is known
 
@@ -564,6 +564,12 @@ def read_trunk(path: str | Path, config: Config, tasks: Mapping[str, Task]) -> d
         if not all(value.isfinite().all() for value in trunk.values()):
             raise CheckpointError("its trunk is not finite, its run diverged: use an earlier checkpoint")
     return trunk
+
+
+def _checked_seed(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ConfigurationError(f"seed={seed!r}: must be an integer of at least 0")
+    return int(seed)
 
 
 def _new_trainer(config: Config, tasks: Mapping[str, Task], device: torch.device, seed: int, ranks: Ranks) -> Trainer:

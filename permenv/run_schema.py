@@ -103,7 +103,8 @@ def _task_schema(task: Task, num_groups: int) -> Schema:
             ),
         }
     )
-    return Where(parts, {"have ratios of at least 1 where it was correct, elsewhere of at most 1": _are_predictions})
+    rule = "have ratios of at least 1 where the permutation was recognised, and of at most 1 elsewhere"
+    return Where(parts, {rule: _are_predictions})
 
 
 def _are_in_order(records: list[dict[str, Any]]) -> bool:

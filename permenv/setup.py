@@ -38,7 +38,9 @@ def make_config(preset: str, task: str = "spatial", **overrides: Any) -> Config:
     for name in overrides:
         if name not in names:
             known = [*names, *(part.data_keyword for part in parts)]
-            close = [match for match in difflib.get_close_matches(name, known) if match != name]
+            if name in known:
+                raise ConfigurationError(f"{name} is no field of Config: pass data to gym.make or Pretraining.create")
+            close = difflib.get_close_matches(name, known)
             hint = f"did you mean {close[0]!r}?" if close else f"the keywords are {', '.join(known)}"
             raise ConfigurationError(f"unknown keyword {name!r}; {hint}")
     changes = {name: value for part in parts for name, value in part.preset_changes.get(preset, {}).items()}

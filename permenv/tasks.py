@@ -63,7 +63,7 @@ class Task(ABC):
         >>> env = gym.make("PermShuffle-v0", task="series", series=numbers)
 
     Attributes:
-        name: Key of the task in observations by task, `info` and checkpoints.
+        name: Key of the task in `info`, in checkpoints, and in attributes by task such as `env.unwrapped.groups`.
         data_keyword: Keyword of `gym.make` that the data are passed by.
         preset_changes: By preset, the numbers of `Config` that this task changes.
         config: All numbers of the run.
@@ -439,7 +439,10 @@ class TemporalTask(ImageTask):
         return TemporalHead(features, len(self.permutations), config.temporal_fc6, config.lstm, config.relative_frames)
 
     def hold_out(self, rng: np.random.Generator) -> np.ndarray:
-        """Draw X_val: (V, 1 + n) int64, `num_validation` samples, spread evenly over at most a fifth of the clips."""
+        """Draw X_val: (V, 1 + n) int64, `num_validation` samples, spread evenly over the clips that are held out.
+
+        These are at most a fifth of the clips, but at least one.
+        """
         clips = rng.choice(len(self.data), self._num_held_out, replace=False)
         return self._with_positions(np.resize(clips, self.config.num_validation), rng)
 

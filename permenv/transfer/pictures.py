@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from permenv.data import StillImages
+from permenv.networks import eval_mode
 from permenv.progress import progress_bar
 from permenv.transfer.crops import resized
 from permenv.transfer.plain import FineTunedNetwork, network_input, receptive_field
@@ -117,15 +118,10 @@ def class_saliency(network: FineTunedNetwork, image: np.ndarray, label: int, sid
         largest.
     """
     device = next(network.parameters()).device
-    training = network.training
-    network.eval()
-    try:
-        with torch.enable_grad():
-            pixels = network_input(resized(image, side, side)[None], device).requires_grad_()
-            score = network(pixels)["score"][0, label]
-            (gradient,) = torch.autograd.grad(score, pixels)
-    finally:
-        network.train(training)
+    with torch.enable_grad(), eval_mode(network):
+        pixels = network_input(resized(image, side, side)[None], device).requires_grad_()
+        score = network(pixels)["score"][0, label]
+        (gradient,) = torch.autograd.grad(score, pixels)
     return gradient[0].abs().amax(0).cpu().numpy()
 
 

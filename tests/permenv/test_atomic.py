@@ -55,6 +55,32 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path):
     assert not (tmp_path / ".file.0123abcd.tmp").exists()
 
 
+@pytest.mark.parametrize("moment", ["before it is locked", "while it is locked"])
+def test_a_file_that_another_write_takes_for_a_leftover_is_made_again(moment, tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
+    lock, deleted = atomic._lock, []
+
+    def deleting(file):
+        (temporary,) = tmp_path.glob(".file.*.tmp")
+        if not deleted:
+            deleted.append(temporary)
+            if moment == "while it is locked":
+                with temporary.open("rb") as other:
+                    lock(other)
+                    try:
+                        lock(file)
+                    finally:
+                        temporary.unlink()
+            temporary.unlink()
+        lock(file)
+
+    monkeypatch.setattr(atomic, "_lock", deleting)
+    write_bytes(tmp_path / "file", b"content")
+    assert deleted
+    assert (tmp_path / "file").read_bytes() == b"content"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @contextlib.contextmanager
 def files_of_at_most(size):
     """Let writes beyond this number of bytes fail, as on a full disk."""

@@ -102,7 +102,7 @@ def with_entry(value):
         ("run/trainer/averaged/n_averaged", lambda count: count - 1, "have averaged the weights once an iteration"),
         ("run/tasks/spatial/ratios", with_entry(NAN), "ratios has entries from nan to nan"),
         ("run/tasks/spatial/ratios", with_entry(2.5), "ratios has entries from .* to 2.5, they must lie in"),
-        ("run/tasks/spatial/correct", lambda correct: ~correct, "must have ratios of at least 1 where it was correct"),
+        ("run/tasks/spatial/correct", lambda correct: ~correct, "must have ratios of at least 1 where the"),
         ("run/tasks/spatial/held_out", lambda held_out: held_out.astype(float), "held_out is an array of float64"),
         ("run/tasks/spatial/held_out", with_entry(60), "held_out must be samples of the data"),
         ("run/tasks/spatial/held_out", with_entry(-1), "held_out must be samples of the data"),

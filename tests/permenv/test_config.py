@@ -1,8 +1,10 @@
 """Presets, overrides, and values that raise an error before anything runs."""
 
 import dataclasses
+import functools
 import json
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -93,7 +95,9 @@ def test_the_paper_has_one_preset_for_all_tasks():
         ({"precision": "fp8"}, r"precision='fp8': choose one of auto, float32, bf16"),
         ({"ema_decay": 1.0}, r"ema_decay=1.0: must lie in \[0, 1\)"),
         ({"grey_probability": 1.5}, r"grey_probability=1.5: must lie in \[0, 1\]"),
-        ({"learning_rate": float("nan")}, r"learning_rate=nan"),
+        ({"learning_rate": float("nan")}, r"learning_rate=nan: must be finite"),
+        ({"learning_rate": float("inf")}, r"learning_rate=inf: must be finite"),
+        ({"images": "photos"}, r"images is no field of Config: pass data to gym.make or Pretraining.create"),
         ({"free_iterations": -1}, r"free_iterations=-1: must be at least 0"),
         ({"total_updates": 0}, r"total_updates=0: must lie in \[1, 20000\]"),
         ({"total_updates": 20_001}, r"total_updates=20001: must lie in \[1, 20000\]"),
@@ -149,6 +153,23 @@ def test_a_timm_that_does_not_import_is_reported_with_its_reason(monkeypatch, tm
 def test_as_dict_is_json_and_has_the_name_of_a_users_backbone():
     values = make_config("tiny", backbone=json.loads).as_dict()
     assert json.loads(json.dumps(values))["backbone"] == "json.loads"
+
+
+def test_as_dict_tells_the_bound_arguments_of_a_backbone_apart():
+    backbones = [functools.partial(json.loads, strict=strict) for strict in (False, True)]
+    names = [make_config("tiny", backbone=backbone).as_dict()["backbone"] for backbone in backbones]
+    assert names == ["json.loads(strict=False)", "json.loads(strict=True)"]
+
+
+def test_as_dict_takes_a_backbone_that_cannot_be_copied():
+    class Backbone:
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def __call__(self): ...
+
+    name = make_config("tiny", backbone=Backbone()).as_dict()["backbone"]
+    assert name.endswith("Backbone")
 
 
 def test_seeds_may_be_of_any_length():

@@ -410,7 +410,7 @@ def invalid_options(make_env, folder):
         "both": (
             {"checkpoint": folder / "run", "trunk": folder / "run"},
             ConfigurationError,
-            r"'checkpoint' and 'trunk': a saved run has its own trunk; pass one",
+            r"'checkpoint' and 'trunk': a saved run has its trunk; pass one",
         ),
         "another backbone": (
             {"trunk": folder / "own"},

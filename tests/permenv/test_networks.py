@@ -197,6 +197,40 @@ def test_pieces_too_small_for_the_trunk_are_refused():
         build("caffenet", piece_size=8)
 
 
+def returns(value):
+    """A user's backbone that returns something else than one feature map."""
+
+    class Trunk(nn.Module):
+        def forward(self, pieces):
+            return value(pieces)
+
+    return Trunk
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (lambda pieces: (pieces,), "'tuple'"),
+        (lambda pieces: {"out": pieces}, "'dict'"),
+        (lambda pieces: pieces.sum(), r"a tensor of shape \(\)"),
+    ],
+)
+def test_a_backbone_that_returns_no_feature_maps_is_refused(value, shown):
+    with pytest.raises(ValueError, match=f"the backbone returned {shown} for one piece: return its feature maps"):
+        build(returns(value))
+
+
+def test_a_backbone_keeps_the_modes_of_its_modules():
+    def half_frozen():
+        trunk = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        trunk[1].eval()
+        return trunk
+
+    network = build(half_frozen)
+    assert network.trunk.training
+    assert not network.trunk[1].training
+
+
 def test_eval_mode_restores_the_mode():
     network = build()
     with eval_mode(network):

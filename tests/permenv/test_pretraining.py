@@ -127,6 +127,12 @@ def test_each_row_of_groups_decides_an_equal_part_of_the_mini_batch(task, rows):
         np.testing.assert_array_equal(run.choices[column], np.bincount(groups[:, column], minlength=4))
 
 
+@pytest.mark.parametrize("seed", [-1, 1.5, True, "3"])
+def test_a_seed_that_is_none_is_refused_before_the_data_are_read(seed):
+    with pytest.raises(ConfigurationError, match=f"seed={seed!r}: must be an integer of at least 0"):
+        Pretraining.create("tiny", images="a folder that is not there", seed=seed)
+
+
 @joint_first
 def test_the_seed_decides_the_run(task):
     first, same, other = (small_run(task, seed=seed) for seed in (3, 3, 4))

@@ -69,6 +69,7 @@ MISFITS = [
     (COUNT, 1.0, "run is 1.0, it must be a number of type int"),
     (COUNT, -1, "run is -1, it must be at least 0 and below 2^63: "),
     (COUNT, 10**400, "it must be at least 0 and below 2^63"),
+    (Number(int, Range(0, below=2**128)), 2**130, "it must be at least 0 and below 2^128"),
     (Number(int), "1", "run is '1', it must be a number of type int"),
     (Number(float), NAN, "run is nan, it must be finite"),
     (Number(float), -INF, "run is -inf, it must be finite"),

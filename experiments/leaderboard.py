@@ -6,8 +6,8 @@
 
 Runs of one seed begin with the same network and the same validation set, so agents are compared with random
 permutations seed by seed (`experiments.common.reports.effect`). Each run is written to the folder `runs` when it ends
-and is not run again: the script can be killed and started again at any time. Writes
-`experiments/results/leaderboard.json` and `.png` and prints the table.
+and is not run again: the script can be killed and started again at any time. Writes `runs/leaderboard.json` and `.png`
+and prints the table.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Config(SweepOptions):
     """The first of the seeds; none of these has been used for tuning."""
     runs: Path | None = Path("runs/leaderboard")
     """Folder with the result of each run; a run whose result is there is not run again."""
-    out: Path = Path("experiments/results/leaderboard")
+    out: Path = Path("runs/leaderboard")
     """Where to write the .json and .png."""
 
 

@@ -71,9 +71,12 @@ def test_a_command_of_the_documentation_parses(page, command, tmp_path, monkeypa
         own = f"import agents\n\nclass {name}(agents.Agent):\n    def __init__(self, *spaces, seed, group=0): ...\n"
         (tmp_path / "mine.py").write_text(own)
         monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        monkeypatch.setitem(sys.modules, "mine", None)  # which forgets this module after the test
+        del sys.modules["mine"]
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
-    parse(module.Config, arguments=arguments)
+    config = parse(module.Config, arguments=arguments)
+    if page.startswith("docs/tutorials"):  # of what a reader tries out, nothing replaces a committed result
+        assert "experiments/results" not in str(config.out)
 
 
 @pytest.mark.ci

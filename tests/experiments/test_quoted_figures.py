@@ -93,6 +93,13 @@ def quotations():
     yield "README.md", "{} accuracy against {} at half and {} against {} at the end", of_the_run
     ratios = [ratio(PHOTOS, a, at).split()[0] for a in (LEARNED, CURRICULUM[PHOTOS]) for at in ("at_half", "at_end")]
     yield "README.md", "{} of random's accuracy at half and {} at the end, the curriculum {} and {}", ratios
+    errors = [f"{result(f'compare-seed{seed}')['error_last']:.3f}" for seed in range(3)]
+    yield "README.md", "{} after 1500 iterations", errors[:1]
+    yield "README.md", "seeds 1 and 2 end at {} and {}", errors[1:]
+    (lookahead,) = (row for row in result("leaderboard")["agents"] if row["agent"] == "lookahead")
+    times = f"{1 / (1 - lookahead['cost']):.1f}"
+    yield "docs/results.md", "A run takes {} times as long as its training alone", [times]
+    yield "docs/tutorials/forks.md", "in runs that take {} times as long", [times]
     yield "README.md", "by {} points of nearest-neighbour Top-1", [above_untrained("S").replace("+", "")]
     yield "docs/results.md", "Top-1 of photos is {} points above", [above_untrained("S")]
     yield "docs/results.md", "at the end of that on frames {}.", [above_untrained("T")]

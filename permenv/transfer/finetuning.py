@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -64,7 +65,8 @@ def fine_tune(
         (iterations,) the losses.
 
     Raises:
-        FloatingPointError: If the loss is not finite; the network is as it was before that iteration.
+        FloatingPointError: If the loss of an iteration is not finite, whose step is then not taken, or the loss of the
+            last mini-batch after the last step.
     """
     parameters = [(name, each) for name, each in network.named_parameters() if each.requires_grad]
     weights = [each for name, each in parameters if not name.endswith("bias")]
@@ -91,16 +93,21 @@ def fine_tune(
             if schedule.largest_gradient is not None:
                 nn.utils.clip_grad_norm_([each for _, each in parameters], schedule.largest_gradient)
             losses[iteration] = loss.item()  # waits for a GPU: only now, when all but the step is on its way
-            if not np.isfinite(losses[iteration]):
-                raise FloatingPointError(
-                    f"{label}: the loss is {losses[iteration]} in iteration {iteration}; "
-                    f"lower the learning rate {schedule.learning_rate}"
-                )
+            _require_finite(losses[iteration], f"in iteration {iteration}", label, schedule)
             optimizer.step()
             bar.update()
             bar.set_postfix(loss=f"{losses[iteration]:.3f}", refresh=False)
     network.eval()
+    with torch.no_grad():  # no iteration follows that would notice a divergence in the last step
+        _require_finite(loss_of(batch).item(), f"after iteration {iteration}", label, schedule)
     return losses
+
+
+def _require_finite(loss: float, when: str, label: str, schedule: Schedule) -> None:
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"{label}: the loss is {loss} {when}; lower the learning rate {schedule.learning_rate}"
+        )
 
 
 def _ahead(draw: Callable[[], B], number: int) -> Generator[B, None, None]:

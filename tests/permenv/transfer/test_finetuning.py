@@ -28,7 +28,7 @@ def test_rates_drop_and_gradients_are_limited():
 
     schedule = Schedule(4, 0.1, 2, drop=0.5, momentum=0.0, weight_decay=0.0, largest_gradient=1.0)
     fine_tune(layer, schedule, lambda: (3, 4), loss_of, label="test", progress=False)  # the norm of the gradient is 5
-    values.append((layer.weight.item(), layer.bias.item()))
+    assert values[-1] == (layer.weight.item(), layer.bias.item()), "the last loss is that after the last step"
     steps = np.diff(np.array(values), axis=0)
     assert steps[:, 0] == pytest.approx([0.06, 0.06, 0.03, 0.03], abs=1e-6)  # 0.1 · 3 / 5, then half
     assert steps[:, 1] == pytest.approx([0.16, 0.16, 0.08, 0.08], abs=1e-6)  # twice the rate
@@ -100,6 +100,14 @@ def test_no_step_is_taken_with_a_loss_that_is_not_finite():
         fine_tune(layer, Schedule(4, 0.1, 100), factors.__next__, loss_of, label="test", progress=False)
     assert layer.weight.item() == seen[2] != seen[1]
     assert threading.active_count() == threads
+
+
+def test_a_divergence_in_the_last_step_is_named():
+    """The weights may still be finite when what the network computes is not."""
+    network, draw, loss_of = made_up()
+    with pytest.raises(FloatingPointError, match=r"test: the loss is inf after iteration 0; lower .* rate 1e\+16"):
+        fine_tune(network, Schedule(1, 1e16, 1), draw, loss_of, label="test", progress=False)
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
 def test_an_error_in_drawing_is_the_callers():

@@ -126,6 +126,8 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as fault:
         if fault.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
+    if not os.path.lexists(path):
+        raise UnusableFileError(errno.ENOENT, "there is no such file", str(path))
     raise UnusableFileError(
         errno.EINVAL, "not a regular file, a dangling link, or a folder that cannot be listed", str(path)
     )

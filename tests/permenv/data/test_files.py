@@ -28,7 +28,6 @@ IRREGULAR = {
     "dangling link": lambda path: path.symlink_to(path.with_name("nowhere")),
     "link to itself": lambda path: path.symlink_to(path),
     "link to a device": lambda path: path.symlink_to("/dev/zero"),
-    "nothing": lambda path: None,
 }
 
 
@@ -39,6 +38,12 @@ def test_what_is_not_a_regular_file_is_neither_opened_nor_waited_for(tmp_path, m
     monkeypatch.setattr(os, "open", lambda *_: pytest.fail("opened"))
     with pytest.raises(UnusableFileError, match="not a regular file"):
         open_regular(Path("a"))
+
+
+def test_a_file_that_is_missing_is_said_to_be(tmp_path):
+    for missing in (tmp_path / "a", tmp_path / "a" / "b"):
+        with pytest.raises(UnusableFileError, match="there is no such file"):
+            open_regular(missing)
 
 
 def test_a_file_replaced_by_a_pipe_before_it_is_opened_is_not_waited_for(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from permenv.data import DataError
 from permenv.data.files import open_regular
 from permenv.transfer.boxes import suppress
 
+_EXPECTED = "pass a file as released with Fast R-CNN, such as voc_2007_trainval.mat"
 _SHAPES = (1 / 3, 1 / 2, 1.0, 2.0, 3.0)  # width by height
 _SMALLEST = 24.0  # pixels of the shorter side of the smallest windows
 _GROWTH = 2**0.5  # of the side from one size of windows to the next
@@ -37,33 +38,41 @@ def selective_search(path: str | Path) -> dict[str, np.ndarray]:
     """
     from scipy.io import loadmat
 
-    expected = "pass a file as released with Fast R-CNN, such as voc_2007_trainval.mat"
     try:
         with open_regular(Path(path)) as file:
             content = loadmat(file, variable_names=["boxes", "images"])
     except OSError as fault:
-        raise DataError(f"the proposals {path} cannot be read: {fault.strerror or fault}; {expected}") from fault
+        raise DataError(f"the proposals {path} cannot be read: {fault.strerror or fault}; {_EXPECTED}") from fault
     except Exception as fault:  # scipy raises many kinds on a damaged file
-        raise DataError(f"the proposals {path} are no MATLAB file up to version 7.2: {fault}; {expected}") from fault
+        raise DataError(f"the proposals {path} are no MATLAB file up to version 7.2: {fault}; {_EXPECTED}") from fault
     if not {"boxes", "images"} <= content.keys():
-        raise DataError(f"the proposals {path} have no variables `boxes` and `images`; {expected}")
+        raise DataError(f"the proposals {path} have no variables `boxes` and `images`; {_EXPECTED}")
     boxes, names = content["boxes"].ravel(), content["images"].ravel()
     if len(boxes) != len(names):
-        raise DataError(f"the proposals {path} have {len(names)} images and boxes of {len(boxes)}; {expected}")
+        raise DataError(f"the proposals {path} have {len(names)} images and boxes of {len(boxes)}; {_EXPECTED}")
     return {
-        str(np.asarray(name).item()): _counted_from_zero(np.asarray(each), str(path))
+        _name(np.asarray(name), str(path)): _counted_from_zero(np.asarray(each), str(path))
         for name, each in zip(names, boxes, strict=True)
     }
+
+
+def _name(name: np.ndarray, path: str) -> str:
+    if name.size != 1:
+        raise DataError(f"the proposals {path} have an image with {name.size} names instead of one; {_EXPECTED}")
+    return str(name.item())
 
 
 def _counted_from_zero(boxes: np.ndarray, path: str) -> np.ndarray:
     if not boxes.size:
         return np.empty((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "iuf":
-        raise DataError(f"the proposals {path} have boxes of shape {boxes.shape} and type {boxes.dtype}, not (n, 4)")
+        raise DataError(
+            f"the proposals {path} have boxes of shape {boxes.shape} and type {boxes.dtype}, not (n, 4) numbers; "
+            f"{_EXPECTED}"
+        )
     found = boxes[:, [1, 0, 3, 2]].astype(np.float64) - 1
     if not np.isfinite(found).all() or (found[:, :2] > found[:, 2:]).any():
-        raise DataError(f"the proposals {path} have a box that ends before it begins")
+        raise DataError(f"the proposals {path} have a box that ends before it begins; {_EXPECTED}")
     _, first = np.unique(found, axis=0, return_index=True)
     return found[np.sort(first)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -162,7 +163,8 @@ class _Decoded(Sequence[np.ndarray]):
             return _Decoded(self._records[index], self._load)
         pixels = self._load(self._records[index])
         if isinstance(pixels, str):
-            raise DataError(f"{self._records[index].path} cannot be read any more: {pixels}; restore it")
+            path = _decoded_file(self._records[index], self._load)
+            raise DataError(f"{path} cannot be read any more: {pixels}; restore it")
         return pixels
 
 
@@ -179,8 +181,14 @@ def _usable(
     if skipped:
         log.warning("%d of %d images skipped: %s", len(skipped), len(records), list_some(skipped))
     if not kept:
-        raise DataError(f"none of {len(records)} images can be used; correct the folder")
+        named = [(str(_decoded_file(record, load)), fault) for record, (_, fault) in zip(records, skipped, strict=True)]
+        raise DataError(f"none of {len(records)} images can be used: {list_some(named)}; correct the folder")
     return kept
+
+
+def _decoded_file(record: VocImage, load: Callable[[VocImage], np.ndarray | str]) -> Path:
+    """The file that one of the functions that decode takes its pixels from."""
+    return record.mask if load is load_voc_mask and record.mask is not None else record.path
 
 
 def _fault(pixels: np.ndarray | str) -> str | None:

@@ -48,10 +48,11 @@ def test_one_image_and_integers_are_read_as_well(released):
         (cells(np.ones((1, 4))), cells("a", "b"), "2 images and boxes of 1"),
         (cells(np.ones((2, 5))), cells("a"), r"shape \(2, 5\)"),
         (cells(np.array([[9.0, 1, 2, 5]])), cells("a"), "ends before it begins"),
+        (cells(np.ones((1, 4))), cells(cells("a", "b")), "an image with 2 names instead of one"),
     ],
 )
 def test_files_with_other_content_are_refused(released, boxes, images, message):
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message + r".*; pass a file as released"):
         selective_search(released(boxes, images))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -105,12 +106,18 @@ def test_masks_are_read_with_their_images(records):
 
 
 def test_files_that_cannot_be_used_at_all_or_any_more_are_named(records):
-    with pytest.raises(DataError, match="none of 1 images"):
+    damaged = re.escape(str(records[2].path))
+    with pytest.raises(DataError, match=rf"none of 1 images can be used: {damaged} \(.+\); correct the folder"):
         labelled_images(records[2:], progress=False)
-    data = labelled_images(records[:2], progress=False)
+    data = segmented_images(records[:2], progress=False)
     records[0].path.unlink()
-    with pytest.raises(DataError, match=r"0\.jpg cannot be read any more"):
+    records[1].mask.unlink()
+    with pytest.raises(DataError, match=r"0\.jpg cannot be read any more: there is no such file; restore it"):
         data.images[0]
+    with pytest.raises(DataError, match=r"1\.png cannot be read any more: damaged mask: there is no such file"):
+        data.masks[1]
+    with pytest.raises(DataError, match=r"none of 1 images can be used: .*1\.png \(damaged mask"):
+        segmented_images(records[1:2], progress=False)
 
 
 # Real photos

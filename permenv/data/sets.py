@@ -104,9 +104,10 @@ class StillImages:
             IndexError: If an index lies outside the set.
         """
         indices = np.ascontiguousarray(indices, np.int64)  # torch reads uint8 as a mask and refuses reversed views
+        # numpy would count from the end, and a GPU's context would end
+        if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):
+            raise IndexError(f"an index lies outside the set: indices go from 0 to {len(self) - 1}")
         if isinstance(self.pixels, torch.Tensor):
-            if len(indices) and not 0 <= indices.min() <= indices.max() < len(self):  # would end a GPU's context
-                raise IndexError(f"an index lies outside the set: indices go from 0 to {len(self) - 1}")
             rows = torch.from_numpy(indices).to(self.pixels.device, non_blocking=True)
             return self.pixels.index_select(0, rows).to(device)
         on_gpu = device.type == "cuda"  # from pinned memory the copy overlaps with computation

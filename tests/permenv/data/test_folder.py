@@ -20,6 +20,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from permenv.data import decode as decode_module
 from permenv.data import folder, sets
+from permenv.data.embedded import embedded_scenes
 from permenv.data.folder import file_names, image_folder
 from permenv.data.messages import DataError
 from permenv.data.parallel import Budget
@@ -657,10 +658,12 @@ def test_take_is_the_same_from_the_memory_map_and_from_a_tensor(mapped, indices)
     assert from_map.dtype == from_tensor.dtype == torch.uint8
 
 
-def test_take_outside_the_set(mapped):
-    for images in (mapped, as_tensor(mapped)):
-        with pytest.raises(IndexError):
-            images.take(np.array([5]), CPU)
+@pytest.mark.parametrize("index", [5, -1])
+def test_take_outside_the_set(mapped, index):
+    array = dataclasses.replace(mapped, pixels=np.array(mapped.pixels))
+    for images in (mapped, array, as_tensor(mapped), embedded_scenes(5, 16)):
+        with pytest.raises(IndexError, match="indices go from 0 to 4"):
+            images.take(np.array([0, index]), CPU)
 
 
 def test_take_gives_a_copy(mapped):

@@ -126,9 +126,11 @@ def as_clips(
         _require_size(given.frames.size, size, given.name)
         return given
     _require_items(given, size, "videos", "VideoClips", "a uint8 array (V, frames, height, width, 3)", A_CLIP)
+    most = max_frames
     if isinstance(given, np.ndarray | torch.Tensor):
         _require_array(given, 5, "videos", "(V, frames, height, width, 3) or (V, frames, 3, height, width)")
         num_frames = given.shape[1]
+        most = min(max_frames, num_frames)
         if min_frames <= num_frames <= max_frames and tuple(given.shape[2:]) == (size, size, 3):
             lengths = [num_frames] * len(given)
             return _clips(_without_copy(given.reshape(-1, size, size, 3), lengths), lengths, range(len(given)))
@@ -141,7 +143,7 @@ def as_clips(
             _square(clip[frame], size, f"frame {frame} of {where}") for frame in evenly_spaced(len(clip), max_frames)
         ]
 
-    return _clips(*_read(given, max_frames, size, CLIP_KEYS, squares))
+    return _clips(*_read(given, most, size, CLIP_KEYS, squares))
 
 
 def _clips(frames: StillImages, lengths: Sequence[int], numbers: Iterable[int]) -> VideoClips:

@@ -379,3 +379,6 @@ def test_what_does_not_fit_into_memory_is_refused_before_the_work(monkeypatch):
     with pytest.raises(DataError, match=r"3 items of up to 8 frames of size 12 need 10,368 bytes"):
         clips(given)
     assert len(images([noise(9, 9, 3)] * 2)) == 2
+    assert len(clips(noise(1, 2, 9, 9, 3))) == 1, "an array needs memory for the frames that it has"
+    with pytest.raises(DataError, match=r"array: 1 items of up to 3 frames of size 12 need 1,296 bytes"):
+        clips(noise(1, 3, 9, 9, 3))

@@ -115,6 +115,15 @@ def video_folder(
     return VideoClips(frames, np.cumsum([0, *lengths], dtype=np.int64), tuple(names_of_used), tuple(irregular))
 
 
+def clip_names(root: str | Path) -> list[str]:
+    """List the clips of a folder without reading them: their relative POSIX paths, sorted.
+
+    Raises:
+        DataError: If `root` is not a folder or contains no clip.
+    """
+    return [clip.name for clip in _find(data_folder(root, "video", _expected()))]
+
+
 def _check(size: int, max_frames: int, min_frames: int, split: int | None, part: str) -> None:
     if size < 1:
         raise DataError(f"size {size} of frames: pass a number of pixels of at least 1")

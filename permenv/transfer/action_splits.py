@@ -5,7 +5,7 @@ Every clip is read once for all splits: the cache holds its frames once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from permenv.data import DataError, VideoClips, video_folder
 from permenv.data.files import list_some, stem
 from permenv.data.messages import log
 from permenv.data.splits import Split, official_split
+from permenv.data.videos import clip_names
 from permenv.transfer.action_recognition import ActionSplit
 
 _FRAMES = 25  # of a clip, as Wang et al. test
@@ -27,7 +28,7 @@ def read_actions(
     frames: int = _FRAMES,
     progress: bool = True,
 ) -> tuple[VideoClips, list[ActionSplit]]:
-    """Read all clips of a folder and its official splits.
+    """Read the lists of a folder's official splits, then all of its clips, which takes long.
 
     Args:
         root: Folder of videos; see `permenv.video_folder` for its layout and that of the lists.
@@ -43,8 +44,10 @@ def read_actions(
     Raises:
         DataError: If the clips or the lists cannot be read, there are no lists, or a split lacks a part.
     """
+    names, folder = clip_names(root), Path(root).expanduser()
+    lists = [_official_lists(folder, names, number) for number in numbers]
     clips = video_folder(root, round(input_size * 256 / 224), frames, split=0, progress=progress)
-    return clips, [official_action_split(root, clips, number) for number in numbers]
+    return clips, [_action_split(folder, clips, each) for each in lists]
 
 
 def official_action_split(root: str | Path, clips: VideoClips, number: int) -> ActionSplit:
@@ -62,13 +65,21 @@ def official_action_split(root: str | Path, clips: VideoClips, number: int) -> A
         DataError: If there are no lists or no such split, the lists are malformed, or no clip of a part is there.
     """
     folder = Path(root).expanduser()
-    lists = official_split(folder, number, clips.names)
+    return _action_split(folder, clips, _official_lists(folder, clips.names, number))
+
+
+def _official_lists(folder: Path, names: Collection[str], number: int) -> Split:
+    lists = official_split(folder, number, names)
     if lists is None:
         where = folder.resolve()
         raise DataError(
             f"no lists of the clips of {where} are in it, in {where.parent} or in a folder directly in either; put "
             "trainlist01.txt and testlist01.txt, or <class>_test_split1.txt, next to the folder"
         )
+    return lists
+
+
+def _action_split(folder: Path, clips: VideoClips, lists: Split) -> ActionSplit:
     numbers = {stem(name): clip for clip, name in enumerate(clips.names)}
     found, absent = {}, []
     for part, listed in (("train", lists.train), ("test", lists.test)):
@@ -77,10 +88,10 @@ def official_action_split(root: str | Path, clips: VideoClips, number: int) -> A
         absent += [(name, f"in the {part} list, but not usable") for key, name in keys.items() if key not in numbers]
         if not len(found[part]):
             raise DataError(
-                f"none of the {len(listed)} {part} clips of split {number} in {lists.folder} is in {folder}; add the "
-                "clips, or choose another split"
+                f"none of the {len(listed)} {part} clips of split {lists.number} in {lists.folder} is in {folder}; add "
+                "the clips, or choose another split"
             )
-    split = ActionSplit(number, found["train"], found["test"])
+    split = ActionSplit(lists.number, found["train"], found["test"])
     _report(folder, clips, split, lists, sorted(absent))
     return split
 

@@ -93,6 +93,16 @@ def test_a_split_without_clips_or_lists_is_refused(folder):
         official_action_split(folder, clips, 1)
 
 
+def test_lists_are_looked_for_before_clips_are_decoded(folder, monkeypatch):
+    monkeypatch.setattr("permenv.transfer.action_splits.video_folder", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(DataError, match="no split 3"):
+        read_actions(folder, 54, progress=False)
+    for path in (folder.parent / "lists").iterdir():
+        path.unlink()
+    with pytest.raises(DataError, match="no lists of the clips"):
+        read_actions(folder, 54, progress=False)
+
+
 @pytest.mark.parametrize(
     ("videos", "numbers"), [("actions/videos", [(24, 12)] * 3), ("cctv/videos", None)], ids=["actions", "cctv"]
 )

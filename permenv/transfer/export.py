@@ -257,7 +257,7 @@ def _limits(trunk: Trunk, card: Card | None) -> list[str]:
     if card and card.diverged:
         limits.append("The run diverged: do not use its features.")
     if trunk.name == "caffenet":
-        limits.append("conv1 has stride 4 here, as the paper evaluates it; it was trained with stride 2.")
+        limits.append("conv1 has stride 4 here, as the paper evaluates it; self-supervised training uses stride 2.")
     if card:
         limits += [
             "The validation error says how well permutations are recognised, not what the features are worth for "

@@ -194,6 +194,12 @@ def test_what_is_no_run_has_no_card(tmp_path):
 # Files
 
 
+def test_the_card_of_random_weights_does_not_say_that_they_were_trained():
+    card = model_card(load_trunk("random"), "file.safetensors")
+    assert "- The weights are random: nothing was learned.\n- conv1 has stride 4 here" in card
+    assert "it was trained" not in card
+
+
 def test_nothing_is_overwritten(tmp_path):
     trunk = load_trunk("random", backbone="two-convolutions")
     export_trunk(trunk, tmp_path / "file.safetensors")

@@ -18,6 +18,7 @@ import numpy as np
 
 from permenv.data.messages import DataError, log, printable
 
+IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 VIDEO_EXTENSIONS = (".avi", ".mp4", ".mkv", ".webm", ".gif", ".mov", ".mpg", ".mpeg", ".m4v")
 UNLABELLED = -1
 DIGEST_BYTES = 16
@@ -35,7 +36,7 @@ def data_folder(given: str | Path, kind: str, expected: str) -> Path:
         expected: The end of the message.
 
     Raises:
-        DataError: If it is missing, is a file or cannot be listed, or the path is empty or none.
+        DataError: If it is missing, is a file or cannot be listed, or the path is empty or invalid.
     """
     if given == "":  # to `Path` it is the current folder
         raise DataError(f"the {kind} folder is an empty path; pass '.' for the current folder; {expected}")

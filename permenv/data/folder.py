@@ -9,6 +9,7 @@ import numpy as np
 
 from permenv.data.decode import decode, read
 from permenv.data.files import (
+    IMAGE_EXTENSIONS,
     content_digest,
     data_folder,
     fingerprint,
@@ -23,7 +24,6 @@ from permenv.data.store import Content, Squares, Store, unusable
 from permenv.data.stored import StoredImages
 
 RECIPE = 3  # increase it when the same files give other pixels, so that they are decoded again
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def image_folder(root: str | Path, size: int, *, verify: bool = False, progress: bool = True) -> StillImages:
@@ -155,7 +155,7 @@ def _image_files(root: Path) -> list[str]:
         if names is None:
             files.append(folder.removesuffix("/"))  # named as skipped later
         else:
-            files += [folder + name for name in names if name.lower().endswith(EXTENSIONS)]
+            files += [folder + name for name in names if name.lower().endswith(IMAGE_EXTENSIONS)]
     files.sort()
     if not files:
         raise DataError(f"there are no image files in {root}; {_expected()}")
@@ -164,6 +164,6 @@ def _image_files(root: Path) -> list[str]:
 
 def _expected() -> str:
     return (
-        f"pass a folder of {', '.join(EXTENSIONS)} files, at any depth; "
+        f"pass a folder of {', '.join(IMAGE_EXTENSIONS)} files, at any depth; "
         "the first folder below it is the class: folder/<class>/.../image.jpg"
     )

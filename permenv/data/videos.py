@@ -13,8 +13,16 @@ from typing import Literal
 import numpy as np
 
 from permenv.data.clip_files import RECIPE, Clip, ClipFiles, FrameFolder, VideoFile
-from permenv.data.files import VIDEO_EXTENSIONS, data_folder, fingerprint, labels_by_folder, list_some, stem, walk
-from permenv.data.folder import EXTENSIONS as IMAGE_EXTENSIONS
+from permenv.data.files import (
+    IMAGE_EXTENSIONS,
+    VIDEO_EXTENSIONS,
+    data_folder,
+    fingerprint,
+    labels_by_folder,
+    list_some,
+    stem,
+    walk,
+)
 from permenv.data.messages import DataError, log
 from permenv.data.sets import StillImages, VideoClips
 from permenv.data.splits import Split, official_split

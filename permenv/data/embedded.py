@@ -26,7 +26,7 @@ def embedded_scenes(count: int, size: int, seed: int = 0) -> StillImages:
         seed: Non-negative; another seed gives other scenes of the same kind.
 
     Returns:
-        The images, read from the cache when they are needed, shared by all callers with equal arguments.
+        The images, read from the cache when they are needed.
 
     Raises:
         ValueError: If an argument is too small.
@@ -47,7 +47,7 @@ def embedded_clips(count: int, frames: int, size: int, seed: int = 0) -> VideoCl
         seed: Non-negative; another seed gives other scenes of the same kind.
 
     Returns:
-        The clips, read from the cache when they are needed, shared by all callers with equal arguments.
+        The clips, read from the cache when they are needed.
 
     Raises:
         ValueError: If an argument is too small.

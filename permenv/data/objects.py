@@ -1,7 +1,7 @@
 """The objects of the embedded scenes: a pen, texture, clutter, skylines, and one drawing function for each class.
 
 An object's points have y upwards, its foot at (0, 0), its height 1 and its front at +x. Colours are RGB in [0, 1].
-A pen draws on a layer; :func:`paste` shades the layer and blends it into the picture.
+A pen draws on a layer; `paste` shades the layer and blends it into the picture.
 """
 
 from __future__ import annotations
@@ -351,7 +351,7 @@ def _train(pen: Pen, thing: Thing, wind: float, t: float) -> None:
 
 @dataclass(frozen=True)
 class Kind:
-    """Appearance and motion of a class; lengths in picture sides, motion over the whole clip."""
+    """Appearance and motion of a class; lengths in the scene's unit; motion over the whole clip, in picture sides."""
 
     draw: Callable[[Pen, Thing, float, float], None]
     height: float

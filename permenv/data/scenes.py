@@ -8,10 +8,10 @@ view. So the content of a tile seldom gives away its position, and a jigsaw puzz
 Clips have a direction of time: vehicles drive forwards, balloons rise, sails turn clockwise, and smoke and clouds
 drift with the wind, mostly to the right. The camera pans at the same time, mostly to the right as well.
 
-All random numbers but the sensor's noise are drawn once, into a frozen :class:`Scene`. A picture is a function of
+All random numbers but the sensor's noise are drawn once, into a frozen `Scene`. A picture is a function of
 the scene, a size and a time. A scene's points are (x, y), x to the right of the object and y downwards from the
 horizon. Their unit is arbitrary and the camera converts it to pixels, so a scene looks the same at every size.
-Pictures have channels first, which numpy blends fastest, until :func:`_develop` returns bytes.
+Pictures have channels first, which numpy blends fastest, until `_develop` returns bytes.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def render_clip(index: int, label: int, frames: int, size: int, seed: int) -> Ar
     Args:
         index: Number of the scene. It depends on `index`, `label` and `seed` alone.
         label: Its class, as `deal_labels` gives it.
-        frames: Number of pictures, at least 1, evenly spaced over the scene's time from 0 to 1. The middle one of an
-            odd number is the only one of 1.
+        frames: Number of pictures, at least 1, evenly spaced over the scene's time from 0 to 1. A single
+            picture shows time 0.5, which is also the middle one of an odd number.
         size: Side of the pictures in pixels, at least 16.
         seed: Non-negative; another seed gives other scenes.
 

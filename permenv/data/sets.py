@@ -49,7 +49,8 @@ class StillImages:
     """A set of square still images, X in the paper's section 3.
 
     A set is immutable. `copy.deepcopy` returns the set itself, so that a copied specification of an environment
-    shares the pixels. A set that `to` has moved is pickled as what it was before, and moved again when it is unpickled.
+    shares the pixels. A set of files that `to` has moved is pickled as what it was before, and moved again when it is
+    unpickled.
 
     Args:
         pixels: (N, S, S, 3) uint8 RGB; a tensor, a read-only array such as a memory map of a file, or what is

@@ -9,7 +9,8 @@
   its own.
 - `action_recognition`: fine-tuning on single frames of UCF-101 and HMDB-51 (section 4.2, Table 3), with the trunk's
   batch normalisation and the new layers of `plain`; `action_splits`, the clips and their official splits.
-- `batches`: what all of them compute at once.
+- `supervised`: a trunk that is trained on labels, with which the others are compared.
+- `batches`: how many images are computed at once; `crops`: crops of images, cut out and resized.
 - `pictures`: nearest neighbours (figure 3), top activations and class saliency (appendix I).
 - `export`: a trunk as a file for others, with a model card.
 

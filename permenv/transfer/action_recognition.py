@@ -14,8 +14,8 @@ frame's, the two at most neighbours in that list, and it lies at a random one of
 time. The batch of 128, the learning rate, momentum and weight decay are those of the self-supervised training.
 
 Testing, likewise: a clip has 25 evenly spaced frames, and of each the four corners and the centre are tested, and all
-of them mirrored. The class with the highest mean score, before the softmax, is the clip's. The accuracy is that over
-clips; the mean over classes, which that code prints, follows from `by_class`.
+of them mirrored. The class with the highest mean score, before the softmax, is the clip's. `accuracy` is over clips;
+`class_accuracy`, the figure of Table 3, is the mean over classes, which that code prints.
 
 What differs, or is not in the paper:
 

@@ -157,7 +157,8 @@ def detection(
 
     Args:
         trunk: See `plain_trunk`; it is left as it is.
-        train: Training images, of VOC those of trainval. Those without a usable proposal are left out.
+        train: Training images, of VOC those of trainval. Those that have no object, or difficult ones only, are left
+            out.
         test: Test images.
         classes: Names of the classes.
         options: By default those of the paper.
@@ -166,7 +167,7 @@ def detection(
         progress: Show progress bars, see `permenv.progress`.
 
     Raises:
-        ValueError: If the trunk cannot be folded, or no training image has an object that a proposal overlaps.
+        ValueError: If the trunk cannot be folded, or the training images have no object, or difficult ones only.
         FloatingPointError: If the training diverges.
     """
     options = options or DetectionOptions()

@@ -16,8 +16,8 @@ def roi_max_pool(maps: Tensor, regions: Tensor, images: Tensor, output: tuple[in
     """Pool regions of feature maps to one size.
 
     A region of h × w units is cut into bins: the units of bin i of n begin with floor(i · h / n) and end before
-    ceil((i + 1) · h / n), so that bins of small regions overlap. Gradients flow to the largest unit of a bin, in equal
-    parts if there are several.
+    ceil((i + 1) · h / n), so that bins of small regions overlap. The gradient of a bin flows to its
+    largest unit, or is shared among them if there are several.
 
     Args:
         maps: (N, c, H, W).

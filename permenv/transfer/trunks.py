@@ -127,7 +127,7 @@ def load_trunk(source: str | Path, *, backbone: str | Backbone | None = None, se
         CheckpointError: If the file cannot be read, or its weights do not fit or are not finite.
         ConfigurationError: If the backbone is unknown.
     """
-    text, chosen = str(source), backbone
+    text = str(source)
     if text == "random" or text.startswith("timm/"):
         if text != "random" and backbone not in (None, text):
             raise ConfigurationError(f"trunk {text!r} with backbone={backbone!r}: leave out one of them")
@@ -217,7 +217,7 @@ def some_of(data: StillImages | VideoClips, among: np.ndarray | None = None) -> 
 
 
 def some_squares(records: Sequence[VocImage], side: int) -> np.ndarray:
-    """Return the same of VOC's images: their centre squares, resized to `side`."""
+    """Return the centre squares of evenly spread images of VOC, resized to `side`: (N, side, side, 3) uint8."""
     pixels = [load_voc_image(records[row]) for row in _some_rows(len(records))]
     return np.stack([centre_square(each, side) for each in pixels if not isinstance(each, str)])
 

@@ -7,8 +7,9 @@ paper sees a uniform improvement without the policy and an uneven one with it (s
 on ImageNet and UCF-101 with 1000 permutations; it gives no numbers. Here it is the tiny preset (100 permutations of
 each task) on embedded scenes and clips, with REINFORCE within the run.
 
-How uneven the errors are is measured as their standard deviation over the permutations. A share of V samples scatters
-even where all permutations are equally difficult; its variance, e (1 - e) / (V - 1) for the error e, is subtracted.
+How uneven the errors are is measured as their standard deviation over the permutations. Errors on V samples scatter
+even where all permutations are equally difficult; that part of the variance is subtracted (`noise_variance`). All
+permutations have the same samples, so that a difficult sample raises all errors alike and scatters nothing.
 Whether the error ends lower where the agent chose more is measured by the rank correlation, over the permutations, of
 their shares of the choices and their errors at the end.
 
@@ -68,8 +69,7 @@ def main(config: Config) -> dict[str, Any]:
         RuntimeError: If a run diverges.
     """
     found = over_seeds(_run, {name: {"agent": agent} for name, agent in NETWORKS.items()}, config)
-    samples = config.env.num_validation
-    rows = {name: _row(runs, samples) for name, runs in found.items()}
+    rows = {name: _row(runs) for name, runs in found.items()}
     ours, theirs = rows.values()
     report = {
         **heading(config),
@@ -89,18 +89,31 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
-def deviation(errors: np.ndarray, samples: int) -> np.ndarray:
+def noise_variance(correct: np.ndarray) -> float:
+    """Return the part of the variance of errors over the permutations that is due to the choice of the samples.
+
+    It is the residual mean square of the two-way table of permutations and samples, over V.
+
+    Args:
+        correct: (|Ψ|, V) bool, whether a permutation of a sample was recognised; |Ψ| and V at least 2.
+    """
+    table = correct.astype(float)
+    residuals = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
+    permutations, samples = table.shape
+    return float(np.square(residuals).sum() / ((samples - 1) * (permutations - 1) * samples))
+
+
+def deviation(errors: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """Return the standard deviation over the permutations of their true errors.
 
     Args:
-        errors: (..., |Ψ|), the share of the samples on which each permutation was not recognised.
-        samples: V, at least 2.
+        errors: (validations, |Ψ|), the share of the samples on which each permutation was not recognised.
+        noise: (validations,), see `noise_variance`.
 
     Returns:
-        (...), the deviation after the variance of shares of V samples is subtracted; 0 where less is left.
+        (validations,), the deviation after that variance is subtracted; 0 where less is left.
     """
-    noise = (errors * (1 - errors)).mean(axis=-1) / (samples - 1)
-    return np.sqrt(np.maximum(0, errors.var(axis=-1, ddof=1) - noise))
+    return np.sqrt(np.maximum(0, errors.var(axis=1, ddof=1) - noise))
 
 
 def correlation(shares: np.ndarray, errors: np.ndarray) -> float:
@@ -126,7 +139,8 @@ def _run(agent: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
     """Train one network.
 
     Returns:
-        "iterations" of the validations; "errors", (validations, |Ψ|); and "shares", (|Ψ|,), of the run's choices.
+        "iterations" of the validations; "errors", (validations, |Ψ|); "noise", (validations,), the variance of errors
+        by the choice of the samples; and "shares", (|Ψ|,), of the run's choices.
     """
     env = environment.make()
     base_env = base_env_of(env)
@@ -137,17 +151,19 @@ def _run(agent: str, seed: int, environment: EnvOptions) -> dict[str, Any]:
     return {
         "iterations": [*(each.iteration for each in choices), base_env.run.iteration],
         "errors": [each.permutation_errors.tolist() for each in validations],
+        "noise": [noise_variance(each.correct) for each in validations],
         "shares": np.mean([each.shares for each in choices], axis=0).tolist(),
     }
 
 
-def _row(runs: list[dict[str, Any]], samples: int) -> dict[str, Any]:
+def _row(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the metrics of the runs of one network."""
     errors = [np.array(run["errors"]) for run in runs]  # (validations, |Ψ|) each
+    noises = [np.array(run["noise"]) for run in runs]
     validations = [round(share * (len(errors[0]) - 1)) for share in MOMENTS.values()]
     by_seed = {
         "error": [each.mean(axis=1)[validations].tolist() for each in errors],
-        "spread": [deviation(each, samples)[validations].tolist() for each in errors],
+        "spread": [deviation(each, noise)[validations].tolist() for each, noise in zip(errors, noises, strict=True)],
         "correlation": [correlation(np.array(run["shares"]), each[-1]) for run, each in zip(runs, errors, strict=True)],
     }
     return {

@@ -65,7 +65,7 @@ def main(config: Config) -> Activations:
     trunk = source.load(0)
     print(f"{source.name}: {trunk.describe()}", flush=True)
     last = sum(layer.startswith("conv") for layer in trunk.layers)
-    number = config.convolution or last
+    number = last if config.convolution is None else config.convolution
     sets = [image_folder(folder, trunk.input_size) for folder in config.images]
     try:
         plain = plain_trunk(trunk.module).eval()

@@ -11,8 +11,8 @@ labels for as many iterations (`permenv.transfer.supervised`). Table 5 is fine-t
 `experiments/evaluate.py`.
 
 The paper trains CaffeNet for 350,000 iterations on ImageNet and UCF-101 and searches objects of VOC 2007, one run each.
-Here it is the tiny preset on Imagenette and Weizmann actions, which are searched as whole images by default; VOC's
-devkit holds frames of DAVIS (see the README of the data).
+Here it is the tiny preset on Imagenette and Weizmann actions, and by default Imagenette's photos are searched as whole
+images; VOC's devkit holds frames of DAVIS (`experiments/paper/README.md`).
 
 Which pairs of networks differ is judged over the seeds: of the differences of two networks of the same seed the mean is
 taken, and a pair differs beyond noise if its 95% interval by Student's t does not contain 0. 21 pairs are compared in

@@ -13,9 +13,9 @@ A policy with all of Ψ in play has an inverse with all of Ψ in play, and copie
 network. A ratio over all checkpoints then says little, so the ratios are given by checkpoint as well, with the
 difference of the two policies and the number of runs in which they are equal.
 
-How much there is to win is measured beside it: copies are also trained with the easiest tenth, third, ... of Ψ in play
-all the time (`POOLS`). At each checkpoint the best of these is taken, on the seeds that are reported, so its figure is
-rather too high.
+How much there is to win is measured beside it: copies are also trained with the easiest 10, 30, 50, 70 or 90% of Ψ in
+play all the time (`POOLS`). At each checkpoint the best of these is taken, on the seeds that are reported, so its
+figure is rather too high.
 
 The paper's network is CaffeNet on ImageNet with 1000 permutations, in runs of 350,000 iterations; here it is the nano
 preset on embedded scenes. A job that is done is kept in the folder `runs`. Writes `experiments/results/table-f1.json`
@@ -173,7 +173,7 @@ def _continue(
         if kind == "inverse":
             frozen = InversePolicy(frozen, seed=seed)  # type: ignore[arg-type]  # REINFORCE chooses groups
     errors: list[float] = []
-    rollout(
+    last = rollout(
         fork,
         frozen,
         observation=observation,
@@ -181,7 +181,7 @@ def _continue(
         learn=False,
         on_update=lambda transition: errors.append(transition.info["error"]),
     )
-    return errors or [1.0]  # it diverged in the first epoch
+    return [*errors, 1.0] if last.terminated else errors  # a network that has diverged recognises nothing
 
 
 def _pool(share: float) -> str:

@@ -73,7 +73,8 @@ def _measure(variant: Variant, seed: int, environment: EnvOptions) -> dict[str, 
     device = resolve_device(environment.device)
     task = TemporalTask(numbers, permutations, TemporalTask.load(environment.videos, numbers), device)
     run = Pretraining(numbers, {"temporal": task}, device, seed=seed)
-    train(run, itertools.repeat(None, numbers.total_iterations))
+    if not train(run, itertools.repeat(None, numbers.total_iterations)):
+        raise RuntimeError(f"seed {seed} diverged: lower the learning rate")
     pieces = task.pieces(run.held_out["temporal"])
     blocks = list(all_permutation_logits(run.trainer.eval_network, "temporal", pieces, permutations))
     named = torch.cat([logits.argmax(1) for logits, _ in blocks]).cpu().numpy()

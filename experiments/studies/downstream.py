@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tyro
 
 import agents
 import permenv
@@ -48,6 +49,7 @@ class Config(SweepOptions):
     """The options."""
 
     preset: Preset = "nano"
+    task: tyro.conf.Suppress[str] = "spatial"
     policies: tuple[Path, ...] = ()
     """Run folders of `experiments/across_runs.py`, or copies of their checkpoints."""
     eval_images: Path | None = None

@@ -6,8 +6,8 @@
 `NETWORKS` are trained for the same number of SGD iterations, on the same data, with random permutations: the paper's
 tasks and the joint one, order prediction networks, and a network that sees the labels; beside them an untrained one,
 whose batch statistics are measured. Then `experiments/evaluate.py`'s protocols are run on each. The images are
-Imagenette, the videos Weizmann actions laid out as UCF-101, VOC's devkit holds frames of DAVIS: stand-ins, see the
-README of the data.
+Imagenette, the videos Weizmann actions laid out as UCF-101, VOC's devkit holds frames of DAVIS: stand-ins, see
+`experiments/paper/README.md`.
 
 Networks and evaluations that are done are kept in the folder `runs`. Writes `experiments/results/features.json` and
 `.md` and prints the tables.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import tyro
 
 import agents
 from agents.rollout import rollout
@@ -45,7 +46,7 @@ from experiments.common.reports.statistics import OF_MEANS, Estimate, holm, mean
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import executor_of, sweep
 from experiments.studies.order_prediction import NAME as ORDER_PREDICTION
-from permenv import image_folder
+from permenv import image_folder, make_config
 from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule
 from permenv.transfer.supervised import SupervisedOptions, supervised
@@ -69,6 +70,7 @@ _IMAGES, _VIDEOS = ("spatial", "spatiotemporal"), ("temporal", "spatiotemporal",
 class Config(SweepOptions):
     """The options."""
 
+    task: tyro.conf.Suppress[str] = "spatial"
     networks: tuple[str, ...] = NETWORKS
     """Which networks."""
     protocols: tuple[str, ...] = tuple(PROTOCOLS)
@@ -114,14 +116,14 @@ class Config(SweepOptions):
         return Data(images=self.images, eval_images=self.eval_images, videos=self.videos, voc=self.voc)
 
     def on(self, task: str) -> EnvOptions:
-        """The environment of a task: its own learning rate, the same number of updates."""
+        """The environment of a task: its own numbers, but those that the options change."""
         return EnvOptions(
             preset=self.preset,
             task=task,
             images=self.images if task in _IMAGES else None,
             videos=self.videos if task in _VIDEOS else None,
             device=self.device,
-            updates=self.env.total_updates,
+            env=make_config(self.preset, task, **self.overrides),
         )
 
     def of(self, network: str) -> EnvOptions:

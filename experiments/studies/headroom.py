@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tyro
 
 import agents
 from agents.rollout import rollout
@@ -148,6 +149,9 @@ class Config(SweepOptions):
     """The study's options."""
 
     preset: Preset = "nano"
+    task: tyro.conf.Suppress[str] = "spatial"
+    images: tyro.conf.Suppress[Path | None] = None
+    videos: tyro.conf.Suppress[Path | None] = None
     only: tuple[str, ...] = tuple(CELLS)
     """Which settings to run."""
     data_folder: Path = DATA_FOLDER

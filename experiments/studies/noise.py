@@ -156,7 +156,8 @@ def _rewards(run: Pretraining, chosen: np.ndarray, data_seed: int) -> dict[str, 
     """Return every reward of an update with these choices and other data, up to a constant of the moment."""
     fork = run.fork()
     fork.seed = data_seed
-    train(fork, chosen)
+    if not train(fork, chosen):
+        raise RuntimeError(f"seed {run.seed} diverged after iteration {run.iteration}: nothing to measure")
     task = fork.tasks["spatial"]
     live = validate(fork.trainer.network, "spatial", task.pieces(fork.held_out["spatial"]), task.permutations)
     rewards = {}

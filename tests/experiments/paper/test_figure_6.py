@@ -34,13 +34,22 @@ def test_the_errors_of_the_joint_task_are_compared(tmp_path, saved_figure, capsy
     assert "| S+T+P | 0." in capsys.readouterr().out
 
 
-def test_the_noise_of_few_samples_is_not_a_difference_between_permutations():
-    rng = np.random.default_rng(0)
-    equal = rng.binomial(40, 0.7, (200, 500)) / 40
-    assert equal.std(axis=1).mean() == pytest.approx(0.072, abs=0.003)
-    assert np.mean(figure_6.deviation(equal, 40) ** 2) < 0.02**2
-    different = rng.binomial(40, rng.uniform(0.2, 0.8, (200, 500))) / 40
-    assert figure_6.deviation(different, 40).mean() == pytest.approx(0.6 / 12**0.5, rel=0.03)
+@pytest.mark.parametrize("of_samples", [0.0, 0.4], ids=["samples alike", "samples of other difficulty"])
+@pytest.mark.parametrize("of_permutations", [0.0, 0.4], ids=["permutations alike", "permutations of other difficulty"])
+def test_the_noise_of_few_samples_is_not_a_difference_between_permutations(of_samples, of_permutations):
+    rng, samples = np.random.default_rng(0), 40
+    variances = []
+    for _ in range(300):
+        effects = rng.uniform(-0.5, 0.5, (100, 1)) * of_permutations + rng.uniform(-0.5, 0.5, samples) * of_samples
+        correct = rng.random(effects.shape) < 0.5 + effects
+        variances.append((1 - correct.mean(axis=1)).var(ddof=1) - figure_6.noise_variance(correct))
+    error = np.std(variances) / len(variances) ** 0.5
+    assert np.mean(variances) == pytest.approx(of_permutations**2 / 12, abs=3 * error)
+
+
+def test_the_deviation_is_that_without_the_noise():
+    errors = np.array([[0.1, 0.5, 0.9], [0.5, 0.5, 0.5]])
+    assert figure_6.deviation(errors, np.array([0.12, 0.01])) == pytest.approx([0.2, 0])
 
 
 def test_the_correlation_is_of_ranks():

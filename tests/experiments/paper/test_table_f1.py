@@ -87,6 +87,24 @@ def test_copies_of_a_checkpoint_are_continued_by_the_frozen_policy_that_is_named
         assert frozen.start == 0.3
 
 
+def test_a_copy_that_diverges_after_its_first_epoch_recognises_nothing(options, monkeypatch):
+    _, _, env = table_f1._with_epochs(options().environment)
+    observation, _ = env.reset(seed=0)
+
+    def play(fork, frozen, *, on_update, **given):
+        def on_update_and_then_poison(transition):
+            on_update(transition)
+            for weights in fork.run.trainer.network.parameters():
+                weights.data.fill_(torch.nan)
+
+        return rollout(fork, frozen, on_update=on_update_and_then_poison, **given)
+
+    monkeypatch.setattr(table_f1, "rollout", play)
+    first, last = table_f1._continue(base_env_of(env), observation, "random", None, None, 0, updates=3)
+    assert first < 1
+    assert last == 1
+
+
 def test_checkpoints_at_which_the_two_policies_are_the_same_are_told_from_others():
     def run(*at_first):
         return {"20%": {"epoch": dict(zip(table_f1.KINDS, at_first, strict=True))}, "40%": {"epoch": same}}

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments.studies import direction
 from permenv import make_config
@@ -20,6 +21,11 @@ def test_it_compares_three_sets_of_permutations(tmp_path, capsys):
         assert reverses in (None, figures["permutations whose reverse is in Ψ"])
         assert figures["E where the reverse counts as right"] <= figures["E"]
     assert "merged:" in capsys.readouterr().out
+
+
+def test_a_network_that_diverges_is_an_error(tmp_path):
+    with pytest.raises(RuntimeError, match="seed 0 diverged: lower the learning rate"):
+        direction.main(options(direction.Config, tmp_path, env={"learning_rate": 1e12}))
 
 
 def test_pairs_are_a_permutation_and_its_reverse():

@@ -11,6 +11,7 @@ from scipy.stats import ttest_rel
 from experiments.common.evaluation.paper_tables import paper_table
 from experiments.common.evaluation.protocols import Data
 from experiments.common.evaluation.sources import Source
+from experiments.common.options import parse
 from experiments.studies import conditions, features
 from permenv import ConfigurationError, DataError, StillImages, make_config
 from permenv.networks import BACKBONES
@@ -38,6 +39,15 @@ def options(tmp_path, folders):
         return features.Config(**{**short, "env": few, **folders, **files, **changes})
 
     return make
+
+
+def test_numbers_of_the_options_are_those_of_every_network():
+    config = parse(features.Config, arguments=["--env.num-permutations", "50", "--updates", "3"])
+    for network in features.NETWORKS:
+        numbers = config.of(network).env
+        assert (numbers.num_permutations, numbers.total_updates) == (50, 3)
+    rates = {network: config.of(network).env.learning_rate for network in ("jigsaw", "temporal", "supervised")}
+    assert rates == {"jigsaw": 0.03, "temporal": 0.1, "supervised": config.supervised_rate}
 
 
 @pytest.mark.ci

@@ -29,6 +29,12 @@ def test_the_rewards_of_a_moment_have_a_row_for_each_group(tmp_path):
     assert tables[1]["cross-entropy, averaged"] != tables[1]["cross-entropy, live"]
 
 
+def test_an_update_that_diverges_has_no_reward(tmp_path):
+    run = options(noise.Config, tmp_path, env={"learning_rate": 1e12}).environment.pretraining(0)
+    with pytest.raises(RuntimeError, match="seed 0 diverged after iteration 0: nothing to measure"):
+        noise._rewards(run, np.zeros((2, 4, 1), dtype=int), 1)
+
+
 def test_the_same_choices_and_data_give_the_same_reward(tmp_path):
     run = options(noise.Config, tmp_path).environment.pretraining(0)
     chosen = np.zeros((2, 4, 1), dtype=int)

@@ -84,12 +84,14 @@ class LearnedPolicy:
             inverse: Whether its actions are inverted.
 
         Raises:
-            CheckpointError: If there is none.
+            CheckpointError: If there is none, or the file cannot be read or holds something else.
         """
         path = given / CHECKPOINT if given.is_dir() else given
         if not path.is_file():
             raise CheckpointError(f"there is no {path}: name a run folder of experiments/across_runs.py")
-        return cls(path, digest_of_file(path), inverse)
+        policy = cls(path, digest_of_file(path), inverse)
+        policy._read()
+        return policy
 
     @property
     def name(self) -> str:
@@ -108,12 +110,7 @@ class LearnedPolicy:
             CheckpointError: If the file holds no such policy, or another one than when it was found.
             ValueError: If the environment has other groups or tasks.
         """
-        saved = checkpoint.read(self.path)
-        require_content(self.path, self.digest)
-        if "actions" not in saved.get("job", {}).get("settings", {}):
-            raise CheckpointError(
-                f"{self.path} holds no policy across runs: name a run folder of experiments/across_runs.py"
-            )
+        saved = self._read()
         job, options = saved["job"], saved["job"]["settings"]
         wrapped = wrap(env, options["actions"], options["history"], inverse=self.inverse)
         algorithm = algorithm_in(options)
@@ -130,6 +127,19 @@ class LearnedPolicy:
         with checkpoint.naming(self.path):
             agent.load_state_dict(saved["agent"])
         return wrapped, agent
+
+    def _read(self) -> dict[str, Any]:
+        """Read the checkpoint, and check that it is that of a policy across runs."""
+        saved = checkpoint.read(self.path)
+        require_content(self.path, self.digest)
+        job = saved.get("job")
+        settings = job.get("settings") if isinstance(job, dict) else None
+        # the runs of experiments/sb3.py have "actions" as well
+        if not (isinstance(settings, dict) and {"actions", "history"} <= settings.keys()):
+            raise CheckpointError(
+                f"{self.path} holds no policy across runs: name a run folder of experiments/across_runs.py"
+            )
+        return saved
 
 
 def by_name(policies: Sequence[LearnedPolicy], taken: Collection[str]) -> dict[str, LearnedPolicy]:

@@ -9,7 +9,7 @@ import pytest
 
 from agents import GaussianReinforce, sb3_across
 from agents.sb3 import ALGORITHMS
-from experiments import across_runs, leaderboard, reinforce
+from experiments import across_runs, leaderboard, reinforce, sb3
 from experiments.common.agent_runs import play_learned
 from experiments.common.learned import LearnedPolicy, wrap
 from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolderError, read_rows
@@ -275,10 +275,19 @@ def test_a_frozen_policy_needs_the_checkpoint_only(options, tmp_path):
     assert play_learned(policy, config.make(), seed=7)["iterations"] == [0, 1, 3, 4, 6]
 
 
-def test_a_run_is_not_a_policy_across_runs(options, tmp_path):
-    reinforce.main(job(tmp_path / "run", updates=1))
-    with pytest.raises(CheckpointError, match=r"checkpoint.safetensors holds no policy across runs"):
-        play_learned(LearnedPolicy.find(tmp_path / "run"), options().make(), seed=7)
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda folder: reinforce.main(job(folder, updates=1)),
+        lambda folder: sb3.main(sb3.Config(out=folder, device="cpu", env=small(total_updates=1))),
+        lambda folder: checkpoint.write(folder, {"job": {"settings": "actions and history"}}),
+    ],
+    ids=["reinforce", "sb3", "a forged file"],
+)
+def test_a_run_is_not_found_as_a_policy_across_runs(tmp_path, train):
+    train(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"run.* holds no policy across runs"):
+        LearnedPolicy.find(tmp_path / "run")
 
 
 def test_a_replay_buffer_keeps_its_number_of_environments(options):

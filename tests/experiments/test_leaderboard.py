@@ -10,7 +10,7 @@ from experiments import leaderboard
 from experiments.common.agent_runs import AGENTS, play
 from experiments.common.reports.statistics import Estimate
 from experiments.common.training.run_folder import CHECKPOINT, RunFolderError
-from permenv import ConfigurationError
+from permenv import ConfigurationError, checkpoint
 from permenv.wrappers import CrossEntropyReward
 from tests.experiments.helpers import small
 
@@ -88,10 +88,8 @@ def test_agents_of_ones_own_are_compared_and_results_of_another_version_are_not_
 
 
 def test_policies_of_the_same_name_or_that_of_an_agent_are_refused_before_anything_runs(options, tmp_path):
-    for place in ("a/run", "b/run"):
-        (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / CHECKPOINT).touch()
-    (tmp_path / "reinforce.safetensors").touch()
+    for place in (f"a/run/{CHECKPOINT}", f"b/run/{CHECKPOINT}", "reinforce.safetensors"):
+        checkpoint.write(tmp_path / place, {"job": {"settings": {"actions": "pool", "history": 0}}})
     for names, message in (
         (("a/run", "b/run"), r"b/run/.*: .*a/run/.* is called 'run' as well: give the folder or the file another name"),
         (("reinforce.safetensors",), "an agent is called 'reinforce' as well"),

@@ -34,6 +34,7 @@ from tqdm import tqdm
 import permenv
 from agents import EpisodicAgent, Trajectory, collect
 from agents.episodic import Step
+from experiments.common.agent_runs import require_curriculum
 from experiments.common.files import as_json
 from experiments.common.learned import ACTION_WRAPPERS, LEARNERS, algorithm_in, wrap
 from experiments.common.machine import machine, machines_of, note_machine
@@ -126,8 +127,7 @@ class Config(EnvOptions):
             )
 
     def _check_curriculum(self, start: float, growth: float) -> None:
-        if not (0 < start <= 1 and 0 < growth <= 1):
-            raise permenv.ConfigurationError(f"--imitate {start} {growth}: both must be above 0 and at most 1")
+        require_curriculum("--imitate", start, growth)
         if self.actions != "pool" or self.algorithm not in LEARNERS:
             raise permenv.ConfigurationError(
                 f"--imitate {start} {growth} --actions {self.actions} --algorithm {self.algorithm}: a curriculum is "

@@ -21,16 +21,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.common.agent_runs import AGENTS, check_names, code_of, curriculum_options, play, play_learned
-from experiments.common.files import with_ending, write_json, write_picture
+from experiments.common.agent_runs import (
+    AGENTS,
+    check_names,
+    check_options,
+    code_of,
+    curriculum_options,
+    play,
+    play_learned,
+    require_curriculum,
+)
 from experiments.common.learned import LearnedPolicy, by_name
 from experiments.common.options import EnvOptions, Preset, SweepOptions
 from experiments.common.reports.effect import Curves, accuracy_ratio, iterations_needed, iterations_saved, time_needed
-from experiments.common.reports.report import heading
+from experiments.common.reports.report import heading, publish
 from experiments.common.reports.statistics import INTERVAL, Estimate, mean_of
 from experiments.common.reports.style import add_title, label_lines, styled
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import over_seeds
+from permenv import ConfigurationError
 from permenv.wrappers import CrossEntropyReward
 
 if TYPE_CHECKING:
@@ -92,10 +101,14 @@ def main(config: Config) -> dict[str, Any]:
     """Run what is missing, compare, print and write.
 
     Raises:
-        ConfigurationError: If an agent is unknown, or a policy has the name of another one or of an agent.
+        ConfigurationError: If an agent is unknown or does not support the task, the curriculum is out of range, or a
+            policy has the name of another one or of an agent.
+        CheckpointError: If there is no such policy.
         RunFolderError: If the folder has runs of other settings.
     """
     check_names((*config.agents, *config.cross_entropy))
+    if config.curriculum is not None:
+        require_curriculum("--curriculum", *config.curriculum)
     players: dict[str, str | LearnedPolicy] = {name: name for name in (*config.agents, _REFERENCE)}
     policies = [LearnedPolicy.find(path, inverse=inverse) for path in config.policies for inverse in (False, True)]
     players |= by_name(policies, taken=AGENTS)
@@ -108,6 +121,7 @@ def main(config: Config) -> dict[str, Any]:
         variants[_curriculum_name(config)] = {"player": "easiest-first", "options": options}
     for name in config.cross_entropy:
         variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True, **code_of(name)}
+    _check_agents(config)
     found = over_seeds(_run, variants, config)
     by_agent = _metrics(found)
     report = {
@@ -131,11 +145,22 @@ def main(config: Config) -> dict[str, Any]:
         ],
         "against_the_curriculum": _against(found, _curriculum_name(config)),
     }
-    write_json(with_ending(config.out, ".json"), report)
     title = f"{config.preset} preset, seeds {config.first_seed} to {config.first_seed + config.seeds - 1}"
-    write_picture(with_ending(config.out, ".png"), _picture(by_agent, found, title))
-    print(in_words(report))
+    publish(report, in_words(report), config.out, _picture(by_agent, found, title))
     return report
+
+
+def _check_agents(config: Config) -> None:
+    """Make each agent once, so that one that does not support the task is refused before the others have run."""
+    env = config.environment.make()
+    for name in (*config.agents, *config.cross_entropy):
+        try:
+            check_options(name, env)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"agent {name!r} cannot be compared on task {config.task!r}, leave it out: {error}"
+            ) from error
+    env.close()
 
 
 def _run(
@@ -266,8 +291,8 @@ def in_words(report: dict[str, Any]) -> str:
             half, end, saved = (Estimate.of_columns(columns, column) for column in ("at_half", "at_end", "saved"))
             lines += [
                 "",
-                f"{name} against the curriculum: accuracy {half:.0%} of its at half, {end:.0%} at the end; it saves "
-                f"{saved:.1%} of the iterations until random's final error",
+                f"{name} against the curriculum: {half:.0%} of the curriculum's accuracy at half of the run, {end:.0%} "
+                f"at the end; it saves {saved:.1%} of the iterations until random's final error",
             ]
     return "\n".join(lines)
 

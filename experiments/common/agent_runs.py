@@ -56,12 +56,27 @@ def options_of(name: str) -> dict[str, Any]:
     return sb3.options_of(name)
 
 
+def require_curriculum(option: str, start: float, growth: float) -> None:
+    """Check a curriculum among the options of a script.
+
+    Args:
+        option: What named it, for the error.
+        start: See `curriculum_options`.
+        growth: Likewise.
+
+    Raises:
+        ConfigurationError: If a share is out of range.
+    """
+    if not (0 < start <= 1 and 0 < growth <= 1):
+        raise ConfigurationError(f"{option} {start} {growth}: both must be above 0 and at most 1")
+
+
 def curriculum_options(start: float, growth: float, updates: int) -> dict[str, Any]:
     """Return the options with which "easiest-first" plays a curriculum.
 
     Args:
-        start: The share of Ψ with which it begins.
-        growth: The share of the updates after which it is all of Ψ.
+        start: The share of Ψ with which it begins, above 0 and at most 1.
+        growth: The share of the updates after which it is all of Ψ, likewise.
         updates: Of the run.
     """
     return {"start": start, "updates": max(1, round(growth * updates))}

@@ -126,6 +126,21 @@ def test_an_agent_that_does_not_exist_is_refused(options, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("task", "given", "message"),
+    [
+        ("spatial", {"curriculum": (0.0, 0.5)}, r"--curriculum 0\.0 0\.5: both must be above 0 and at most 1"),
+        ("spatial", {"curriculum": (0.5, 5.0)}, r"--curriculum 0\.5 5\.0: both must be above 0 and at most 1"),
+        ("spatiotemporal", {"agents": ("exp3", "dqn")}, "agent 'dqn' cannot be compared on task 'spatiotemporal'"),
+        ("spatiotemporal", {"cross_entropy": ("dqn",)}, "agent 'dqn' cannot be compared on task 'spatiotemporal'"),
+    ],
+)
+def test_what_would_fail_in_a_run_is_refused_before_anything_runs(options, tmp_path, task, given, message):
+    with pytest.raises(ConfigurationError, match=message):
+        leaderboard.main(options(task, **{"agents": ("random",), **given}))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
     ("name", "label"),
     [
         ("random", "random permutations"),
@@ -184,4 +199,5 @@ def test_agents_are_compared_with_the_curriculum(options, capsys, monkeypatch):
     # a tenth of its time is no training; random permutations need nothing else
     assert (rows["random"]["time"], rows[name]["time"]) == pytest.approx((1, 2 / 3 / 0.9))
     assert report["against_the_curriculum"]["random"]["saved"] == pytest.approx(-1 / 3)
-    assert "80% [80%, 80%] at the end; it saves -33.3% of the iterations" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "of the curriculum's accuracy at half of the run, 80% [80%, 80%] at the end; it saves -33.3% of the" in said

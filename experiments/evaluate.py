@@ -162,16 +162,18 @@ def _protocols(config: Config) -> list[str]:
 
     Raises:
         ConfigurationError: If one is unknown or lacks data, or no data are given.
+        DataError: If there is no such folder of data.
     """
     require_known("--protocols", config.protocols, PROTOCOLS)
-    for name in config.protocols:
-        PROTOCOLS[name].check(name, config.data)
     allowed = [name for name, each in PROTOCOLS.items() if each.allowed_by(config.data)]
-    if not allowed:
+    names = list(dict.fromkeys(config.protocols)) or allowed
+    if not names:
         raise ConfigurationError(
             "no data are given: name folders with --images and --eval-images, --voc, --voc-segmentation or --videos"
         )
-    return list(dict.fromkeys(config.protocols)) or allowed
+    for name in names:
+        PROTOCOLS[name].check(name, config.data)
+    return names
 
 
 def _long(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

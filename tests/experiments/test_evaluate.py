@@ -13,7 +13,7 @@ from experiments.common.evaluation.paper_numbers import PAPER
 from experiments.common.evaluation.protocols import PROTOCOLS, Data
 from experiments.common.evaluation.sources import find_sources
 from experiments.common.sweeps.sweep import JobError
-from permenv import CheckpointError, ConfigurationError
+from permenv import CheckpointError, ConfigurationError, DataError
 from tests.experiments import releases
 from tests.experiments.helpers import job
 
@@ -256,6 +256,19 @@ def test_batch_statistics_are_of_no_clip_that_is_tested(options, tmp_path, monke
 def test_impossible_evaluations_are_refused(options, sources, changes, message):
     with pytest.raises(ConfigurationError, match=message):
         evaluate.main(options(*sources, **changes))
+
+
+@pytest.mark.parametrize(
+    ("option", "protocol"),
+    [("eval_images", "linear"), ("voc_segmentation", "segmentation"), ("proposals", "detection")],
+)
+@pytest.mark.parametrize("chosen", [True, False], ids=["by name", "by default"])
+def test_a_folder_that_is_missing_is_refused_before_anything_runs(options, images, tmp_path, option, protocol, chosen):
+    data = {**images, "voc": tmp_path, option: tmp_path / "nowhere"}
+    config = options("random", **data, protocols=(protocol,) if chosen else ())
+    with pytest.raises(DataError, match=f"no folder .*nowhere; name it with --{option.replace('_', '-')}"):
+        evaluate.main(config)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_numbers_out_of_range_are_refused(options):

@@ -123,6 +123,7 @@ class Protocol:
         on: Says which data are used.
         run: Returns metrics by name, shares in [0, 1]; None where features are not finite.
         metric: Which of them networks are compared by: that of the paper where it reports one.
+        may_use: Names of fields of `Data` that it reads if they are given.
     """
 
     title: str
@@ -131,6 +132,7 @@ class Protocol:
     on: Callable[[Data], str]
     run: Callable[[Job], Mapping[str, float | None]]
     metric: str
+    may_use: tuple[str, ...] = ()
 
     def allowed_by(self, data: Data) -> bool:
         """Whether the data that it needs are given."""
@@ -146,10 +148,10 @@ class Protocol:
         for needs in self._lacking(data):
             options = " or ".join(map(_option, needs))
             raise ConfigurationError(f"protocol {name!r} needs {options}: name the folder")
-        for need in itertools.chain.from_iterable(self.needs):
-            folder = getattr(data, need)
+        for field in itertools.chain(*self.needs, self.may_use):
+            folder = getattr(data, field)
             if folder is not None and not Path(os.path.expanduser(folder)).is_dir():  # noqa: PTH111 - raises nothing
-                raise DataError(f"protocol {name!r}: there is no folder {folder}; name it with {_option(need)}")
+                raise DataError(f"protocol {name!r}: there is no folder {folder}; name it with {_option(field)}")
 
     def _lacking(self, data: Data) -> list[tuple[str, ...]]:
         return [needs for needs in self.needs if all(getattr(data, need) is None for need in needs)]
@@ -233,10 +235,8 @@ def _recognise_actions(job: Job) -> dict[str, float]:
 def _classify(job: Job) -> dict[str, float]:
     records = _records(job.data)
     train, test = (labelled_images(each) for each in records)
-    trunk, options = (
-        job.prepared(lambda: some_squares(records[0], job.trunk.input_size)),
-        job.options(ClassificationOptions),
-    )
+    trunk = job.prepared(lambda: some_squares(records[0], job.trunk.input_size))
+    options = job.options(ClassificationOptions)
     found = classification(trunk.module, train, test, VOC_CLASSES, options, seed=job.seed, device=job.device)
     return {
         ELEVEN_POINTS: found.mean.eleven_point,
@@ -265,10 +265,8 @@ def _segment(job: Job) -> dict[str, float]:
     root, parts = _segmented(job.data)
     records = [voc_images(root, part, "Segmentation") for part in parts]
     train, test = (segmented_images(each) for each in records)
-    trunk, options = (
-        job.prepared(lambda: some_squares(records[0], job.trunk.input_size)),
-        job.options(SegmentationOptions),
-    )
+    trunk = job.prepared(lambda: some_squares(records[0], job.trunk.input_size))
+    options = job.options(SegmentationOptions)
     classes = ("background", *VOC_CLASSES)
     found = segmentation(trunk.module, train, test, classes, options, seed=job.seed, device=job.device)
     return {MEAN_IOU: found.mean}
@@ -378,7 +376,15 @@ PROTOCOLS: Mapping[str, Protocol] = {
         CLASS_ACCURACY,
     ),
     "classification": Protocol("multi-label classification", "Table 4 i", _VOC, _on_voc, _classify, SKLEARN),
-    "detection": Protocol("detection by Fast R-CNN", "Table 4 ii", _VOC, _on_proposals, _detect, ELEVEN_POINTS),
+    "detection": Protocol(
+        "detection by Fast R-CNN",
+        "Table 4 ii",
+        _VOC,
+        _on_proposals,
+        _detect,
+        ELEVEN_POINTS,
+        may_use=("proposals",),
+    ),
     "segmentation": Protocol(
         "segmentation by FCN-32s",
         "Table 4 iii",

@@ -82,14 +82,14 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     from agents.sb3_state import AfterUpdates
 
     with main_job.make_recorder(config, loggers) as run:
-        queries = main_job.begin(run, config)
         env = ACTION_WRAPPERS[config.action_wrapper](run)
         model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
+        if run.saved_agent is None and config.model_from is not None:
+            start_from(model, config.model_from)
+        queries = main_job.begin(run, config)
         if run.saved_agent is not None:
             with checkpoint.naming(run.folder.checkpoint):
                 model.load_state_dict(run.saved_agent)
-        elif config.model_from is not None:
-            start_from(model, config.model_from)
         run.start(model.state_dict, {task: query.name for task, query in queries.items()})
         updates = config.env.total_updates - len(run.folder.rows)
         if not run.over:

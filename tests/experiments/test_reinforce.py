@@ -21,7 +21,7 @@ from agents import AGENTS, Agent
 from experiments import reinforce
 from experiments.common.options import parse
 from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
-from permenv import CheckpointError, ConfigurationError, DataError, checkpoint
+from permenv import CheckpointError, ConfigurationError, DataError, PermShuffleEnv, checkpoint
 from permenv.saved_run import trunk_weights
 from tests.experiments.helpers import arguments, job, metrics
 from tests.helpers import ROOT, SMALL
@@ -411,6 +411,21 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, e
     with pytest.raises(error, match=message):
         reinforce.main(job(tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"agent_options": (("hidden", "-1"),)}, "--agent.hidden -1"),
+        ({"policy_from": Path("/nowhere")}, "no checkpoint at /nowhere"),
+    ],
+)
+def test_a_policy_that_cannot_be_made_is_refused_before_the_network_is_validated(
+    tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(PermShuffleEnv, "reset", lambda *_, **__: pytest.fail("the run has begun"))
+    with pytest.raises((ConfigurationError, CheckpointError), match=message):
+        reinforce.main(job(tmp_path / "run", **options))
 
 
 def test_a_run_is_not_overwritten_nor_continued_with_other_options(tmp_path):

@@ -15,7 +15,7 @@ from agents.sb3 import ALGORITHMS, make_model, steps_of_an_update
 from experiments import reinforce, sb3
 from experiments.common.training import main_job
 from experiments.common.training.run_folder import CHECKPOINT, RunFolder, RunFolderError
-from permenv import CheckpointError, ConfigurationError, checkpoint
+from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
 from tests.experiments.helpers import arguments, job, metrics, small
 from tests.helpers import ROOT
 
@@ -184,6 +184,18 @@ def test_bad_options_are_refused_before_anything_is_written(tmp_path, options, e
     with pytest.raises(error, match=message):
         sb3.main(config(tmp_path / "run", **options))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"hidden": 0}, "hidden=0"), ({"model_from": Path("/nowhere")}, "no checkpoint at /nowhere")],
+)
+def test_a_model_that_cannot_be_made_is_refused_before_the_network_is_validated(
+    tmp_path, monkeypatch, options, message
+):
+    monkeypatch.setattr(PermShuffleEnv, "reset", lambda *_, **__: pytest.fail("the run has begun"))
+    with pytest.raises((ConfigurationError, CheckpointError), match=message):
+        sb3.main(config(tmp_path / "run", **options))
 
 
 def test_a_run_of_another_algorithm_is_not_continued(finished):

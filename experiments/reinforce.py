@@ -153,7 +153,7 @@ def _relative_accuracy(ours: dict[str, Any], theirs: dict[str, Any]) -> float | 
 
 def train(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     """Train one run to its end, or continue it, and sum it up in its folder."""
-    with main_job.make_recorder(config, loggers) as run:
+    with main_job.torch_settings(config), main_job.make_recorder(config, loggers) as run:
         agent = make_agent(config, run, given=run.saved_agent is None)
         queries = main_job.begin(run, config)
         if run.saved_agent is not None:

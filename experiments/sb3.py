@@ -81,7 +81,7 @@ def main(config: Config, loggers: Sequence[Logger] = ()) -> dict[str, Any]:
     from agents.sb3 import make_model, start_from, steps_of_an_update  # slow to import
     from agents.sb3_state import AfterUpdates
 
-    with main_job.make_recorder(config, loggers) as run:
+    with main_job.torch_settings(config), main_job.make_recorder(config, loggers) as run:
         env = ACTION_WRAPPERS[config.action_wrapper](run)
         model = make_model(config.algorithm, env, seed=config.seed, hidden=config.hidden)
         if run.saved_agent is None and config.model_from is not None:

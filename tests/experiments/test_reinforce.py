@@ -20,6 +20,7 @@ import torch
 from agents import AGENTS, Agent
 from experiments import reinforce
 from experiments.common.options import parse
+from experiments.common.training.loggers import Callback
 from experiments.common.training.run_folder import CHECKPOINT, LOCK, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, DataError, PermShuffleEnv, checkpoint
 from permenv.saved_run import trunk_weights
@@ -214,15 +215,15 @@ def test_a_policy_that_there_is_not_or_that_is_not_saved_is_refused(tmp_path):
         job(tmp_path / "other", agent=f"{__name__}:Forgetful")
 
 
-def test_deterministic_algorithms_are_switched_on_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):
+def test_deterministic_algorithms_are_on_during_a_run_and_change_nothing_on_a_cpu(tmp_path, monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # restored afterwards
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     reinforce.main(job(tmp_path / "plain", updates=1))
-    try:
-        reinforce.main(job(tmp_path / "run", updates=1, deterministic=True))
-        assert torch.are_deterministic_algorithms_enabled()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    were_on = []
+    look = Callback(lambda row: were_on.append(torch.are_deterministic_algorithms_enabled()))
+    reinforce.main(job(tmp_path / "run", updates=1, deterministic=True), loggers=(look,))
+    assert set(were_on) == {True}
+    assert not torch.are_deterministic_algorithms_enabled()
     assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     assert metrics(tmp_path / "run") == metrics(tmp_path / "plain")
 

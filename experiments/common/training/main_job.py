@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,28 @@ from permenv.data import files
 from permenv.device import resolve_device
 
 
+@contextlib.contextmanager
+def torch_settings(options: JobOptions) -> Iterator[None]:
+    """Use the GPU and the deterministic algorithms that the options name inside a `with` block, in which a job is run.
+
+    Raises:
+        ConfigurationError: If there is no such device.
+    """
+    device = resolve_device(options.device)
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    with contextlib.ExitStack() as stack:
+        if device.type == "cuda" and device.index is not None:  # memory is pinned for the current GPU
+            stack.enter_context(torch.cuda.device(device))
+        if options.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it
+            stack.callback(torch.use_deterministic_algorithms, enabled, warn_only=warn_only)
+            torch.use_deterministic_algorithms(True)
+        yield
+
+
 def make_recorder(options: JobOptions, loggers: Sequence[Logger] = ()) -> Recorder:
-    """Make the job's environment, and its recorder.
+    """Make the job's environment, and its recorder; inside `torch_settings`.
 
     Args:
         options: The options of the job.
@@ -32,12 +52,6 @@ def make_recorder(options: JobOptions, loggers: Sequence[Logger] = ()) -> Record
     """
     loggers = (*make_loggers(options.log), *loggers)
     distributed.current().require_shards(options.env)
-    device = resolve_device(options.device)
-    if device.type == "cuda" and device.index is not None:  # memory is pinned for the current GPU
-        torch.cuda.set_device(device)
-    if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch demands it
-        torch.use_deterministic_algorithms(True)
     # the folder comes before the data, which may take minutes to read
     with contextlib.closing(open_folder(options.folder, options.resume)):
         keep_freed_memory()

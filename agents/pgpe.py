@@ -117,6 +117,7 @@ class Pgpe(EpisodicAgent):
             noise the second of a pair would repeat the first.
         """
         if self.deterministic:
+            self._perturbation[:] = 0
             return seed
         pair, second = seed - seed % 2, seed % 2
         generator = np.random.default_rng(np.random.SeedSequence(pair, spawn_key=(1,)))
@@ -125,7 +126,7 @@ class Pgpe(EpisodicAgent):
         return pair
 
     def trajectory(self, steps: Sequence[Step]) -> Trajectory:
-        """Return the episode that this agent has just played, with its noise."""
+        """Return the episode that this agent has just played, with its noise: 0 if `deterministic`."""
         return Trajectory.of(steps, self._perturbation)
 
     def update(self, episodes: Sequence[Trajectory]) -> dict[str, float]:
@@ -182,10 +183,12 @@ class Pgpe(EpisodicAgent):
     def _noise_of(self, first: Trajectory, second: Trajectory) -> np.ndarray:
         """Return +ε of a pair, (n,)."""
         noise = first.perturbation
-        if noise.shape != self._perturbation.shape or not np.array_equal(second.perturbation, -noise):
+        same_shape = noise.shape == self._perturbation.shape
+        if not (same_shape and np.array_equal(second.perturbation, -noise) and noise.any()):
             raise ValueError(
                 f"The perturbations {first.perturbation.tolist()} and {second.perturbation.tolist()} are not opposite "
-                f"ones of {len(self._perturbation)} parameters. Collect the episodes of the seeds 2k and 2k + 1."
+                f"noise of {len(self._perturbation)} parameters. Collect the episodes of the seeds 2k and 2k + 1, not "
+                f"`deterministic`."
             )
         return noise
 

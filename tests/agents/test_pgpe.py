@@ -1,5 +1,6 @@
 """PGPE: its noise, the exact update, that it learns, its state and errors."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -56,6 +57,13 @@ def test_without_noise_every_seed_is_a_run_of_its_own():
     agent = pgpe()
     agent.deterministic = True
     assert [agent.reseed(seed) for seed in (6, 7, 8)] == [6, 7, 8]
+
+
+def test_an_episode_that_is_played_without_noise_has_none_whatever_was_played_before():
+    env, agent = Target(CONTEXTS), on(Target(CONTEXTS))
+    assert collect(env, agent, seed=0).perturbation.any()
+    agent.deterministic = True
+    assert not collect(env, agent, seed=1).perturbation.any()
 
 
 def test_an_episode_is_played_by_the_perturbed_policy_throughout():
@@ -173,6 +181,7 @@ def test_episodes_that_are_no_pairs_are_refused():
         (episodes[:3], r"3 episodes are no pairs.*2k and 2k \+ 1"),
         ([episodes[0], episodes[3]], "are not opposite"),
         ([Trajectory(each.observations, each.actions, each.rewards) for each in episodes], "are not opposite"),
+        ([dataclasses.replace(each, perturbation=np.zeros(PARAMETERS)) for each in episodes], "not `deterministic`"),
     ):
         with pytest.raises(ValueError, match=message):
             agent.update(wrong)

@@ -226,9 +226,10 @@ class Ucb(Learner):
     def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
         """Return what the parts of the state do together, see `Agent.state_conditions`."""
         return {
+            **super().state_conditions(),
             "have rewards of arms it has played only": lambda state: (
                 not np.where(state["plays"], 0, state["totals"]).any()
-            )
+            ),
         }
 
     def load_state_dict(self, state: Tree) -> None:

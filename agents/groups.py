@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gymnasium as gym
 import numpy as np
@@ -179,7 +179,8 @@ class Learner(GroupAgent):
 
         Raises:
             ValueError: If there is not exactly one finite reward per task, the counts or the probabilities have
-                another shape, or a group of probability 0 was counted.
+                another shape, the counts do not sum to the same K >= 1 in all rows, or a group of probability 0 was
+                counted.
         """
         for name, given in {"counts": counts, "behaviour": behaviour}.items():
             if given is not None and np.shape(given) != (*self._tasks, self.num_groups):
@@ -187,6 +188,12 @@ class Learner(GroupAgent):
                     f"{name} has shape {np.shape(given)}, this agent has {(*self._tasks, self.num_groups)} groups. "
                     "Give one number per group; for a joint task, one row per task."
                 )
+        sums = np.sum(counts, axis=-1)
+        if sums.min() < 1 or sums.min() != sums.max():
+            raise ValueError(
+                f"The counts {np.asarray(counts).tolist()} sum to {sums.tolist()}. Count at least one action; in a "
+                "joint task an action chooses a group of each task, so the rows have the same sum."
+            )
         gains = self._task_gains(reward)
         drawn_from = self.probabilities(observation) if behaviour is None else np.asarray(behaviour)
         if ((np.asarray(counts) > 0) & (drawn_from <= 0)).any():
@@ -211,6 +218,13 @@ class Learner(GroupAgent):
     def state_schema(self) -> dict[str, Schema]:
         """Return what the state holds, see `Agent.state_schema`."""
         return {**super().state_schema(), "counts": self._lists(Number(int, below(2**63)), self.num_groups)}
+
+    def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
+        """Return what the parts of the state do together, see `Agent.state_conditions`."""
+        return {
+            **super().state_conditions(),
+            "count as many actions in each task": lambda state: len(np.unique(np.sum(state["counts"], axis=-1))) == 1,
+        }
 
     def load_state_dict(self, state: Tree) -> None:
         """Continue where the state was taken, see `Agent.load_state_dict`."""

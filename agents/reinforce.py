@@ -219,9 +219,10 @@ class Reinforce(Learner):
     def state_conditions(self) -> dict[str, Callable[[Tree], bool]]:
         """Return what the parts of the state do together, see `Agent.state_conditions`."""
         return {
+            **super().state_conditions(),
             AFTER_AN_UPDATE: lambda state: all(
                 has_stepped(state["adam"]) == (average["weight"] > 0) for average in state["reward_averages"]
-            )
+            ),
         }
 
     def load_state_dict(self, state: Tree) -> None:
@@ -247,6 +248,7 @@ class Reinforce(Learner):
         Raises:
             CheckpointError: See `Agent.load_state_dict`.
         """
+        self._whole_schema().check(state, "agent")
         own = self.state_dict()
         self.load_state_dict({**state, **{name: own[name] for name in ("generator", "counts", "trace")}})
 

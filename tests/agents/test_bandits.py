@@ -120,7 +120,7 @@ def test_ucb_equals_a_slow_reference(case, c):
         observation = observe(t, rows if joint else rows[0])
         probabilities = agent.probabilities(observation).reshape(-1, GROUPS)
         gains = generator.normal(size=len(tasks)).tolist()
-        counts = np.round(100 * probabilities).astype(int)
+        counts = generator.multinomial(100, probabilities)
         metrics = agent.update(
             observation,
             counts if joint else counts[0],

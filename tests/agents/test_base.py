@@ -397,6 +397,30 @@ def test_incomplete_infos_are_refused():
             reinforce().learn(Transition(observe(), 0, 0.0, observe(), False, False, info))
 
 
+@pytest.mark.parametrize(
+    ("spaces", "counts", "gains"),
+    [
+        (SINGLE, np.zeros(5, int), 0.1),
+        (JOINT, np.zeros((2, 5), int), {"spatial": 0.1, "temporal": 0.1}),
+        (JOINT, np.array([[1, 1, 0, 0, 0], [1, 0, 0, 0, 0]]), {"spatial": 0.1, "temporal": 0.1}),
+    ],
+)
+def test_counts_of_no_action_or_of_more_in_one_task_are_refused(spaces, counts, gains):
+    agent = Reinforce(*spaces, seed=0)
+    before = agent.state_dict()
+    with pytest.raises(ValueError, match=r"The counts .* sum to"):
+        agent.update(observe(), counts, gains)
+    assert_equal_trees(agent.state_dict(), before)
+
+
+def test_a_state_with_counts_of_more_actions_in_one_task_is_refused():
+    agent = Reinforce(*JOINT, seed=0)
+    state = agent.state_dict()
+    state["counts"][0][1] += 1
+    with pytest.raises(CheckpointError, match="must count as many actions in each task"):
+        agent.load_state_dict(state)
+
+
 def test_impossible_updates_are_refused():
     with pytest.raises(ValueError, match="reward is nan"):
         reinforce().update(observe(), np.array([1, 0, 0, 0, 0]), float("nan"))

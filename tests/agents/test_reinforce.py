@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from agents import InversePolicy, Reinforce, Transition
+from permenv import CheckpointError
 from tests.agents.helpers import (
     BEST,
     FRACTIONS,
@@ -311,6 +312,15 @@ def test_another_run_starts_from_what_was_learned_alone():
         if name != "signature":
             with pytest.raises(AssertionError):
                 assert_equal_trees(new[name], learned[name])
+
+
+@pytest.mark.parametrize("state", [None, {}, {"network": {}}])
+def test_a_run_does_not_start_from_what_is_no_state(state):
+    agent = reinforce()
+    before = agent.state_dict()
+    with pytest.raises(CheckpointError, match="agent"):
+        agent.start_from(state)
+    assert_equal_trees(agent.state_dict(), before)
 
 
 # Learning

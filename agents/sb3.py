@@ -34,6 +34,7 @@ from permenv.wrappers.base import wrappers_of
 Numbers = Callable[[int, int], dict[str, Any]]  # from steps per update and updates per run to keywords of SB3
 
 _MOST_AHEAD = 256  # actions drawn at once
+_LARGEST_BUFFER = 1_000_000  # transitions, the default of Stable-Baselines3
 
 
 class PPO(Algorithm, stable_baselines3.PPO):
@@ -99,9 +100,6 @@ class _InfoOfValidations(gym.Wrapper[Any, Any, Any, Any]):
 
 # The hyperparameters of each algorithm where the defaults of Stable-Baselines3 do not suit. The discount is set in
 # `make_model`.
-
-
-_LARGEST_BUFFER = 1_000_000  # transitions, the default of Stable-Baselines3
 
 
 def _on_policy(steps: int) -> dict[str, Any]:
@@ -224,20 +222,23 @@ def make_model(
         steps: K, >= 1; by default `steps_of_an_update`, which knows the wrappers of permenv. Pass it under one of
             your own whose step is an update or the like.
         device: Device of the networks.
-        **options: Further keywords of the algorithm's class; they override those chosen here.
+        **options: Further keywords of the algorithm's class; they override those chosen here. The replay buffer of
+            `optimize_memory_usage` cannot be saved.
 
     Returns:
         The model, with `learn(steps)` and `predict(observation)` for flat observations.
 
     Raises:
-        ConfigurationError: If there is no such algorithm, it does not support these actions, or `hidden` or `steps` is
-            below 1.
+        ConfigurationError: If there is no such algorithm, it does not support these actions, `hidden` or `steps` is
+            below 1, or `optimize_memory_usage` is set.
     """
     chosen = _algorithm(algorithm, env)
     if hidden < 1:
         raise ConfigurationError(f"hidden={hidden}: must be at least 1")
     if steps is not None and steps < 1:
         raise ConfigurationError(f"steps={steps}: must be at least 1")
+    if options.get("optimize_memory_usage"):
+        raise ConfigurationError("optimize_memory_usage=True: such a replay buffer cannot be saved; leave it out")
     steps = steps_of_an_update(env) if steps is None else steps
     base_env: Any = env.unwrapped
     numbers = {"gamma": 1 - 1 / steps, **chosen.numbers(steps, base_env.config.total_updates), **options}
@@ -266,7 +267,7 @@ def options_of(algorithm: str) -> dict[str, Any]:
     """
     *_, theirs = _entry(algorithm).kind.__bases__  # the class of Stable-Baselines3
     parameters = inspect.signature(theirs).parameters
-    ours = ("env", "seed", "device", "_init_setup_model")
+    ours = ("env", "seed", "device", "optimize_memory_usage", "_init_setup_model")
     return {"hidden": int, **{name: each.annotation for name, each in parameters.items() if name not in ours}}
 
 

@@ -362,7 +362,7 @@ def test_actions_drawn_ahead_follow_the_policy():
 def test_the_options_of_an_algorithm_are_those_that_can_be_changed(algorithm):
     found = options_of(algorithm)
     assert {"hidden", "learning_rate", "gamma", "policy_kwargs"} < found.keys()
-    assert not {"env", "seed", "device"} & found.keys()
+    assert not {"env", "seed", "device", "optimize_memory_usage"} & found.keys()
     with pytest.raises(ConfigurationError, match="there is no algorithm 'sarsa'"):
         options_of("sarsa")
 
@@ -398,6 +398,11 @@ def test_options_override_those_chosen_here_one_by_one(make_env):
     own = make_model("ppo", make_env(), seed=0, policy_kwargs={"net_arch": [7]})
     assert own.policy.net_arch == [7]
     assert own.policy.ahead > 1, "the rest is as it was"
+
+
+def test_a_replay_buffer_that_cannot_be_saved_is_refused(make_env):
+    with pytest.raises(ConfigurationError, match=r"optimize_memory_usage=True: .*; leave it out"):
+        make_model("dqn", make_env(), seed=0, optimize_memory_usage=True)
 
 
 def test_the_steps_of_an_update_can_be_given_for_an_action_wrapper_of_ones_own(make_env):

@@ -17,8 +17,8 @@ Any environment that has these will do.
   (`groups.py`).
 - `Reinforce`: the paper's policy gradient, Eq. 9 and section 4.1 (`reinforce.py`).
 - `RandomPolicy`, `InversePolicy`: what the paper compares it with, appendix F (`baselines.py`).
-- `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance
-  (`baselines.py`).
+- `UniformGroups`, `FixedGroup`, `HardestFirst`, `EasiestFirst`, `DifficultyProportional`: curricula fixed in advance;
+  `GrowingPool`: the base class of two of them (`baselines.py`).
 - `Exp3`, `Ucb`: bandits whose arms are the groups (`bandits.py`).
 - `GaussianReinforce`, `Pgpe`: policies of continuous actions that are learned across runs, in an environment
   under a wrapper such as `permenv.wrappers.PoolAction`, with noise in the actions or in the parameters (`gaussian.py`,

@@ -17,11 +17,11 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
 from agents.base import Agent, Tree
+from agents.networks import LARGEST_INPUT
 from agents.sb3 import ALGORITHMS, Algorithm
 from permenv.config import Range
 from permenv.schema import FINITE, FLOAT64, Array, Fields, Number, Schema
 
-_LARGEST_INPUT = 5.0  # in deviations, as in `GaussianReinforce`
 _BATCHES = 4  # of an epoch of PPO
 
 
@@ -78,9 +78,7 @@ def make_vector_model(
         The model. `model.get_env()` is to be closed.
     """
     vector: VecEnv = SubprocVecEnv(list(environments), "spawn") if processes else DummyVecEnv(list(environments))
-    model = _make(
-        algorithm, VecNormalize(vector, clip_obs=_LARGEST_INPUT, gamma=discount), steps, seed, hidden, options
-    )
+    model = _make(algorithm, VecNormalize(vector, clip_obs=LARGEST_INPUT, gamma=discount), steps, seed, hidden, options)
     vector.seed(first_episode)
     return model
 
@@ -137,7 +135,7 @@ class FrozenModel(Agent):
         # as VecNormalize does
         standardised = (observation - self._scale.mean) / np.sqrt(self._scale.var + 1e-8)
         action, _ = self._model.predict(
-            standardised.clip(-_LARGEST_INPUT, _LARGEST_INPUT).astype(np.float32), deterministic=True
+            standardised.clip(-LARGEST_INPUT, LARGEST_INPUT).astype(np.float32), deterministic=True
         )
         return action
 

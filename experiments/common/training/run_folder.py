@@ -335,5 +335,5 @@ def _are_rows(rows: Any) -> bool:
 
 def read_rows(path: Path) -> list[dict[str, float]]:
     """Read the metrics.csv of the run folder `path`."""
-    with (path / "metrics.csv").open(encoding="utf-8") as file:
+    with (path / _METRICS).open(encoding="utf-8") as file:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]

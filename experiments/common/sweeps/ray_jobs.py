@@ -28,15 +28,16 @@ def start_ray(address: str, processes: int) -> ModuleType:
     The jobs have one thread each. `ray.shutdown` stops what was started here, and leaves a cluster.
 
     Args:
-        address: `LOCAL` starts Ray on this machine. Else the address of a cluster, "auto" for the one of this machine;
-            permenv must be installed on all of its machines, in the same version.
+        address: `LOCAL` starts Ray on this machine. Else the address of a cluster to which this machine belongs, "auto"
+            for any; permenv must be installed on all of its machines, in the same version. Addresses of Ray Client,
+            ray://HOST:PORT, are refused: Ray Tune would run its callbacks, which keep the results, on the cluster.
         processes: Jobs at once where Ray is started here; a cluster has its own cores.
 
     Returns:
         The module `ray`.
 
     Raises:
-        ConfigurationError: If Ray is not installed, or there is no such cluster.
+        ConfigurationError: If Ray is not installed, there is no such cluster, or the address is one of Ray Client.
     """
     try:
         import ray
@@ -109,7 +110,9 @@ class RayExecutor(Executor):
 
 
 def _require_reachable(address: str) -> None:
-    """Raise an OSError if nothing answers at HOST:PORT; Ray would try for minutes."""
+    """Raise an OSError if nothing answers at HOST:PORT, where Ray would try for minutes; a ValueError for ray://."""
+    if address.startswith("ray://"):
+        raise ValueError("Ray Client is not supported, start the script on a machine of the cluster")
     host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -88,6 +88,12 @@ def test_a_cluster_that_is_not_there_is_named():
         make_executor(2, "127.0.0.1:1")
 
 
+def test_an_address_of_ray_client_is_refused_with_the_remedy():
+    pytest.importorskip("ray", reason="the extra dev has it")
+    with pytest.raises(ConfigurationError, match=r"--ray ray://127.0.0.1:10001: .* start the script on a machine of"):
+        make_executor(2, "ray://127.0.0.1:10001")
+
+
 def test_without_ray_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigurationError, match=r"--ray needs the package ray: pip install"):

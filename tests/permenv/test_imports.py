@@ -150,6 +150,19 @@ def test_a_module_imports_lower_layers_only(module):
         assert other == unit or LAYER_OF[other] < LAYER_OF[unit], f"{module} imports {imported}"
 
 
+def test_what_experiments_share_imports_down_its_list_only():
+    """Each line of the docstring of `experiments.common` is a layer, as in `LAYERS`, the highest first."""
+    common = "experiments.common"
+    documentation = ast.get_docstring(ast.parse(MODULES[common].read_text()))
+    lines = [line.partition(":")[0] for line in documentation.splitlines() if line.startswith("- ")]
+    place = {f"{common}.{name}": number for number, line in enumerate(lines) for name in re.findall(r"`(\w+)/?`", line)}
+    own = {name: ".".join(name.split(".")[:3]) for name in MODULES if name.startswith(f"{common}.")}
+    assert place.keys() == set(own.values())
+    for module, part in own.items():
+        for other in {own[each] for each in OURS[module] if each in own} - {part}:
+            assert place[other] > place[part], f"{module} imports {other}"
+
+
 @pytest.mark.parametrize("unit", NARROWER)
 def test_a_module_of_the_core_imports_no_more_than_it_needs(unit):
     found = {unit_of(each) for name in MODULES if unit_of(name) == unit for each in OURS[name]} - {unit}

@@ -21,7 +21,8 @@ Tree = dict[str, Any]  # nested dicts and lists of tensors, arrays and JSON-able
 class Transition:
     """One step of the environment, from which an agent learns.
 
-    As follows for the environment itself; under wrappers, observation, action and reward are those of the wrappers.
+    The attributes are described for the bare environment; under wrappers, observation, action and reward are those of
+    the wrappers.
 
     Attributes:
         observation: ŝ on which the action was taken.

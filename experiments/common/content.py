@@ -50,7 +50,8 @@ def digest_of_folder(folder: Path, with_lists: bool, without: Path | None = None
     """Return a digest of the path and size of each file, and of the text of lists and annotations.
 
     Images and videos, of which there may be a million, are not read: an edit that keeps the size of a compressed file
-    to the byte goes unnoticed. In a list it is likely, 1 for 0, and lists are short.
+    to the byte goes unnoticed. Lists are read, because there an edit of the same size (1 for 0) is likely and they are
+    short.
 
     Args:
         folder: The folder.

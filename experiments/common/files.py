@@ -63,7 +63,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, atomically. Bytes of a file's name that are no text are escaped, as JSON can be read back."""
+    """Write a text, atomically. Bytes of a file name that are not valid text are escaped."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 

@@ -56,7 +56,7 @@ def machine(device: torch.device, *, threads: int | None = None) -> dict[str, An
 
 
 def note_machine(machines: list[dict[str, Any]], now: dict[str, Any], update: int, job: Path) -> None:
-    """Add this machine and the checkout to those of a job if they differ from the last ones; of a machine, say so.
+    """Add this machine and checkout to those of a job if they differ from the last; warn if the machine differs.
 
     Args:
         machines: Those of the job so far, each with the updates before it; changed in place.

@@ -117,7 +117,7 @@ class Launch:
         sys.exit(code)
 
     def let_the_first_speak(self) -> None:
-        """Wait, as another rank than the first, and leave it at what that has said, if all end in the same way."""
+        """On a rank other than the first: wait, and exit silently if another rank has ended meanwhile."""
         if self.rank:
             time.sleep(_GRACE)
             if self.missing() is not None:

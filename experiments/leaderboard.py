@@ -103,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ConfigurationError: If an agent is unknown or does not support the task, the curriculum is out of range, or a
             policy has the name of another one or of an agent.
-        CheckpointError: If there is no such policy.
+        CheckpointError: If there is no such policy, or it is one of another number of groups or tasks.
         RunFolderError: If the folder has runs of other settings.
     """
     check_names((*config.agents, *config.cross_entropy))
@@ -121,7 +121,7 @@ def main(config: Config) -> dict[str, Any]:
         variants[_curriculum_name(config)] = {"player": "easiest-first", "options": options}
     for name in config.cross_entropy:
         variants[f"{name}, cross-entropy"] = {"player": name, "cross_entropy": True, **code_of(name)}
-    _check_agents(config)
+    _check_players({**players, **{name: name for name in config.cross_entropy}}, config)
     found = over_seeds(_run, variants, config)
     by_agent = _metrics(found)
     report = {
@@ -150,12 +150,15 @@ def main(config: Config) -> dict[str, Any]:
     return report
 
 
-def _check_agents(config: Config) -> None:
-    """Make each agent once, so that one that does not support the task is refused before the others have run."""
+def _check_players(players: Mapping[str, str | LearnedPolicy], config: Config) -> None:
+    """Make each agent and policy once, so that one that does not fit the task is refused before the others have run."""
     env = config.environment.make()
-    for name in (*config.agents, *config.cross_entropy):
+    for name, player in players.items():
         try:
-            check_options(name, env)
+            if isinstance(player, LearnedPolicy):
+                player.make(env, seed=0)
+            else:
+                check_options(player, env)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(
                 f"agent {name!r} cannot be compared on task {config.task!r}, leave it out: {error}"

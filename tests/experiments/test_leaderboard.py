@@ -10,9 +10,10 @@ from experiments import leaderboard
 from experiments.common.agent_runs import AGENTS, play
 from experiments.common.reports.statistics import Estimate
 from experiments.common.training.run_folder import CHECKPOINT, RunFolderError
-from permenv import ConfigurationError, checkpoint
+from permenv import CheckpointError, ConfigurationError, checkpoint
 from permenv.wrappers import CrossEntropyReward
 from tests.experiments.helpers import small
+from tests.helpers import ROOT
 
 
 @pytest.fixture
@@ -137,6 +138,13 @@ def test_an_agent_that_does_not_exist_is_refused(options, tmp_path):
 def test_what_would_fail_in_a_run_is_refused_before_anything_runs(options, tmp_path, task, given, message):
     with pytest.raises(ConfigurationError, match=message):
         leaderboard.main(options(task, **{"agents": ("random",), **given}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_policy_of_another_task_is_refused_before_anything_runs(options, tmp_path):
+    policy = ROOT / "experiments" / "results" / "pool-policy.safetensors"
+    with pytest.raises(CheckpointError, match=r"pool-policy\.safetensors: .* does not fit an agent"):
+        leaderboard.main(options("spatiotemporal", agents=("random",), policies=(policy,)))
     assert not (tmp_path / "runs").exists()
 
 

@@ -187,8 +187,8 @@ class Pgpe(EpisodicAgent):
         if not (same_shape and np.array_equal(second.perturbation, -noise) and noise.any()):
             raise ValueError(
                 f"The perturbations {first.perturbation.tolist()} and {second.perturbation.tolist()} are not opposite "
-                f"noise of {len(self._perturbation)} parameters. Collect the episodes of the seeds 2k and 2k + 1, not "
-                f"`deterministic`."
+                f"noise of {len(self._perturbation)} parameters. Collect the episodes of the seeds 2k and 2k + 1, "
+                f"with `deterministic` off."
             )
         return noise
 

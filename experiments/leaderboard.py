@@ -12,6 +12,7 @@ and prints the table.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -152,18 +153,17 @@ def main(config: Config) -> dict[str, Any]:
 
 def _check_players(players: Mapping[str, str | LearnedPolicy], config: Config) -> None:
     """Make each agent and policy once, so that one that does not fit the task is refused before the others have run."""
-    env = config.environment.make()
-    for name, player in players.items():
-        try:
-            if isinstance(player, LearnedPolicy):
-                player.make(env, seed=0)
-            else:
-                check_options(player, env)
-        except (ValueError, TypeError) as error:
-            raise ConfigurationError(
-                f"agent {name!r} cannot be compared on task {config.task!r}, leave it out: {error}"
-            ) from error
-    env.close()
+    with contextlib.closing(config.environment.make()) as env:
+        for name, player in players.items():
+            try:
+                if isinstance(player, LearnedPolicy):
+                    player.make(env, seed=0)
+                else:
+                    check_options(player, env)
+            except (ValueError, TypeError) as error:
+                raise ConfigurationError(
+                    f"agent {name!r} cannot be compared on task {config.task!r}; leave it out: {error}"
+                ) from error
 
 
 def _run(

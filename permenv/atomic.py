@@ -18,7 +18,7 @@ from typing import BinaryIO
 fcntl: ModuleType | None
 try:
     import fcntl
-except ImportError:  # Windows, where a file that is open cannot be deleted anyway
+except ImportError:  # Windows
     fcntl = None
 
 
@@ -40,7 +40,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def written(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that is there, whole, when the `with` block ends without an exception.
 
-    What an earlier write that was killed left beside it is removed.
+    What an earlier write that was killed left beside it is removed, except on Windows.
 
     Args:
         path: The file; its folder is made if need be, a file of that name is replaced.
@@ -91,14 +91,12 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
 
 def _remove_leftovers(path: Path) -> None:
     """Delete the temporary files of writes to this path that were killed."""
+    if fcntl is None:  # nothing tells them from what another process is still writing
+        return
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            if fcntl is None:
-                leftover.unlink()  # fails where a process has it open
-            else:
-                with leftover.open("rb") as file:
-                    _lock(file)  # fails where a living process is still writing
-                    leftover.unlink()
+        with contextlib.suppress(OSError), leftover.open("rb") as file:
+            _lock(file)  # fails where a living process is still writing
+            leftover.unlink()
 
 
 def _lock(file: BinaryIO) -> None:

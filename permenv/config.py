@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import math
 import numbers
+import re
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -234,7 +235,8 @@ class Config:
 def _qualified_name(function: Callable[..., Any]) -> str:
     if isinstance(function, functools.partial):
         bound = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
-        return f"{_qualified_name(function.func)}({', '.join(bound)})"
+        addresses = r" at 0x[0-9a-fA-F]+"  # in what functions and objects are represented by; other in each process
+        return re.sub(addresses, "", f"{_qualified_name(function.func)}({', '.join(bound)})")
     return f"{function.__module__}.{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
@@ -271,7 +273,7 @@ def _checked(name: str, value: Any, hint: Any) -> Any:
         raise ConfigurationError(f"{name} is a number of {len(str(abs(value)))} digits: must be at most {_LARGEST}")
     if kinds and value is not None:
         value = float(value) if hint is float else int(value)
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ConfigurationError(f"{name}={value}: must be finite")
     if bounds is not None and value is not None and value not in bounds:
         raise ConfigurationError(f"{name}={value}: {bounds}")

@@ -42,8 +42,8 @@ class OrderingHead(nn.Module):
             permutations: (|Ψ|, n) int, Ψ.
 
         Yields:
-            (rows, |Ψ|) each: all pairs, sample by sample, in the order of Ψ, in chunks of any length. The caller
-            overwrites them: each has memory of its own.
+            (rows, |Ψ|) each: all pairs, sample by sample, in the order of Ψ, in chunks of any length. Each
+            has memory of its own, since the caller overwrites it.
         """
         order = torch.tensor(permutations, device=features.device)
         for sample in features:

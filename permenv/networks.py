@@ -278,6 +278,7 @@ def eval_mode(network: Module) -> Iterator[Module]:
     try:
         yield network
     finally:
+        network.train(modes[0][1])  # modules may do more than set their mode
         for module, training in modes:
             module.training = training
 
@@ -340,7 +341,7 @@ def _feature_length(trunk: nn.Module, piece_shape: Sequence[int]) -> int:
             f"the backbone cannot take pieces of {' × '.join(map(str, piece_shape))}: {str(error) or repr(error)}; "
             f"change the pieces (piece_size) or the backbone"
         ) from error
-    if not isinstance(found, Tensor) or found.dim() < 2:
+    if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != 1:
         shown = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else repr(type(found).__name__)
         raise ValueError(f"the backbone returned {shown} for one piece: return its feature maps, a tensor (1, ...)")
     return found.flatten(1).shape[1]

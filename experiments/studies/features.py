@@ -123,6 +123,7 @@ class Config(SweepOptions):
             images=self.images if task in _IMAGES else None,
             videos=self.videos if task in _VIDEOS else None,
             device=self.device,
+            updates=self.env.total_updates,
             env=make_config(self.preset, task, **self.overrides),
         )
 

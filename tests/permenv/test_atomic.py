@@ -55,6 +55,14 @@ def test_what_another_process_is_writing_is_left_alone(tmp_path):
     assert not (tmp_path / ".file.0123abcd.tmp").exists()
 
 
+def test_nothing_is_removed_where_files_cannot_be_locked(tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic, "fcntl", None)
+    (tmp_path / ".file.0123abcd.tmp").write_bytes(b"perhaps of another process")
+    write_bytes(tmp_path / "file", b"content")
+    assert (tmp_path / ".file.0123abcd.tmp").exists()
+    assert (tmp_path / "file").read_bytes() == b"content"
+
+
 @pytest.mark.parametrize("moment", ["before it is locked", "while it is locked"])
 def test_a_file_that_another_write_takes_for_a_leftover_is_made_again(moment, tmp_path, monkeypatch):
     pytest.importorskip("fcntl")

@@ -161,6 +161,12 @@ def test_as_dict_tells_the_bound_arguments_of_a_backbone_apart():
     assert names == ["json.loads(strict=False)", "json.loads(strict=True)"]
 
 
+def test_the_name_of_a_backbone_is_the_same_in_every_process():
+    backbone = functools.partial(json.loads, object_hook=changes_of, cls=object())
+    name = make_config("tiny", backbone=backbone).as_dict()["backbone"]
+    assert name == "json.loads(object_hook=<function changes_of>, cls=<object object>)"
+
+
 def test_as_dict_takes_a_backbone_that_cannot_be_copied():
     class Backbone:
         def __init__(self):
@@ -173,8 +179,8 @@ def test_as_dict_takes_a_backbone_that_cannot_be_copied():
 
 
 def test_seeds_may_be_of_any_length():
-    config = make_config("tiny", permutation_seed=10**30, scenes_seed=2**64)
-    assert (config.permutation_seed, config.scenes_seed) == (10**30, 2**64)
+    config = make_config("tiny", permutation_seed=10**400, scenes_seed=2**64)
+    assert (config.permutation_seed, config.scenes_seed) == (10**400, 2**64)
 
 
 def test_numbers_of_numpy_become_numbers_of_python():

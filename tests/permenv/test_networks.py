@@ -213,6 +213,7 @@ def returns(value):
         (lambda pieces: (pieces,), "'tuple'"),
         (lambda pieces: {"out": pieces}, "'dict'"),
         (lambda pieces: pieces.sum(), r"a tensor of shape \(\)"),
+        (lambda pieces: pieces[0], r"a tensor of shape \(3, 32, 32\)"),
     ],
 )
 def test_a_backbone_that_returns_no_feature_maps_is_refused(value, shown):
@@ -229,6 +230,20 @@ def test_a_backbone_keeps_the_modes_of_its_modules():
     network = build(half_frozen)
     assert network.trunk.training
     assert not network.trunk[1].training
+
+
+def test_eval_mode_tells_modules_that_do_more_than_set_their_mode():
+    class Merging(nn.Identity):
+        merged = False
+
+        def train(self, mode=True):
+            self.merged = not mode
+            return super().train(mode)
+
+    network = nn.Sequential(Merging())
+    with eval_mode(network):
+        assert network[0].merged
+    assert not network[0].merged
 
 
 def test_eval_mode_restores_the_mode():

@@ -112,7 +112,7 @@ class RayExecutor(Executor):
 def _require_reachable(address: str) -> None:
     """Raise an OSError if nothing answers at HOST:PORT, where Ray would try for minutes; a ValueError for ray://."""
     if address.startswith("ray://"):
-        raise ValueError("Ray Client is not supported, start the script on a machine of the cluster")
+        raise ValueError("Ray Client is not supported; start the script on a machine of the cluster")
     host, colon, port = address.rpartition(":")
     if colon:
         socket.create_connection((host, int(port)), timeout=10).close()

@@ -41,7 +41,7 @@ def torch_settings(options: JobOptions) -> Iterator[None]:
 
 
 def make_recorder(options: JobOptions, loggers: Sequence[Logger] = ()) -> Recorder:
-    """Make the job's environment, and its recorder; inside `torch_settings`.
+    """Make the job's environment, and its recorder. Call it inside `torch_settings`.
 
     Args:
         options: The options of the job.

@@ -1,10 +1,12 @@
 """Fixtures that several test files share."""
 
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 
@@ -23,6 +25,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERMENV_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def global_generators():
+    """Give each test the same states of the global random generators, and leave them as they were."""
+    python, ours, theirs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    torch.default_generator.manual_seed(0)
+    yield
+    random.setstate(python)
+    np.random.set_state(ours)  # noqa: NPY002
+    torch.set_rng_state(theirs)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What several test files share: a small configuration, its tasks, actions and rollouts, the folder of real data."""
 
 import os
+import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,12 @@ def mean(values: Iterable[float]) -> float:
     """Mean as the environment computes it: the sum in order, divided by the number."""
     values = list(values)
     return sum(values) / len(values)
+
+
+def global_states() -> tuple[Any, ...]:
+    """The states of the global random generators of Python, numpy and torch."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return random.getstate(), kind, keys.tolist(), rest, torch.get_rng_state().tolist()
 
 
 def small_backbone() -> torch.nn.Module:

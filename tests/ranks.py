@@ -163,4 +163,4 @@ def largest_difference(first: dict[str, np.ndarray], second: dict[str, np.ndarra
     """The largest difference of two states."""
     assert first.keys() == second.keys()
     assert all(value.dtype in (np.float64, np.int64) for value in first.values())
-    return max(float(np.abs(value - second[name]).max()) for name, value in first.items())
+    return float(np.max([np.abs(value - second[name]).max() for name, value in first.items()]))  # NaN if any is

@@ -103,7 +103,7 @@ MESSAGES = re.findall(r"^`(.+)`\n:", (ROOT / "docs" / "troubleshooting.md").read
 
 
 def test_a_message_is_explained_once():
-    assert len(MESSAGES) == len(set(MESSAGES))
+    assert len(MESSAGES) == len(set(MESSAGES)) > 10
 
 
 @pytest.mark.parametrize("message", MESSAGES)

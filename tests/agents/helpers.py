@@ -276,6 +276,7 @@ def assert_equal_trees(first: Any, second: Any) -> None:
         assert first.dtype == second.dtype
         assert torch.equal(first, second)
     elif isinstance(first, np.ndarray):
+        assert first.dtype == second.dtype
         assert np.array_equal(first, second)
     else:
         assert first == second

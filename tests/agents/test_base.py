@@ -34,6 +34,7 @@ from tests.agents.helpers import (
     run,
     spaces_of,
 )
+from tests.helpers import global_states
 
 ONE_SIDED = ("fixed", "hardest-first", "easiest-first")
 """Agents that leave out groups that are not empty."""
@@ -284,12 +285,9 @@ def test_the_seed_determines_everything(build):
 
 @all_agents
 def test_global_random_states_are_left_unchanged(build):
-    def states() -> tuple:
-        return random.getstate(), str(np.random.get_state()), torch.get_rng_state().tolist()  # noqa: NPY002
-
-    before = states()
+    before = global_states()
     run(build(), seed=0, steps=60)
-    assert states() == before
+    assert global_states() == before
 
 
 # Errors

@@ -1,7 +1,6 @@
 """The Gaussian policy across runs: exact gradients, standardisation, episodes, that it learns, its state and errors."""
 
 import math
-import random
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +12,7 @@ from agents import GaussianReinforce, RandomPolicy, Trajectory, Transition, coll
 from permenv import CheckpointError
 from permenv.wrappers import ErrorAndProgress, ErrorReduction, MixtureAction, PoolAction
 from tests.agents.helpers import BANDIT, CONTEXTS, SINGLE, Target, assert_equal_trees
+from tests.helpers import global_states
 
 OBSERVATIONS = gym.spaces.Box(-10, 10, (2, 2), np.float32)
 ACTIONS = gym.spaces.Box(-1, 1, (2,), np.float32)
@@ -343,9 +343,9 @@ def test_a_seed_determines_everything_and_the_global_states_stay():
             rollout(env, agent, seed=episode)
         return agent.state_dict()
 
-    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # noqa: NPY002
+    before = global_states()
     first = play(1)
-    assert states == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())  # noqa: NPY002
+    assert global_states() == before
     assert_equal_trees(play(1), first)
     assert not torch.equal(play(2)["parameters"]["first.weight"], first["parameters"]["first.weight"])
 

@@ -9,6 +9,7 @@ import torch
 
 from agents import Lookahead, rollout
 from tests.agents.helpers import assert_equal_trees
+from tests.helpers import global_states
 
 SHARE = 0.5
 
@@ -138,9 +139,9 @@ def test_every_cycle_reaches_the_lowest_error_of_its_plan(make):
 def test_planning_leaves_the_environment_unchanged(make, task):
     env, agent, observation = make(task=task)
     twin = env.unwrapped.fork()
-    before, numbers = env.unwrapped.state_dict(), (torch.get_rng_state().tolist(), str(np.random.get_state()))  # noqa: NPY002
+    before, states = env.unwrapped.state_dict(), global_states()
     agent.probabilities(observation)
-    assert (torch.get_rng_state().tolist(), str(np.random.get_state())) == numbers  # noqa: NPY002
+    assert global_states() == states
     assert_equal_trees(env.unwrapped.state_dict(), before)
     assert_equal_trees(twin.state_dict(), before)
     for _ in range(12):

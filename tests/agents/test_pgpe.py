@@ -181,7 +181,7 @@ def test_episodes_that_are_no_pairs_are_refused():
         (episodes[:3], r"3 episodes are no pairs.*2k and 2k \+ 1"),
         ([episodes[0], episodes[3]], "are not opposite"),
         ([Trajectory(each.observations, each.actions, each.rewards) for each in episodes], "are not opposite"),
-        ([dataclasses.replace(each, perturbation=np.zeros(PARAMETERS)) for each in episodes], "with `deterministic` off"),
+        ([dataclasses.replace(each, perturbation=np.zeros(PARAMETERS)) for each in episodes], "`deterministic` off"),
     ):
         with pytest.raises(ValueError, match=message):
             agent.update(wrong)

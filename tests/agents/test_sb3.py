@@ -20,6 +20,7 @@ from agents.randomness import OwnRandomness
 from agents.sb3 import ALGORITHMS, load_model, make_model, options_of, start_from, steps_of_an_update
 from permenv import CheckpointError, ConfigurationError, make_config
 from permenv.wrappers import ActionBlock, FlatJointAction, MixtureAction, NormalizedReward
+from tests.helpers import global_states
 
 ACTIONS = {"ppo": "groups", "a2c": "groups", "dqn": "groups", "sac": "mixture"}
 WRAPPERS = {"groups": lambda env: env, "mixture": MixtureAction, "block": ActionBlock, "pairs": FlatJointAction}
@@ -86,11 +87,6 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
-
-
-def global_states():
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), kind, keys.tolist(), rest, torch.get_rng_state().tolist()
 
 
 def networks(model):

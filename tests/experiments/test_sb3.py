@@ -17,7 +17,7 @@ from experiments.common.training import main_job
 from experiments.common.training.run_folder import CHECKPOINT, RunFolder, RunFolderError
 from permenv import CheckpointError, ConfigurationError, PermShuffleEnv, checkpoint
 from tests.experiments.helpers import arguments, job, metrics, small
-from tests.helpers import ROOT
+from tests.helpers import ROOT, global_states
 
 CASES = [
     ("ppo", "temporal", "groups"),
@@ -37,11 +37,6 @@ ENOUGH = {"ppo": 2, "a2c": 2, "dqn": 2, "sac": 6}  # updates after which an algo
 def config(out, algorithm="ppo", task="spatial", env=(), updates=None, **options):
     env = small(task, **{"total_updates": updates or ENOUGH[algorithm], **dict(env)})
     return sb3.Config(out=out, algorithm=algorithm, task=task, env=env, device="cpu", **options)
-
-
-def global_states():
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return random.getstate(), kind, keys.tolist(), rest, torch.get_rng_state().tolist()
 
 
 def networks(model):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from permenv import registered_tasks
 from tests.permenv.windows import open_windows
 
 
@@ -9,3 +10,9 @@ from tests.permenv.windows import open_windows
 def windows(monkeypatch):
     """Let matplotlib open windows, on a machine without a screen too; the list of them."""
     yield from open_windows(monkeypatch)
+
+
+@pytest.fixture
+def registry(monkeypatch):
+    """Leave the registry of tasks as it was."""
+    monkeypatch.setattr("permenv.registry._REGISTRY", dict(registered_tasks()))

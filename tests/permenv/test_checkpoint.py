@@ -225,12 +225,11 @@ print(last, in_a_save)
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("trials", [20, pytest.param(100, marks=pytest.mark.ci)])
-def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path, trials):
+def test_a_kill_while_saving_leaves_a_whole_checkpoint(tmp_path):
     """Kill -9 at random moments, many of them within a save; the previous or the new checkpoint is whole."""
-    command = [sys.executable, "-W", "ignore", "-c", KILL_WRITERS, str(tmp_path / "file"), str(trials)]
+    command = [sys.executable, "-W", "ignore", "-c", KILL_WRITERS, str(tmp_path / "file"), "100"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     written, in_a_save = map(int, result.stdout.split())
-    assert written > trials / 10
-    assert in_a_save > trials / 20
+    assert written > 10
+    assert in_a_save > 5

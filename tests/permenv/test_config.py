@@ -56,6 +56,13 @@ def test_the_schedule_of_a_run(free, phases, cycle, total):
     assert config.as_dict().keys() == fields  # what follows from the fields does not enter checkpoints
 
 
+@pytest.mark.parametrize("preset", ["nano", "tiny"])
+def test_an_episode_of_the_small_presets_has_30_updates_of_3200_actions(preset):
+    config = PRESETS[preset]
+    assert config.total_updates == 30
+    assert config.iterations_per_cycle * config.actions_per_iteration == 3200
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_overrides_change_only_what_they_name(preset):
     config = make_config(preset, num_permutations=50)

@@ -11,10 +11,8 @@ from torch import nn
 from permenv import ConfigurationError
 from permenv.batch_norm import synchronise
 from permenv.distributed import ALONE, Ranks, current
-from permenv.networks import OrderingNetwork
 from permenv.tasks import SpatialTask
 from tests.helpers import small_run
-from tests.permenv.series_task import SeriesTask
 from tests.ranks import float64_run, largest_difference, run_ranks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="ranks are forked from a process that is warm")
@@ -97,7 +95,6 @@ def test_a_shard_of_the_pieces_of_a_users_task_is_made_by_it():
     samples = np.arange(4)[:, None]
     expected = own.pieces(samples, None, np.random.default_rng(0))[1:3]
     torch.testing.assert_close(own.shard_of_pieces(slice(1, 3), samples, None, np.random.default_rng(0)), expected)
-    assert SeriesTask.shard_of_pieces is not SpatialTask.shard_of_pieces
 
 
 # Two ranks
@@ -287,4 +284,3 @@ def test_another_number_of_ranks_continues_a_checkpoint(tmp_path):
         whole.iterate()
     for name, value in whole.trainer.network.state_dict().items():
         torch.testing.assert_close(run.trainer.network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
-    assert isinstance(run.trainer.network, OrderingNetwork)

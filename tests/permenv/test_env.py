@@ -22,6 +22,7 @@ from tests.helpers import (
     action_of,
     assert_same,
     every_task,
+    global_states,
     joint_first,
     random_actions,
     rollout,
@@ -123,15 +124,20 @@ def test_a_generator_of_the_users_is_continued(make_env, tmp_path, kind):
     np.testing.assert_array_equal(restored.reset()[0], expected)
 
 
+def test_render_without_a_mode_says_so(make_env):
+    env = make_env().unwrapped
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match=r"render\(\) does nothing without a render mode"):
+        assert env.render() is None
+
+
 @every_task
 def test_global_random_states_are_unchanged(make_env, task):
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    before = global_states()
     env = make_env(task=task)
     env.reset(seed=0)
     rollout(env, random_actions(env, 14))
-    assert torch.equal(torch.get_rng_state(), states[0])
-    np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
-    assert random.getstate() == states[2]
+    assert global_states() == before
 
 
 # Spaces, observations, info

@@ -228,6 +228,7 @@ def test_divergence_of_any_task_terminates_with_the_worst_errors(make_env, task,
     assert info["validated"] is False
     assert info["error"] == 1
     assert info["task_errors"] == dict.fromkeys(PARTS[task], 1)
+    assert info["task_cross_entropies"] == dict.fromkeys(PARTS[task], np.log(24))
     np.testing.assert_array_equal(observation, last)
     for part in PARTS[task]:
         assert np.isfinite(info["task_losses"][part]) == (broken == "validation" or part != where)

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from permenv import CheckpointError, ConfigurationError, checkpoint
-from permenv.saved_run import trunk_weights
 from permenv.wrappers import MixtureAction
 from tests.helpers import (
     PARTS,
@@ -380,13 +379,6 @@ def test_a_run_on_another_runs_trunk_is_saved_and_continued(make_env, tmp_path):
     env.unwrapped.save(tmp_path / "second")
     other.reset(options={"checkpoint": tmp_path / "second"})
     assert_same(rollout(env, random_actions(env, 14)), rollout(other, random_actions(env, 14)))
-
-
-def test_the_trunk_of_a_saved_file_is_the_validated_one(make_env, tmp_path):
-    trunk = saved_run(make_env, tmp_path / "run", task="spatiotemporal")
-    found = trunk_weights(checkpoint.read(tmp_path / "run")["run"])
-    assert found.keys() == trunk.keys()
-    assert all(torch.equal(value, trunk[name]) for name, value in found.items())
 
 
 def anothers_backbone() -> torch.nn.Module:

@@ -40,7 +40,7 @@ def test_the_weights_are_counted_exactly(task, ema_decay):
 
 @pytest.mark.parametrize("task", PARTS)
 def test_what_a_run_keeps_is_counted_exactly(task):
-    run, sizes = small_run(task), None
+    run = small_run(task)
     sizes = {part.name: part.size for part in estimate(task, run.config, CPU)}
     assert sizes["the pieces of X_val"] == sum(pieces.nbytes for pieces in run._validation_pieces.values())
     kept = run.validation.values()
@@ -75,6 +75,7 @@ def test_the_layers_of_a_trunk_are_followed_exactly(backbone, side):
     assert traced.activations == sum(number for name, number in outputs if name != "ReLU")
 
 
+@pytest.mark.usefixtures("registry")
 def test_what_belongs_to_the_user_is_left_out():
     assert sizes_of("spatial", backbone=torch.nn.Identity)["the activations of a mini-batch"] > 0  # the pieces
     permenv.register_task("series", SeriesTask)

@@ -3,7 +3,6 @@
 import copy
 import json
 import pickle
-import random
 import warnings
 
 import gymnasium as gym
@@ -15,7 +14,7 @@ from torch import nn
 from permenv import ConfigurationError
 from permenv.heads import SpatialHead, TemporalHead
 from permenv.networks import BACKBONES, build_network, caffenet, convolve_rows, eval_mode
-from tests.helpers import SMALL
+from tests.helpers import SMALL, global_states
 
 SIZES = {"caffenet": 75, "quarter-caffenet": 32}
 
@@ -278,10 +277,6 @@ def timm():
         warnings.simplefilter("ignore")
         import timm
     return timm
-
-
-def global_states():
-    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
 
 
 def test_a_timm_model_is_a_trunk_with_its_own_seeded_weights(timm):

@@ -248,6 +248,24 @@ def test_every_piece_has_its_own_random_crop_or_the_frames_of_a_sample_share_one
 
 
 @pytest.mark.parametrize("name", ["spatial", "temporal"])
+@pytest.mark.parametrize("grey", [0.0, 1.0])
+def test_training_pieces_are_grey_with_the_probability_of_the_configuration(name, grey):
+    task = make_task(name, jitter=0.0, grey_probability=grey)
+    rng = np.random.default_rng(0)
+    samples = task.draw(np.arange(len(task.data)), 8, rng)
+    pieces = task.pieces(samples, None, rng)  # [B, n, 3, h, w]
+    same = (pieces - pieces.mean(2, keepdim=True)).abs().amax((2, 3, 4)) < 1e-3
+    assert bool(same.all() if grey else not same.any())
+
+
+def test_the_seed_of_the_scenes_decides_the_embedded_data():
+    for kind, name in ((SpatialTask, "scenes"), (TemporalTask, "clips")):
+        first, second = (kind.load(None, small(scenes_seed=seed)).fingerprint for seed in (0, 1))
+        assert first.startswith(name)
+        assert first != second
+
+
+@pytest.mark.parametrize("name", ["spatial", "temporal"])
 def test_training_pieces_are_jittered_one_by_one_and_normalised(name):
     task = make_task(name, jitter=1.0, grey_probability=0.0)
     samples = task.draw(np.arange(20), 8, np.random.default_rng(0))
@@ -410,12 +428,6 @@ def test_arrays_are_data():
 
 
 # A task of one's own
-
-
-@pytest.fixture
-def registry(monkeypatch):
-    """Leave the registry of tasks as it was."""
-    monkeypatch.setattr("permenv.registry._REGISTRY", dict(registered_tasks()))
 
 
 class QuarterTask(SeriesTask):

@@ -24,7 +24,7 @@ from permenv.data.embedded import embedded_scenes
 from permenv.data.folder import file_names, image_folder
 from permenv.data.messages import DataError
 from permenv.data.parallel import Budget
-from tests.helpers import REAL_DATA
+from tests.helpers import REAL_DATA, global_states
 from tests.permenv.data.helpers import Crowd, fail_to_open
 
 CPU = torch.device("cpu")
@@ -743,7 +743,7 @@ def test_real_photos(tmp_path, no_decoding):
     (tmp_path / "photos").mkdir()
     for photos in sorted(PHOTOS.iterdir())[:2]:
         (tmp_path / "photos" / photos.name).symlink_to(photos)
-    threads, state = cv2.getNumThreads(), np.random.get_state()[1].copy()  # noqa: NPY002 - it must stay
+    threads, states = cv2.getNumThreads(), global_states()
 
     images = image_folder(tmp_path / "photos", 108)
 
@@ -756,6 +756,6 @@ def test_real_photos(tmp_path, no_decoding):
         assert np.abs(images.pixels[index] - reference(photo, 108)).mean() < 2
         assert images.classes[images.labels[index]] == files[index].parent.name
     assert cv2.getNumThreads() == threads
-    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    assert global_states() == states
     no_decoding()
     np.testing.assert_array_equal(image_folder(tmp_path / "photos", 108).pixels, images.pixels)

@@ -160,7 +160,7 @@ def read_list(content, place):
 ROWS = np.arange(5 * 4 * 3, dtype=np.uint8).reshape(5, 4, 3)
 
 
-def read_cache(name, content, place):
+def read_cache(name, rng, place):
     """Damage an entry; it is used as it was or made again."""
     built = []
 
@@ -170,7 +170,7 @@ def read_cache(name, content, place):
 
     cached_rows("key", ROWS.shape, build)
     path = Path(os.environ["PERMENV_CACHE"]) / "key" / name
-    path.write_bytes(mutate(path.read_bytes(), content))
+    path.write_bytes(mutate(path.read_bytes(), rng))
     built.clear()
     rows = cached_rows("key", ROWS.shape, build)
     np.testing.assert_array_equal(rows, ROWS)
@@ -246,7 +246,9 @@ def peak_memory():
 
 @pytest.mark.ci
 def test_mutated_files_are_named_or_read_as_by_a_reference(readers, tmp_path):
-    attack(readers, 12, tmp_path)
+    table = attack(readers, 12, tmp_path)
+    assert table["cache, pixels"]["named"] == 12
+    assert sum(row["named"] for row in table.values()) > 0
 
 
 @pytest.mark.long

@@ -135,9 +135,6 @@ def test_a_list_that_cannot_be_read(root):
         official_split(root, 1, CLIPS)
 
 
-# Real lists
-
-
 @pytest.mark.parametrize("fault", ["malformed", "a folder", "a pipe"])
 def test_a_faulty_list_of_another_set_is_named_and_ignored(root, fault, caplog):
     ucf(root.parent / "own")
@@ -157,6 +154,9 @@ def test_a_list_that_is_a_pipe_is_not_waited_for(root):
     os.mkfifo(ucf(root / "lists") / "trainlist02.txt")
     with pytest.raises(DataError, match=r"trainlist02\.txt cannot be read: not a regular file"):
         official_split(root, 1, CLIPS)
+
+
+# Real lists
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])

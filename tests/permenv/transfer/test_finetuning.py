@@ -49,12 +49,14 @@ def made_up():
 
 
 def test_mini_batches_that_are_drawn_ahead_change_no_bit():
-    schedule = Schedule(20, 0.1, 100, momentum=0.9, weight_decay=0.0)
+    schedule = Schedule(20, 0.1, 100, momentum=0.9, weight_decay=0.1)
     network, draw, loss_of = made_up()
     losses = fine_tune(network, schedule, draw, loss_of, label="test", progress=False)
     plain, draw, loss_of = made_up()
     weights, biases = list(plain.parameters())[::2], list(plain.parameters())[1::2]
-    optimizer = torch.optim.SGD([{"params": weights}, {"params": biases, "lr": 0.2}], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": 0.1}, {"params": biases, "lr": 0.2}], lr=0.1, momentum=0.9
+    )
     expected = []
     for _ in range(20):
         optimizer.zero_grad()

@@ -168,6 +168,10 @@ def test_a_pool_draws_from_the_easiest_or_the_hardest_permutations_of_each_task(
         assert_drawn_from(np.bincount(groups[part][np.array(seen[part])], minlength=4), probabilities)
 
 
+def test_the_lowest_action_is_the_easiest_fiftieth(make):
+    assert make("pool").shares([-1]) == pytest.approx(0.02, rel=1e-12)
+
+
 def test_the_share_of_a_pool_goes_from_the_smallest_to_1_by_equal_steps_and_is_clipped(make):
     env = make(lambda env: PoolAction(env, 0.25), "spatiotemporal")
     assert env.shares([-1, 1]).tolist() == [0.25, 1]

@@ -31,9 +31,9 @@ def members(group):
     return found
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition):
     """Wait for a condition."""
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + 60
     while not condition():
         assert time.perf_counter() < end, "it took too long"
         time.sleep(0.05)
@@ -67,7 +67,7 @@ def test_workers_end_at_once_with_the_script(tmp_path, script, number, code):
         time.sleep(0.5 if number == signal.SIGINT else 6)  # while they import, or while they train
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         said = process.communicate(timeout=30)[1]
-        wait_until(lambda: not members(process.pid), seconds=10)
+        wait_until(lambda: not members(process.pid))
     finally:
         for each in members(process.pid):
             os.kill(each, signal.SIGKILL)

@@ -46,6 +46,7 @@ from experiments.common.reports.statistics import OF_MEANS, Estimate, holm, mean
 from experiments.common.script import run_script
 from experiments.common.sweeps.sweep import executor_of, sweep
 from experiments.studies.order_prediction import NAME as ORDER_PREDICTION
+from experiments.studies.order_prediction import ORDERS
 from permenv import image_folder, make_config
 from permenv.device import resolve_device
 from permenv.transfer.finetuning import Schedule
@@ -116,7 +117,9 @@ class Config(SweepOptions):
         return Data(images=self.images, eval_images=self.eval_images, videos=self.videos, voc=self.voc)
 
     def on(self, task: str) -> EnvOptions:
-        """The environment of a task: its own numbers, but those that the options change."""
+        """The environment of a task: its own numbers, but those that the options change, except what defines a task."""
+        fixed = ORDERS if task == ORDER_PREDICTION else ()
+        changes = {name: value for name, value in self.overrides.items() if name not in fixed}
         return EnvOptions(
             preset=self.preset,
             task=task,
@@ -124,7 +127,7 @@ class Config(SweepOptions):
             videos=self.videos if task in _VIDEOS else None,
             device=self.device,
             updates=self.env.total_updates,
-            env=make_config(self.preset, task, **self.overrides),
+            env=make_config(self.preset, task, **changes),
         )
 
     def of(self, network: str) -> EnvOptions:

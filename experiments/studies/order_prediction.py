@@ -16,7 +16,7 @@ from permenv.heads import PairwiseHead
 from permenv.tasks import TemporalTask
 
 NAME = "order-prediction"
-_ORDERS = {"num_frames": 4, "merge_reversed": True, "num_permutations": 12}
+ORDERS = {"num_frames": 4, "merge_reversed": True, "num_permutations": 12}
 
 
 class OrderPrediction(TemporalTask):
@@ -24,7 +24,7 @@ class OrderPrediction(TemporalTask):
 
     name = "order_prediction"
     preset_changes = MappingProxyType(
-        {preset: {**TemporalTask.preset_changes.get(preset, {}), **_ORDERS} for preset in ("nano", "tiny", "paper")}
+        {preset: {**TemporalTask.preset_changes.get(preset, {}), **ORDERS} for preset in ("nano", "tiny", "paper")}
     )
 
     def head(self, features: int) -> PairwiseHead:  # type: ignore[override]  # another head than the temporal task's

@@ -66,7 +66,7 @@ def test_workers_end_at_once_with_the_script(tmp_path, script, number, code):
         wait_until(lambda: len(members(process.pid)) >= 3)  # the third is multiprocessing's own helper
         time.sleep(0.5 if number == signal.SIGINT else 6)  # while they import, or while they train
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        said = process.communicate(timeout=30)[1]
+        said = process.communicate(timeout=60)[1]
         wait_until(lambda: not members(process.pid))
     finally:
         for each in members(process.pid):

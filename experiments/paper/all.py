@@ -5,7 +5,7 @@
 
 The commands are those of the page, `experiments/paper/README.md`, with the real data in `../shared/data`. Each keeps
 what is done in `runs`, so this one can be stopped and started again: what is complete takes seconds then. On two CPU
-cores the features of Tables 1 to 4 take one and a half hours, Table 5 with figure 5 two, and the others together one
+cores the features of Tables 1 to 4 take one and a half hours, Table 5 with figure 5 three, and the others together one
 and a half; the whole has not been run in one go. A command that fails does not keep the others from running; then the
 exit code is 1. What each of them printed is in the folder `out`.
 """

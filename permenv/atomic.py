@@ -7,6 +7,7 @@ left can be told from what another is still writing.
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import os
 import uuid
@@ -20,6 +21,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_TRIES = 100  # to make a temporary file that no other process locks; one or two are enough
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -73,20 +76,25 @@ def _open_temporary(path: Path) -> tuple[Path, BinaryIO]:
     """Make a temporary file beside a path, and lock it.
 
     Until it is locked, another write to this path takes it for a leftover and may delete it: then make another one.
+
+    Raises:
+        OSError: If the file cannot be made, or others lock each of them.
     """
-    while True:
+    for _ in range(_TRIES):
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
         file = temporary.open("xb")
         try:
             _lock(file)
         except BlockingIOError:  # the other is about to delete it
-            file.close()
-            continue
+            pass
         except OSError:  # a file system without locks, where nothing is deleted
             return temporary, file
-        if temporary.exists():
-            return temporary, file
+        else:
+            if temporary.exists():
+                return temporary, file
         file.close()
+        temporary.unlink(missing_ok=True)
+    raise BlockingIOError(errno.EWOULDBLOCK, "other processes lock each temporary file beside it", str(path))
 
 
 def _remove_leftovers(path: Path) -> None:

@@ -9,7 +9,7 @@ each task) on embedded scenes and clips, with REINFORCE within the run.
 
 How uneven the errors are is measured as their standard deviation over the permutations. Errors on V samples scatter
 even where all permutations are equally difficult; that part of the variance is subtracted (`noise_variance`). All
-permutations have the same samples, so that a difficult sample raises all errors alike and scatters nothing.
+permutations have the same samples, so that a difficult sample raises all errors alike and adds nothing to it.
 Whether the error ends lower where the agent chose more is measured by the rank correlation, over the permutations, of
 their shares of the choices and their errors at the end.
 

@@ -117,7 +117,7 @@ class Config(SweepOptions):
         return Data(images=self.images, eval_images=self.eval_images, videos=self.videos, voc=self.voc)
 
     def on(self, task: str) -> EnvOptions:
-        """The environment of a task: its own numbers, but those that the options change, except what defines a task."""
+        """The environment of a task: its own numbers, changed by the options. Order prediction keeps its `ORDERS`."""
         fixed = ORDERS if task == ORDER_PREDICTION else ()
         changes = {name: value for name, value in self.overrides.items() if name not in fixed}
         return EnvOptions(

@@ -1,12 +1,14 @@
 """Files are written whole or not at all, and nothing is left beside them."""
 
 import contextlib
+import errno
 import os
 
 import pytest
 
 from permenv import atomic
 from permenv.atomic import write_bytes
+from tests.helpers import fail_to_lock
 
 
 def test_a_file_is_written_with_its_folder_and_replaced(tmp_path):
@@ -87,6 +89,13 @@ def test_a_file_that_another_write_takes_for_a_leftover_is_made_again(moment, tm
     assert deleted
     assert (tmp_path / "file").read_bytes() == b"content"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_others_always_lock_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    fail_to_lock(monkeypatch, errno.EWOULDBLOCK)
+    with pytest.raises(BlockingIOError, match="other processes lock each temporary file beside it"):
+        write_bytes(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
 
 
 @contextlib.contextmanager
